@@ -1,0 +1,1 @@
+"""Names, units, errors, clocks: what every room may use."""

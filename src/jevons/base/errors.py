@@ -1,0 +1,65 @@
+"""Every error jevons raises on purpose.
+
+JevonsError
+├── ConfigError          a value from a file, a flag or the environment is wrong; names it, quotes it, says the rule
+├── RequestError         a value in a client's request is wrong; carries the field, the HTTP status and a code
+├── CapacityError        the work is valid but does not fit now; the caller may queue, shed or retry
+│   ├── NoFreeBlocks
+│   └── NoWorker
+├── EngineError          an engine broke its contract or went away; carries the worker
+│   └── EngineGone
+└── ModelError           a model's files are missing, broken or of a kind we cannot run
+
+Anything else that escapes is a bug in jevons and keeps its own type.
+"""
+
+from __future__ import annotations
+
+
+class JevonsError(Exception):
+    """Base of all errors above; `except JevonsError` never hides a bug."""
+
+
+class ConfigError(JevonsError):
+    """A value from a file, a flag or the environment is not usable."""
+
+
+class RequestError(JevonsError):
+    """A value in a client's request is not usable.
+
+    Args:
+        message: what is wrong, the value, the rule.
+        param: the field's name, dotted, as the client wrote it; None where no field is to blame.
+        status: HTTP status, 400 to 499.
+        code: OpenAI's short error code, if one fits.
+    """
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+        self.code = code
+
+
+class CapacityError(JevonsError):
+    """Valid work that does not fit right now."""
+
+
+class NoFreeBlocks(CapacityError):
+    """The pool has fewer free blocks than asked for."""
+
+
+class NoWorker(CapacityError):
+    """No worker may take this request."""
+
+
+class EngineError(JevonsError):
+    """An engine broke its contract."""
+
+
+class EngineGone(EngineError):
+    """The engine went away before the work was done; what it had not yet sent is lost."""
+
+
+class ModelError(JevonsError):
+    """A model's files are missing, broken or of a kind we cannot run."""

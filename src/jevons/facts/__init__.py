@@ -1,0 +1,1 @@
+"""Frozen records of what is: models, requests, events, targets."""

@@ -1,0 +1,46 @@
+"""The state of a fleet at one moment, as pages and tools read it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from jevons.base.ids import RequestId, WorkerId
+from jevons.facts.worker import Health, IndexMode
+
+
+class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    id: WorkerId
+    model: str
+    kind: str
+    pid: int | None
+    health: Health
+    index: IndexMode
+    block_size: int | None
+    held_blocks: int
+    queued_tokens: int
+    decoding: int
+    requests: int
+    prefill_tokens_per_s: float  # learned so far, of a long run of short prompts
+    step_s: float  # learned so far, an empty step
+    measurements: int
+    event_counts: dict[str, int]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished request: what was predicted when it was placed, and what was then measured."""
+
+    id: RequestId
+    worker: WorkerId
+    prompt_tokens: int
+    predicted_ttft_s: float
+    ttft_s: float | None  # placement to first token; None if none came
+    predicted_cached_tokens: int
+    cached_tokens: int | None  # as the engine reported; None if it did not
+
+
+class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    policy: str
+    placements: int
+    index_blocks: int  # distinct blocks known
+    workers: list[WorkerSnapshot]
+    recent: list[Outcome]

@@ -1,0 +1,48 @@
+"""What is known of a worker, and what it reports."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from jevons.base.ids import WorkerId
+
+
+class Health(enum.StrEnum):
+    """Whether a worker may be given work."""
+
+    UP = "up"
+    SUSPECT = "suspect"  # has not been heard of for a moment: no new work, what it runs goes on
+    DOWN = "down"  # gone: what it ran is lost
+
+
+class IndexMode(enum.StrEnum):
+    """Where the knowledge of a worker's blocks comes from."""
+
+    EXACT = "exact"  # its own KV events, no hole
+    DEGRADED = "degraded"  # its KV events, but some were lost: overlaps are too small until it is rebuilt
+    APPROXIMATE = "approximate"  # our own placements, with expiry: it sends no events
+    NONE = "none"  # its events are expected, none has come yet
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as it introduces itself."""
+
+    id: WorkerId
+    model: str
+    kind: str  # "reference" or "openai"
+    block_size: int | None = None  # tokens; None until its first event tells
+    blocks: int | None = None  # its device pool
+    step_tokens: int = 2048  # prompt tokens it computes in one step at most (vLLM's default, see its docs)
+    sends_events: bool = True
+    pid: int | None = None  # of its process, where that is on this host and ours
+
+
+class StepReport(msgspec.Struct, frozen=True, array_like=True):
+    """One step of an engine, as measured by itself."""
+
+    seconds: float
+    tokens: int  # prompt tokens computed
+    token_context: int  # sum over those tokens of the tokens before each
+    decodes: int  # running sequences advanced
