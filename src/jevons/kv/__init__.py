@@ -1,0 +1,1 @@
+"""Which blocks: their names, who holds them, and the pool a worker keeps them in."""
