@@ -1,0 +1,1 @@
+"""How long things take, in seconds: predicted, and learned from what was measured."""

@@ -1,0 +1,64 @@
+"""A worker's prices are learned from its steps."""
+
+import random
+
+import pytest
+
+from jevons.perf.measured import GUESS_PRICES, Load, Prices, StepSeconds
+
+REAL = Prices(per_step_s=0.02, per_token_s=0.0012, per_token_context_s=4e-7, per_decode_s=0.004)
+
+
+def steps(count: int, seed: int = 0) -> list[Load]:
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        tokens, context = draw.choice([0, 0, 64, 128]), draw.randrange(2_000)
+        made.append(Load(steps=1, tokens=tokens, token_context=tokens * context, decodes=draw.randrange(8)))
+    return [load for load in made if load.tokens or load.decodes]
+
+
+def test_before_any_measurement_the_prior_speaks() -> None:
+    assert StepSeconds().prices == GUESS_PRICES
+
+
+def test_prices_are_recovered_from_noisy_steps() -> None:
+    learned, draw = StepSeconds(), random.Random(1)
+    for load in steps(300):
+        learned.measured(load, REAL.seconds(load) * draw.uniform(0.9, 1.1))
+
+    for load in steps(50, seed=2):
+        assert learned.prices.seconds(load) == pytest.approx(REAL.seconds(load), rel=0.1)
+
+
+def test_a_change_of_speed_is_followed() -> None:
+    learned = StepSeconds()
+    for load in steps(300):
+        learned.measured(load, REAL.seconds(load))
+    for load in steps(300, seed=3):
+        learned.measured(load, 2 * REAL.seconds(load))
+
+    load = Load(steps=1, tokens=128, token_context=64_000)
+    assert learned.prices.seconds(load) == pytest.approx(2 * REAL.seconds(load), rel=0.1)
+
+
+def test_a_part_never_seen_keeps_its_prior_and_none_goes_below_zero() -> None:
+    learned = StepSeconds()
+    for _ in range(200):
+        learned.measured(Load(steps=1, decodes=4), 0.03)
+
+    assert learned.prices.per_token_s == pytest.approx(GUESS_PRICES.per_token_s, rel=0.01)
+    assert min(learned.prices.per_step_s, learned.prices.per_decode_s) >= 0
+    assert learned.prices.seconds(Load(steps=1, decodes=4)) == pytest.approx(0.03, rel=0.02)
+
+
+def test_long_runs_of_one_kind_of_step_do_not_spoil_the_rest() -> None:
+    learned = StepSeconds()
+    for load in steps(200):
+        learned.measured(load, REAL.seconds(load))
+    for _ in range(2_000):
+        learned.measured(Load(steps=1, decodes=4), REAL.seconds(Load(steps=1, decodes=4)))
+
+    # What has not been seen for 2,000 steps has faded towards the prior; it must still be a sane, positive price.
+    assert 0 < learned.prices.per_token_s < 0.01
+    assert learned.prices.seconds(Load(steps=1, decodes=4)) == pytest.approx(0.036, rel=0.02)
