@@ -1,0 +1,265 @@
+"""Continuous batching: which tokens of which sequences the next step computes.
+
+    add ──▶ waiting ──admit──▶ running: prompt in chunks, then one token a step ──▶ finished
+               ▲                  │
+               └──── preempt ─────┘   (no block left: the youngest gives its blocks back and starts again)
+
+Every step has a budget of tokens. Running sequences come first, one token each; what is left goes to prompts, first
+come first served, cut into chunks. A prompt whose next block is just being computed for another sequence waits for
+it instead of computing it twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import msgspec
+
+from jevons.base.errors import CapacityError
+from jevons.base.ids import BlockHash, BlockId, RequestId
+from jevons.facts.request import Sampling, Step, TokenLogprob, Work
+from jevons.kv.hashing import chain, root
+from jevons.kv.pool import BlockPool, FullBlocks
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Tokens of one sequence to compute in this step, and whether the token after them is wanted."""
+
+    id: RequestId
+    tokens: Sequence[int]  # at least one
+    start: int  # position of tokens[0]; all before are in the pages
+    table: Sequence[BlockId]  # blocks of positions 0 to start + len(tokens) - 1
+    sampling: Sampling | None  # None in mid-prompt
+    draw: int  # number of the output token drawn
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A token an engine drew."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+class _Sequence:
+    """One request's tokens, and how far they are computed."""
+
+    def __init__(self, work: Work, block_size: int) -> None:
+        self.work = work
+        self.tokens = [*work.prompt, *work.emitted]
+        self.outputs = len(work.emitted)
+        self.computed = 0
+        self.table: list[BlockId] = []
+        self.root = root(block_size, work.salt)
+        self.names: list[BlockHash] = chain(self.tokens, block_size, self.root)
+        self.sealed = 0  # blocks of `names` that are named in the pool
+        self.cached_tokens: int | None = None  # reported once, from the first admission
+        self.target = len(self.tokens)  # tokens to compute before the next one can be drawn
+
+    @property
+    def left(self) -> int:
+        return len(self.tokens) - self.computed
+
+
+class Batcher:
+    """The waiting and running sequences of one engine, and its block pool."""
+
+    def __init__(self, pool: BlockPool, *, step_tokens: int, max_running: int, context_tokens: int) -> None:
+        self.pool = pool
+        self.context_tokens = min(context_tokens, pool.blocks * pool.block_size)
+        self._step_tokens = step_tokens
+        self._max_running = max_running
+        self._waiting: deque[_Sequence] = deque()
+        self._running: list[_Sequence] = []
+        self._coming: Counter[BlockHash] = Counter()  # blocks that running prompts will fill
+        self.preemptions = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def add(self, work: Work) -> None:
+        """Queue a sequence.
+
+        Raises:
+            CapacityError: with its output it could never fit.
+        """
+        need = len(work.prompt) + work.max_tokens
+        if need > self.context_tokens:
+            raise CapacityError(
+                f"{len(work.prompt)} prompt tokens + {work.max_tokens} output tokens = {need}: "
+                f"this worker holds at most {self.context_tokens} for one sequence"
+            )
+        self._waiting.append(_Sequence(work, self.pool.block_size))
+
+    def cancel(self, id: RequestId) -> bool:
+        """Drop a sequence wherever it is. Returns whether it was there."""
+        for seq in self._running:
+            if seq.work.id == id:
+                self._running.remove(seq)
+                self._release(seq)
+                return True
+        for seq in self._waiting:
+            if seq.work.id == id:
+                self._waiting.remove(seq)
+                return True
+        return False
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's work; empty if there is none. `complete` must follow, or `retry` if it was given up."""
+        budget = self._step_tokens
+        chunks: list[Chunk] = []
+        preemptions = self.preemptions
+        for seq in list(self._running):  # decoding sequences first: each is one token, and somebody reads along
+            if seq.left == 1 and seq in self._running:
+                budget -= self._take(seq, 1, chunks)
+        for seq in list(self._running):
+            if budget > 0 and seq.left > 1 and seq in self._running:
+                budget -= self._take(seq, budget, chunks)
+        full = self.preemptions > preemptions  # who just gave way must not come back in the same step
+        while budget > 0 and self._waiting and len(self._running) < self._max_running and not full:
+            taken = self._admit()
+            if taken is None:
+                break
+            budget -= self._take(taken, budget, chunks)
+        kept = {seq.work.id for seq in self._running}
+        return [c for c in chunks if c.id in kept]  # a later sequence may have preempted an earlier one's turn
+
+    def complete(self, chunks: Sequence[Chunk], drawn: Sequence[Drawn | None]) -> list[Step]:
+        """Book what a step computed. Sequences cancelled meanwhile are passed over."""
+        by_id = {seq.work.id: seq for seq in self._running}
+        steps = []
+        for chunk, token in zip(chunks, drawn, strict=True):
+            seq = by_id.get(chunk.id)
+            if seq is None:
+                continue
+            seq.computed = chunk.start + len(chunk.tokens)
+            self._seal(seq)
+            if token is not None:
+                steps.append(self._advance(seq, token))
+        return steps
+
+    # Inside
+
+    def _take(self, seq: _Sequence, budget: int, chunks: list[Chunk]) -> int:
+        """Give `seq` up to `budget` tokens of this step. Returns how many."""
+        count = min(seq.left, budget)
+        if not self._grow(seq, seq.computed + count):
+            return 0
+        end = seq.computed + count
+        wants = end == len(seq.tokens)
+        chunks.append(
+            Chunk(
+                id=seq.work.id,
+                tokens=seq.tokens[seq.computed : end],
+                start=seq.computed,
+                table=seq.table,
+                sampling=seq.work.sampling if wants else None,
+                draw=seq.outputs,
+            )
+        )
+        return count
+
+    def _grow(self, seq: _Sequence, tokens: int) -> bool:
+        """Have blocks for `tokens` tokens, taking them from the youngest if need be. False if `seq` gave way."""
+        need = -(-tokens // self.pool.block_size) - len(seq.table)
+        while need > 0 and not self.pool.can_allocate(need):
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is seq:
+                return False
+        if need > 0:
+            seq.table.extend(self.pool.allocate(need))
+        return True
+
+    def _admit(self) -> _Sequence | None:
+        """Start the first waiting sequence that fits and need not wait for a block in the making."""
+        for seq in self._waiting:
+            reusable = seq.names[: (len(seq.tokens) - 1) // self.pool.block_size]
+            found = self.pool.match(reusable)
+            if len(found) < len(reusable) and self._coming[reusable[len(found)]]:
+                continue
+            need = -(-len(seq.tokens) // self.pool.block_size) - len(found)
+            if not self.pool.can_allocate(need, found):
+                return None  # in order: a later, smaller one must not starve it
+            self._waiting.remove(seq)
+            self._start(seq, found)
+            return seq
+        return None
+
+    def _start(self, seq: _Sequence, found: list[BlockId]) -> None:
+        self.pool.take(found)
+        seq.table = list(found)
+        seq.sealed = len(found)
+        seq.computed = len(found) * self.pool.block_size
+        seq.target = len(seq.tokens)
+        if seq.cached_tokens is None:
+            seq.cached_tokens = min(seq.computed, len(seq.work.prompt))
+        self._coming.update(seq.names[seq.sealed :])
+        self._running.append(seq)
+
+    def _seal(self, seq: _Sequence) -> None:
+        """Name the blocks that are full now."""
+        size = self.pool.block_size
+        full = seq.computed // size
+        if full <= seq.sealed:
+            return
+        if full > len(seq.names):
+            start = len(seq.names)
+            parent = seq.names[-1] if seq.names else seq.root
+            seq.names += chain(seq.tokens[start * size : full * size], size, parent)
+        fresh = seq.names[seq.sealed : full]
+        self.pool.seal(
+            seq.table[seq.sealed : full],
+            FullBlocks(
+                hashes=fresh,
+                tokens=seq.tokens[seq.sealed * size : full * size],
+                parent=seq.names[seq.sealed - 1] if seq.sealed else None,
+                salt=seq.work.salt,
+            ),
+        )
+        self._arrived(fresh)
+        seq.sealed = full
+
+    def _advance(self, seq: _Sequence, drawn: Drawn) -> Step:
+        seq.tokens.append(drawn.token)
+        seq.outputs += 1
+        finish = None
+        if drawn.token in seq.work.stop_ids:
+            finish = "stop"
+        elif seq.outputs >= seq.work.max_tokens:
+            finish = "length"
+        first = seq.outputs == len(seq.work.emitted) + 1
+        if finish is not None:
+            self._running.remove(seq)
+            self._release(seq)
+        return Step(
+            id=seq.work.id,
+            tokens=[drawn.token],
+            logprobs=[drawn.logprob] if drawn.logprob is not None else [],
+            finish=finish,
+            cached_tokens=seq.cached_tokens if first else None,
+        )
+
+    def _preempt(self, seq: _Sequence) -> None:
+        self.preemptions += 1
+        self._running.remove(seq)
+        self._release(seq)
+        seq.computed, seq.sealed, seq.table = 0, 0, []
+        self._waiting.appendleft(seq)
+
+    def _release(self, seq: _Sequence) -> None:
+        self._arrived(seq.names[seq.sealed :])
+        self.pool.release(seq.table)
+
+    def _arrived(self, names: Sequence[BlockHash]) -> None:
+        for name in names:
+            left = self._coming[name] - 1
+            if left > 0:
+                self._coming[name] = left
+            else:
+                del self._coming[name]

@@ -1,0 +1,64 @@
+"""The roster: which workers may be given work, by when they were last heard of.
+
+    UP ──silent for hang_s──▶ SUSPECT ──heard of──▶ UP
+     └──────── gone ────────▶ DOWN ────heard of───▶ UP
+
+A suspect gets no new work while another worker is up, and what it runs goes on: silence is often only a busy machine.
+"""
+
+from __future__ import annotations
+
+from jevons.base.ids import WorkerId
+from jevons.facts.worker import Health
+
+
+class Roster:
+    def __init__(self, hang_s: float) -> None:
+        self._hang_s = hang_s
+        self._heard_s: dict[WorkerId, float] = {}
+        self._health: dict[WorkerId, Health] = {}
+
+    def health(self, worker: WorkerId) -> Health:
+        """DOWN if it was never heard of."""
+        return self._health.get(worker, Health.DOWN)
+
+    def heard(self, worker: WorkerId, now_s: float, silent_s: float = 0.0) -> bool:
+        """`worker` made itself known, and last did something `silent_s` ago: who beats but is stuck counts as silent.
+
+        Returns whether that changed its health.
+        """
+        self._heard_s[worker] = now_s - silent_s
+        return self._set(worker, Health.UP if silent_s <= self._hang_s else Health.SUSPECT)
+
+    def gone(self, worker: WorkerId) -> bool:
+        """`worker` is known to have ended. Returns whether that changed its health."""
+        return self._set(worker, Health.DOWN)
+
+    def suspects(self, now_s: float) -> list[WorkerId]:
+        """Workers that have just become suspect."""
+        late = [w for w, h in self._health.items() if h is Health.UP and now_s - self._heard_s[w] > self._hang_s]
+        for worker in late:
+            self._health[worker] = Health.SUSPECT
+        return late
+
+    def silent(self, now_s: float, for_s: float) -> list[WorkerId]:
+        """Suspects that have not been heard of for longer than `for_s`."""
+        suspects = [w for w, h in self._health.items() if h is Health.SUSPECT]
+        return [w for w in suspects if now_s - self._heard_s[w] > for_s]
+
+    def placeable(self) -> list[WorkerId]:
+        """Workers that are up, else suspects: work on a slow worker beats none at all."""
+        for health in (Health.UP, Health.SUSPECT):
+            found = [w for w, h in self._health.items() if h is health]
+            if found:
+                return found
+        return []
+
+    def forget(self, worker: WorkerId) -> None:
+        self._health.pop(worker, None)
+        self._heard_s.pop(worker, None)
+
+    def _set(self, worker: WorkerId, health: Health) -> bool:
+        changed = self.health(worker) is not health
+        self._health[worker] = health
+        return changed

@@ -1,0 +1,350 @@
+"""The router's state and decisions, without I/O.
+
+Events, reports and requests go in; placements come out. `serve.front` drives it with sockets, the twin with simulated
+time. Neither decides anything itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from jevons.base.ids import BlockHash, RequestId, WorkerId
+from jevons.control.intake import Intake
+from jevons.control.roster import Roster
+from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
+from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
+from jevons.facts.worker import IndexMode, StepReport, WorkerFacts
+from jevons.kv.hashing import block_hashes
+from jevons.kv.index import PrefixIndex
+from jevons.perf.measured import Load, StepSeconds
+from jevons.policy.route import Candidate, Placement, check_policy, prompt_load, route
+
+RECENT_OUTCOMES = 256
+
+
+class _Placed(msgspec.Struct):
+    """A request on its worker, until it is done."""
+
+    placement: Placement
+    prompt_tokens: int
+    hashes: list[BlockHash]  # in the worker's block size
+    placed_s: float
+    ahead: Load  # queued before it, and its own part
+    decoding: int  # sequences decoding when it was placed
+    first_s: float | None = None
+    cached_tokens: int | None = None
+
+
+class _Worker:
+    """What the router keeps of one worker."""
+
+    def __init__(self, facts: WorkerFacts, index: PrefixIndex, shadow_ttl_s: float) -> None:
+        self.facts = facts
+        self.intake = Intake(facts.id, index) if facts.sends_events else None
+        self.shadow = None if facts.sends_events else Shadow(facts.id, index, shadow_ttl_s)
+        self.learned = StepSeconds()
+        self.reports_steps = False
+        self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
+        self.queued = Load()  # the sum of `waiting`
+        self.running: set[RequestId] = set()  # past their first token
+
+    @property
+    def block_size(self) -> int | None:
+        if self.shadow is not None:
+            return SHADOW_BLOCK_SIZE
+        assert self.intake is not None
+        return self.intake.block_size or self.facts.block_size
+
+    @property
+    def index_mode(self) -> IndexMode:
+        return IndexMode.APPROXIMATE if self.intake is None else self.intake.mode
+
+    def wait(self, request: RequestId, load: Load) -> None:
+        self.waiting[request] = load
+        self._add(load, 1)
+
+    def unwait(self, request: RequestId) -> None:
+        load = self.waiting.pop(request, None)
+        if load is not None:
+            self._add(load, -1)
+
+    def computed(self, tokens: float) -> None:
+        """That many prompt tokens were computed: they come off the oldest waiting requests, all but the last token
+        (which the request's own first token takes off)."""
+        for request, load in self.waiting.items():
+            done = min(tokens, load.tokens - 1)
+            if done <= 0:
+                continue
+            left = _share(load, 1 - done / load.tokens)
+            self._add(load, -1)
+            self._add(left, 1)
+            self.waiting[request] = left
+            tokens -= done
+            if tokens <= 0:
+                return
+
+    def _add(self, load: Load, sign: int) -> None:
+        self.queued = Load(
+            tokens=max(0.0, self.queued.tokens + sign * load.tokens),
+            token_context=max(0.0, self.queued.token_context + sign * load.token_context),
+        )
+        if not self.waiting:
+            self.queued = Load()  # rounding must not pile up
+
+
+class Router:
+    """Places requests on workers and keeps account of what it placed."""
+
+    def __init__(self, policy: str = "kv", *, hang_s: float = 0.8, shadow_ttl_s: float = 120.0) -> None:
+        check_policy(policy)
+        self.policy = policy
+        self.roster = Roster(hang_s)
+        self._shadow_ttl_s = shadow_ttl_s
+        self._index = PrefixIndex()
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._placed: dict[RequestId, _Placed] = {}
+        self._turn = 0
+        self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
+
+    # Workers
+
+    def join(self, facts: WorkerFacts) -> None:
+        """A worker introduces itself, for the first time or after a restart: it holds nothing we know of."""
+        old = self._workers.get(facts.id)
+        if old is not None:
+            self._forget_blocks(old)
+        self._workers[facts.id] = worker = _Worker(facts, self._index, self._shadow_ttl_s)
+        if old is not None:
+            worker.learned = old.learned  # the hardware is the same
+            worker.reports_steps = old.reports_steps
+
+    def leave(self, worker: WorkerId) -> None:
+        """A worker is gone for good."""
+        left = self._workers.pop(worker, None)
+        if left is not None:
+            self._forget_blocks(left)
+        self.roster.forget(worker)
+
+    def gone(self, worker: WorkerId) -> bool:
+        """A worker ended; it may return. What it held is lost. Returns whether that is news."""
+        known = self._workers.get(worker)
+        if known is not None:
+            self._forget_blocks(known)
+        return self.roster.gone(worker)
+
+    def intake(self, worker: WorkerId) -> Intake:
+        """Where this worker's KV events go.
+
+        Raises:
+            KeyError: no such worker, or it sends no events.
+        """
+        intake = self._workers[worker].intake
+        if intake is None:
+            raise KeyError(f"worker {worker} sends no events")
+        return intake
+
+    def facts(self, worker: WorkerId) -> WorkerFacts:
+        return self._workers[worker].facts
+
+    def workers(self) -> list[WorkerId]:
+        return list(self._workers)
+
+    # Requests
+
+    def place(
+        self,
+        request: RequestId,
+        tokens: Sequence[int],
+        now_s: float,
+        *,
+        salt: str = "",
+        model: str | None = None,
+        avoid: Collection[WorkerId] = (),
+    ) -> Placement:
+        """Choose a worker and count the work against it until `done`.
+
+        Args:
+            request: a name not in use.
+            tokens: the prompt, at least one token.
+            salt: what keeps this tenant's cache apart.
+            model: only workers that serve it; None for any.
+            avoid: workers that have failed this request.
+
+        Raises:
+            NoWorker: none is left.
+        """
+        names: dict[int, list[BlockHash]] = {}
+        depths: dict[int, dict[WorkerId, int]] = {}
+        candidates = []
+        for id in self.roster.placeable():
+            worker = self._workers[id]
+            if worker.shadow is not None:
+                worker.shadow.expire(now_s)
+            if id in avoid or (model is not None and worker.facts.model != model):
+                continue
+            size = worker.block_size
+            if size is not None and size not in names:
+                names[size] = block_hashes(tokens, size, salt)
+                depths[size] = self._index.overlaps(names[size][: (len(tokens) - 1) // size])
+            cached = depths[size].get(id, 0) * size if size is not None else 0
+            candidates.append(self._candidate(worker, cached))
+        placement = route(self.policy, len(tokens), candidates, self._turn)
+        self._turn += 1
+        self._count(request, placement, len(tokens), names, now_s)
+        return placement
+
+    def on_first(self, request: RequestId, now_s: float) -> None:
+        """The first token of `request` arrived."""
+        placed = self._placed.get(request)
+        if placed is not None and placed.first_s is None:
+            placed.first_s = now_s
+            self.on_answered(request, now_s)
+
+    def on_answered(self, request: RequestId, now_s: float) -> None:
+        """The prompt of `request` is computed, who knows since when: its answer is here."""
+        placed = self._placed[request]
+        worker = self._workers.get(placed.placement.worker)
+        if worker is not None:
+            worker.unwait(request)
+            worker.running.add(request)
+            if worker.shadow is not None:
+                worker.shadow.placed(placed.hashes, now_s)
+
+    def on_cached(self, request: RequestId, cached_tokens: int) -> None:
+        """The engine reports how many of the prompt's tokens it had."""
+        placed = self._placed.get(request)
+        if placed is not None:
+            placed.cached_tokens = cached_tokens
+
+    def on_step(self, worker: WorkerId, report: StepReport) -> None:
+        """A worker reports one of its steps."""
+        known = self._workers.get(worker)
+        if known is None:
+            return
+        known.reports_steps = True
+        known.learned.measured(
+            Load(steps=1, tokens=report.tokens, token_context=report.token_context, decodes=report.decodes),
+            report.seconds,
+        )
+        if report.tokens:
+            known.computed(report.tokens)
+
+    def done(self, request: RequestId) -> Outcome | None:
+        """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown."""
+        placed = self._placed.pop(request, None)
+        if placed is None:
+            return None
+        worker = self._workers.get(placed.placement.worker)
+        if worker is not None:
+            worker.unwait(request)
+            worker.running.discard(request)
+            self._learn(worker, placed)
+        outcome = Outcome(
+            id=request,
+            worker=placed.placement.worker,
+            prompt_tokens=placed.prompt_tokens,
+            predicted_ttft_s=placed.placement.ttft_s,
+            ttft_s=None if placed.first_s is None else placed.first_s - placed.placed_s,
+            predicted_cached_tokens=placed.placement.cached_tokens,
+            cached_tokens=placed.cached_tokens,
+        )
+        self._recent.append(outcome)
+        return outcome
+
+    def snapshot(self) -> FleetSnapshot:
+        """The state now; costs O(workers)."""
+        return FleetSnapshot(
+            policy=self.policy,
+            placements=self._turn,
+            index_blocks=len(self._index),
+            workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
+            recent=list(self._recent),
+        )
+
+    # Inside
+
+    def _candidate(self, worker: _Worker, cached_tokens: int) -> Candidate:
+        return Candidate(
+            worker=worker.facts.id,
+            cached_tokens=cached_tokens,
+            queued=worker.queued,
+            decoding=len(worker.running),
+            requests=len(worker.waiting) + len(worker.running),
+            prices=worker.learned.prices,
+            step_tokens=worker.facts.step_tokens,
+            held_blocks=self._index.held(worker.facts.id),
+        )
+
+    def _count(
+        self,
+        request: RequestId,
+        placement: Placement,
+        prompt_tokens: int,
+        names: dict[int, list[BlockHash]],
+        now_s: float,
+    ) -> None:
+        worker = self._workers[placement.worker]
+        own = prompt_load(prompt_tokens, placement.cached_tokens)
+        decoding = len(worker.running)
+        ahead = Load(
+            tokens=worker.queued.tokens + own.tokens,
+            token_context=worker.queued.token_context + own.token_context,
+        )
+        worker.wait(request, own)
+        size = worker.block_size
+        self._placed[request] = _Placed(
+            placement=placement,
+            prompt_tokens=prompt_tokens,
+            hashes=names[size] if size is not None else [],
+            placed_s=now_s,
+            ahead=ahead,
+            decoding=decoding,
+        )
+
+    def _learn(self, worker: _Worker, placed: _Placed) -> None:
+        """Where steps go unreported, learn from the time to first token, with the cached tokens as they really were."""
+        cached = placed.cached_tokens
+        if worker.reports_steps or placed.first_s is None:
+            return
+        tokens, context = placed.ahead.tokens, placed.ahead.token_context
+        if cached is not None:
+            own = prompt_load(placed.prompt_tokens, placed.placement.cached_tokens)
+            real = prompt_load(placed.prompt_tokens, cached)
+            tokens += real.tokens - own.tokens
+            context += real.token_context - own.token_context
+        steps = max(1.0, -(-tokens // worker.facts.step_tokens))
+        load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * placed.decoding)
+        worker.learned.measured(load, placed.first_s - placed.placed_s)
+
+    def _forget_blocks(self, worker: _Worker) -> None:
+        if worker.intake is not None:
+            worker.intake.reset()
+        if worker.shadow is not None:
+            worker.shadow.reset()
+
+    def _worker_snapshot(self, worker: _Worker) -> WorkerSnapshot:
+        prices = worker.learned.prices
+        return WorkerSnapshot(
+            id=worker.facts.id,
+            model=worker.facts.model,
+            kind=worker.facts.kind,
+            pid=worker.facts.pid,
+            health=self.roster.health(worker.facts.id),
+            index=worker.index_mode,
+            block_size=worker.block_size,
+            held_blocks=self._index.held(worker.facts.id),
+            queued_tokens=round(worker.queued.tokens),
+            decoding=len(worker.running),
+            requests=len(worker.waiting) + len(worker.running),
+            prefill_tokens_per_s=prices.prefill_rate,
+            step_s=prices.per_step_s,
+            measurements=worker.learned.samples,
+            event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
+        )
+
+
+def _share(load: Load, part: float) -> Load:
+    return Load(tokens=load.tokens * part, token_context=load.token_context * part)

@@ -1,0 +1,201 @@
+"""The router remembers what it was told and what it promised."""
+
+import pytest
+
+from jevons.base.errors import ConfigError, NoWorker
+from jevons.base.ids import RequestId, WorkerId
+from jevons.control.router import Router
+from jevons.facts.event import BlocksStored, KvBatch
+from jevons.facts.worker import Health, IndexMode, StepReport, WorkerFacts
+
+A, B = WorkerId("a"), WorkerId("b")
+PROMPT = list(range(100, 164))
+SIZE = 16
+
+
+def router(*workers: WorkerId, policy: str = "kv", events: bool = True) -> Router:
+    made = Router(policy, hang_s=1.0, shadow_ttl_s=60.0)
+    for worker in workers or (A, B):
+        made.join(
+            WorkerFacts(
+                id=worker, model="m", kind="reference", block_size=SIZE if events else None, sends_events=events
+            )
+        )
+        made.roster.heard(worker, 0.0)
+    return made
+
+
+def tell(r: Router, worker: WorkerId, tokens: list[int], seq: int = 0) -> None:
+    blocks = len(tokens) // SIZE
+    event = BlocksStored(hashes=list(range(blocks)), tokens=tokens[: blocks * SIZE], block_size=SIZE)
+    r.intake(worker).on_batch(KvBatch(seq=seq, events=[event]))
+
+
+def place(r: Router, name: str, tokens: list[int] = PROMPT, now_s: float = 0.0, **more: object) -> WorkerId:
+    return r.place(RequestId(name), tokens, now_s, **more).worker  # type: ignore[arg-type]
+
+
+def test_a_stored_prefix_attracts_the_next_prompt_that_shares_it() -> None:
+    r = router()
+    tell(r, B, PROMPT[:48])
+    placement = r.place(RequestId("1"), PROMPT, 0.0)
+
+    assert (placement.worker, placement.cached_tokens) == (B, 48)
+
+
+def test_the_last_token_is_never_counted_as_cached() -> None:
+    r = router()
+    tell(r, B, PROMPT)
+
+    assert r.place(RequestId("1"), PROMPT, 0.0).cached_tokens == 48
+
+
+def test_two_equal_prompts_arriving_together_do_not_herd() -> None:
+    r = router()
+
+    assert {place(r, "1"), place(r, "2")} == {A, B}
+
+
+def test_promised_work_counts_until_its_first_token() -> None:
+    r = router()
+    first, second = place(r, "1"), place(r, "2")
+    r.on_first(RequestId("2"), 0.037)  # as predicted
+    r.done(RequestId("2"))
+
+    assert first != second
+    assert place(r, "3", list(range(500, 564))) == second
+
+
+def test_steps_take_computed_tokens_off_the_queue() -> None:
+    r = router(A)
+    place(r, "1", list(range(1_000)))
+    r.on_step(A, StepReport(0.5, 400, 80_000, 0))
+
+    assert r.snapshot().workers[0].queued_tokens == 600
+
+
+def test_rates_are_learned_so_the_faster_worker_gets_cold_prompts() -> None:
+    r = router()
+    for _ in range(50):
+        r.on_step(A, StepReport(0.5, 128, 8_000, 0))
+        r.on_step(B, StepReport(0.05, 128, 8_000, 0))
+
+    assert [place(r, str(i), list(range(i * 1_000, i * 1_000 + 500))) for i in range(3)] == [B, B, B]
+
+
+def test_where_steps_go_unreported_rates_are_learned_from_first_tokens() -> None:
+    r = router(A, events=False)
+    for i in range(40):
+        name = RequestId(str(i))
+        r.place(name, list(range(i * 10_000, i * 10_000 + 1_000)), float(i))
+        r.on_first(name, i + 2.0)
+        r.done(name)
+
+    assert r.place(RequestId("last"), list(range(900_000, 901_000)), 50.0).ttft_s == pytest.approx(2.0, rel=0.1)
+
+
+def test_what_was_predicted_and_measured_is_kept_for_each_request() -> None:
+    r = router()
+    tell(r, A, PROMPT[:32])
+    place(r, "1", now_s=5.0)
+    r.on_cached(RequestId("1"), 16)
+    r.on_first(RequestId("1"), 5.25)
+    outcome = r.done(RequestId("1"))
+
+    assert outcome is not None
+    assert (outcome.predicted_cached_tokens, outcome.cached_tokens, outcome.ttft_s) == (32, 16, 0.25)
+    assert r.done(RequestId("1")) is None
+    assert r.snapshot().recent == [outcome]
+
+
+def test_without_events_a_worker_is_believed_to_hold_what_it_was_given_until_that_expires() -> None:
+    r = router(events=False)
+    first = place(r, "1")
+    r.on_first(RequestId("1"), 0.1)
+    r.done(RequestId("1"))
+
+    assert r.place(RequestId("2"), [*PROMPT, 7], 1.0).cached_tokens == 64
+    assert r.snapshot().workers[0].index is IndexMode.APPROXIMATE
+    r.done(RequestId("2"))
+    r.roster.heard(A, 100.0)
+    r.roster.heard(B, 100.0)
+    assert r.place(RequestId("3"), [*PROMPT, 7], 100.0).cached_tokens == 0
+    assert first in (A, B)
+
+
+def test_salts_and_models_are_kept_apart() -> None:
+    r = router()
+    tell(r, B, PROMPT[:48])
+
+    assert r.place(RequestId("1"), PROMPT, 0.0, salt="tenant").cached_tokens == 0
+    with pytest.raises(NoWorker):
+        r.place(RequestId("2"), PROMPT, 0.0, model="other")
+
+
+def test_a_worker_that_is_gone_gets_nothing_and_comes_back_empty() -> None:
+    r = router()
+    tell(r, B, PROMPT[:48])
+    r.gone(B)
+    assert place(r, "1") == A
+
+    r.join(r.facts(B))
+    r.roster.heard(B, 1.0)
+    placement = r.place(RequestId("2"), PROMPT, 1.0)
+    assert (placement.worker, placement.cached_tokens) == (B, 0)
+
+
+def test_a_silent_worker_gets_nothing_while_another_is_up() -> None:
+    r = router()
+    r.roster.heard(A, 5.0)
+    assert r.roster.suspects(5.0) == [B]
+    assert {place(r, str(i), now_s=5.0) for i in range(4)} == {A}
+
+    r.roster.heard(B, 5.1)
+    assert r.roster.health(B) is Health.UP
+
+
+def test_a_worker_that_beats_but_is_stuck_in_a_step_counts_as_silent() -> None:
+    r = router()
+    r.roster.heard(B, 5.0, silent_s=3.0)
+
+    assert r.roster.health(B) is Health.SUSPECT
+
+
+def test_a_suspect_is_better_than_nobody() -> None:
+    r = router(A)
+    r.roster.suspects(9.0)
+
+    assert place(r, "1") == A
+
+
+def test_workers_that_failed_a_request_are_avoided() -> None:
+    r = router()
+
+    assert place(r, "1", avoid={A}) == B
+    with pytest.raises(NoWorker, match="0 candidates"):
+        place(r, "2", avoid={A, B})
+
+
+def test_a_worker_may_leave_with_work_on_it() -> None:
+    r = router()
+    tell(r, B, PROMPT[:48])
+    place(r, "1")
+    r.leave(B)
+
+    assert r.done(RequestId("1")) is not None
+    assert [w.id for w in r.snapshot().workers] == [A]
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="policy: must be one of"):
+        router(policy="best")
+
+
+@pytest.mark.parametrize("policy", ["kv", "round_robin", "least_loaded", "random"])
+def test_the_same_history_places_the_same(policy: str) -> None:
+    def history() -> list[WorkerId]:
+        r = router(A, B, WorkerId("c"), policy=policy)
+        tell(r, B, PROMPT[:32])
+        return [place(r, str(i), PROMPT[: 20 + i]) for i in range(30)]
+
+    assert history() == history()
