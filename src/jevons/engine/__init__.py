@@ -1,0 +1,1 @@
+"""Programs that run models, and how to reach them."""

@@ -1,0 +1,209 @@
+"""Any OpenAI-compatible server as an engine: vLLM, SGLang, llama-server, another jevons.
+
+Requests go through as the client wrote them, answers come back as the engine wrote them; on the way we read what the
+router learns from: when tokens come, how many prompt tokens were cached, why it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from jevons.base.errors import ConfigError, EngineError
+from jevons.engine.http_client import Address, HttpClient, Scope, parse_url
+
+INCLUDE_USAGE = b'{"stream_options":{"include_usage":true},'
+
+
+class EngineSpec(msgspec.Struct, frozen=True):
+    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR]."""
+
+    url: str
+    address: Address
+    events: str | None = None
+    replays: str | None = None
+    tokenizer: str | None = None
+
+
+def parse_spec(text: str) -> EngineSpec:
+    """Raises ConfigError that quotes the part that is wrong."""
+    url, *options = text.split(",")
+    values: dict[str, str] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key not in ("kv", "replay", "tokenizer") or not equals or not value:
+            raise ConfigError(f"engines: options are kv=, replay= and tokenizer=, got {option!r} in {text!r}")
+        values[key] = value
+    if "replay" in values and "kv" not in values:
+        raise ConfigError(f"engines: replay= goes with kv=, got {text!r}")
+    return EngineSpec(url, parse_url("engines", url), values.get("kv"), values.get("replay"), values.get("tokenizer"))
+
+
+class SeenUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """None where the engine does not tell (vLLM needs --enable-prompt-tokens-details)."""
+        details = self.prompt_tokens_details
+        cached = details.get("cached_tokens") if details else None
+        return cached if isinstance(cached, int) else None
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    choices: list[_Choice] = []
+    usage: SeenUsage | None = None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One server-sent event, as it came, and what we read in it."""
+
+    raw: bytes  # ends with the blank line
+    text: str = ""  # of its choices
+    has_choices: bool = False
+    usage: SeenUsage | None = None
+    is_done: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+    usage: SeenUsage | None
+
+
+_read_body = msgspec.json.Decoder(_Body).decode
+
+
+class OpenAIEngine:
+    """One server. Its methods raise EngineGone when it cannot be reached or ends in the middle."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self._http = HttpClient(spec.address)
+
+    async def models(self) -> dict[str, int | None]:
+        """Served names, with their context in tokens where it is told.
+
+        Raises:
+            EngineError: it answers no list of models.
+        """
+        raw = await self.get_json("/v1/models")
+        try:
+            rows = raw["data"]
+            found = {row["id"]: row.get("max_model_len") or (row.get("meta") or {}).get("n_ctx_train") for row in rows}
+        except (KeyError, TypeError, AttributeError) as error:
+            text = str(raw)[:120]
+            raise EngineError(f"engine {self.spec.url}: /v1/models is not a list of models: {text}") from error
+        return found
+
+    async def model_root(self, model: str) -> str | None:
+        """The directory or repository the engine says it loaded `model` from."""
+        raw = await self.get_json("/v1/models")
+        roots = [row.get("root") for row in raw.get("data", ()) if row.get("id") == model]
+        return roots[0] if roots and isinstance(roots[0], str) else None
+
+    async def get_json(self, path: str) -> Any:
+        """Raises EngineError unless it answers 200 with JSON."""
+        async with self._http.request("GET", path) as response:
+            body = await response.body()
+        if response.status != 200:
+            raise EngineError(f"engine {self.spec.url}: GET {path} answered {response.status}")
+        try:
+            return msgspec.json.decode(body)
+        except msgspec.DecodeError as error:
+            raise EngineError(f"engine {self.spec.url}: GET {path} answered no JSON: {error}") from error
+
+    async def is_alive(self, timeout_s: float) -> bool:
+        """Whether /health answers in time. False: it lives but is late or ill.
+
+        Raises:
+            EngineGone: nothing listens there.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._http.request("GET", "/health") as response:
+                    await response.body()
+        except TimeoutError:
+            return False
+        return response.status < 500
+
+    async def tokenize(self, body: dict[str, Any], timeout_s: float) -> list[int] | None:
+        """The prompt's tokens by the engine's own /tokenize (vLLM); None where it has none."""
+        async with asyncio.timeout(timeout_s):
+            async with self._http.request("POST", "/tokenize", msgspec.json.encode(body)) as response:
+                raw = await response.body()
+        if response.status != 200:
+            return None
+        tokens = msgspec.json.decode(raw).get("tokens")
+        return tokens if isinstance(tokens, list) else None
+
+    async def whole(self, path: str, body: bytes, scope: Scope) -> Answer:
+        """Send a request that is not streamed."""
+        async with self._http.request("POST", path, body, scope=scope) as response:
+            raw = await response.body()
+        return Answer(response.status, _type(response.headers), raw, _usage(raw) if response.status == 200 else None)
+
+    async def stream(self, path: str, body: bytes, scope: Scope) -> AsyncGenerator[Event | Answer]:
+        """Send a streamed request: events as they come, or one Answer where the engine refuses.
+
+        The stream is whole only if its last event `is_done`; without it the engine broke off.
+        """
+        async with self._http.request("POST", path, body, scope=scope) as response:
+            if response.status != 200 or "text/event-stream" not in _type(response.headers):
+                yield Answer(response.status, _type(response.headers), await response.body(), None)
+                return
+            pending = b""
+            async for chunk in response:
+                *whole, pending = (pending + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
+                for raw in whole:
+                    yield read_event(raw + b"\n\n")
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def read_event(raw: bytes) -> Event:
+    """Read one event; one we cannot read passes through unread."""
+    data = raw[5:].strip() if raw.startswith(b"data:") else b""
+    if data == b"[DONE]":
+        return Event(raw, is_done=True)
+    try:
+        body = _read_body(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Event(raw)
+    text = "".join((c.text or (c.delta.content if c.delta else None) or "") for c in body.choices)
+    return Event(raw, text, bool(body.choices), body.usage)
+
+
+def with_usage(body: bytes) -> bytes:
+    """The same request, asking for usage at the end of the stream. `body` is a JSON object without stream_options."""
+    return INCLUDE_USAGE + body.lstrip()[1:]
+
+
+def _usage(raw: bytes) -> SeenUsage | None:
+    try:
+        return _read_body(raw).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _type(headers: dict[str, str]) -> str:
+    return headers.get("content-type", "application/json")

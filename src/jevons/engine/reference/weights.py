@@ -1,0 +1,146 @@
+"""A model's weights, from the safetensors files of its Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+
+from jevons.base.errors import ModelError
+from jevons.engine.reference.linear import Linear, has_fast_bf16, pack
+from jevons.engine.shape import read_shape
+from jevons.facts.model import ModelShape
+
+__all__ = ["Layer", "Weights", "compute_dtype", "load", "read_shape"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer layer; h hidden, d head_dim."""
+
+    norm_in: torch.Tensor  # [h]
+    qkv: Linear  # h -> (heads + 2 kv_heads) * d
+    norm_q: torch.Tensor | None  # [d], Qwen 3
+    norm_k: torch.Tensor | None  # [d], Qwen 3
+    out: Linear  # heads * d -> h
+    norm_mlp: torch.Tensor  # [h]
+    gate: Linear  # h -> intermediate
+    up: Linear  # h -> intermediate
+    down: Linear  # intermediate -> h
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All of a model's weights, on one device."""
+
+    embedding: torch.Tensor  # [vocab, h], bf16
+    layers: list[Layer]
+    norm: torch.Tensor  # [h]
+    head: Linear  # h -> vocab
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16, but float32 on a CPU whose bf16 products are not in hardware: there float32 is many times faster."""
+    return torch.bfloat16 if device.type != "cpu" or has_fast_bf16() else torch.float32
+
+
+def load(model_dir: Path, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Weights on `device` in `dtype`; beyond the result, one layer of the mapped files is in memory at a time.
+
+    Raises:
+        ModelError: a file is missing or broken, or a tensor missing or of another shape than `shape` asks for.
+    """
+    source = _Source(model_dir, device, dtype)
+    embedding = source.take("model.embed_tokens.weight", shape.vocab, shape.hidden, dtype=torch.bfloat16)
+    norm = source.take("model.norm.weight", shape.hidden)
+    head = source.linear(("model.embed_tokens" if shape.tied_embeddings else "lm_head", shape.vocab, shape.hidden))
+    layers = [_layer(source, f"model.layers.{i}.", shape) for i in range(shape.layers)]
+    return Weights(embedding, layers, norm, head)
+
+
+class _Source:
+    """Tensors by name, checked. Files are mapped when asked for and until `close`, which gives their memory back."""
+
+    def __init__(self, model_dir: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self._model_dir, self._device, self._dtype = model_dir, device, dtype
+        self._open: dict[Path, Any] = {}
+        self._paths = self._find()
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def view(self, name: str, *size: int) -> torch.Tensor:
+        """The mapped tensor itself."""
+        if name not in self._paths:
+            raise ModelError(f"{self._model_dir}: no tensor {name} in its safetensors files; config.json asks for it")
+        path = self._paths[name]
+        try:
+            tensor: torch.Tensor = self._file(path).get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{path}: {name}: cannot be read: {error}") from error
+        if tuple(tensor.shape) != size:
+            raise ModelError(f"{path}: {name}: config.json asks for shape {size}, got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise ModelError(f"{path}: {name}: must be bf16, f16 or f32, got {tensor.dtype}; dequantize first")
+        return tensor
+
+    def take(self, name: str, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A copy of the tensor, in `dtype` or else the one we compute in."""
+        return self.view(name, *size).to(self._device, dtype or self._dtype, copy=True)
+
+    def linear(self, *parts: tuple[str, int, int], biased: bool = False) -> Linear:
+        """One product for several weights with the same input: (name without suffix, out, in) each."""
+        weight = self._joined([self.view(f"{name}.weight", rows, columns) for name, rows, columns in parts])
+        bias = [self.view(f"{name}.bias", rows) for name, rows, _ in parts] if biased else None
+        return pack(weight, None if bias is None else self._joined(bias))
+
+    def _joined(self, views: list[torch.Tensor]) -> torch.Tensor:
+        return (views[0] if len(views) == 1 else torch.cat(views)).to(self._device, self._dtype)
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path}: is not a readable safetensors file: {error}") from error
+        return self._open[path]
+
+    def _find(self) -> dict[str, Path]:
+        """The file of each tensor: the one model.safetensors, or what the index of a sharded model says."""
+        single, index = self._model_dir / "model.safetensors", self._model_dir / "model.safetensors.index.json"
+        if single.exists():
+            return dict.fromkeys(self._file(single).keys(), single)
+        if not index.exists():
+            raise ModelError(f"{self._model_dir}: holds neither model.safetensors nor model.safetensors.index.json")
+        try:
+            parsed = msgspec.json.decode(index.read_bytes(), type=_Index)
+        except msgspec.MsgspecError as error:
+            raise ModelError(f"{index}: is not an index of safetensors files: {error}") from error
+        return {name: self._model_dir / file for name, file in parsed.weight_map.items()}
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def _layer(source: _Source, name: str, shape: ModelShape) -> Layer:
+    source.close()
+    h, d, wide = shape.hidden, shape.head_dim, shape.intermediate
+    q, kv = shape.heads * d, shape.kv_heads * d
+    attn, mlp = name + "self_attn.", name + "mlp."
+    qkv = ((attn + "q_proj", q, h), (attn + "k_proj", kv, h), (attn + "v_proj", kv, h))
+    return Layer(
+        norm_in=source.take(name + "input_layernorm.weight", h),
+        qkv=source.linear(*qkv, biased=shape.qkv_bias),
+        norm_q=source.take(attn + "q_norm.weight", d) if shape.qk_norm else None,
+        norm_k=source.take(attn + "k_norm.weight", d) if shape.qk_norm else None,
+        out=source.linear((attn + "o_proj", h, q)),
+        norm_mlp=source.take(name + "post_attention_layernorm.weight", h),
+        gate=source.linear((mlp + "gate_proj", wide, h)),
+        up=source.linear((mlp + "up_proj", wide, h)),
+        down=source.linear((mlp + "down_proj", h, wide)),
+    )
