@@ -1,0 +1,1 @@
+"""The live system: the door, the front, the workers' processes."""

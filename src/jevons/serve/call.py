@@ -1,0 +1,100 @@
+"""One client request on its way, and what its two roads share."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection
+from time import time
+
+from jevons.base.ids import RequestId, WorkerId
+from jevons.control.router import Router
+from jevons.policy.route import Placement
+from jevons.serve.http import Request
+from jevons.serve.metrics import Metrics
+from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
+from jevons.serve.stream import ChatShape, CompletionShape, Shape
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MAX_ATTEMPTS = 4  # workers that may be lost under one request before we give up
+
+Clock = Callable[[], float]
+
+
+class Call:
+    """A completion request, read and checked.
+
+    Raises:
+        RequestError: names the field that is wrong.
+    """
+
+    def __init__(self, request: Request, arrived_s: float) -> None:
+        self.path = request.path
+        self.body = request.body
+        self.arrived_s = arrived_s
+        self.asked: ChatRequest | CompletionRequest = (
+            read_chat(request.body) if request.path == CHAT else read_completion(request.body)
+        )
+        self.id = secrets.token_hex(12)
+        self.prompts: list[list[int]] = []  # token ids
+        self._attempts = 0
+
+    def attempt(self) -> RequestId:
+        """A name for one more placement, so that late answers of a lost worker are told apart."""
+        self._attempts += 1
+        return RequestId(f"{self.id}~{self._attempts}")
+
+    def headers(self, worker: WorkerId) -> bytes:
+        """Response headers that let anyone find this request again, in `/snapshot` and in the logs."""
+        return b"x-request-id: %b\r\nx-jevons-worker: %b\r\n" % (self.id.encode(), worker.encode())
+
+    def shape(self) -> Shape:
+        kind = ChatShape if self.path == CHAT else CompletionShape
+        return kind(self.id, int(time()), self.asked.model)
+
+
+class Placements:
+    """The router, as the roads use it: every placement is booked in the metrics when it is over."""
+
+    def __init__(self, router: Router, metrics: Metrics, now_s: Clock) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._since_s: dict[RequestId, float] = {}  # arrival, then the last token
+        self._begun: set[RequestId] = set()
+        self.now_s = now_s
+
+    def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
+        """Raises NoWorker if none is left."""
+        placement = self._router.place(
+            id, prompt, self.now_s(), salt=call.asked.cache_salt or "", model=call.asked.model, avoid=avoid
+        )
+        self._since_s[id] = call.arrived_s
+        return placement
+
+    def token(self, id: RequestId, worker: WorkerId, tokens: int = 1) -> None:
+        """A step's tokens of it are here."""
+        now_s = self.now_s()
+        gap_s = now_s - self._since_s[id]
+        self._since_s[id] = now_s
+        if id in self._begun:
+            self._metrics.itl.labels(worker).observe(gap_s)
+        else:
+            self._begun.add(id)
+            self._router.on_first(id, now_s)
+            self._metrics.ttft.labels(worker).observe(gap_s)
+        self._metrics.output_tokens.labels(worker).inc(tokens)
+
+    def answered(self, id: RequestId) -> None:
+        """Its whole answer is here; when its first token came is not known."""
+        self._router.on_answered(id, self.now_s())
+
+    def cached(self, id: RequestId, tokens: int | None) -> None:
+        if tokens is not None:
+            self._router.on_cached(id, tokens)
+
+    def done(self, id: RequestId) -> None:
+        """It is over, whichever way."""
+        self._since_s.pop(id, None)
+        self._begun.discard(id)
+        outcome = self._router.done(id)
+        if outcome is not None:
+            self._metrics.placed(outcome)

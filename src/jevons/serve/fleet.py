@@ -1,0 +1,318 @@
+"""The workers: started or attached, watched, their events fed to the router, their losses told to who waits.
+
+    embedded   Process ─ Channel ─ Link       tokens in, tokens out
+    attached   OpenAIEngine ─ Attached        requests in, server-sent events out
+
+Both tell the router when they are up, late or gone; the router decides, this room only acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from jevons.base.errors import EngineError, EngineGone
+from jevons.base.ids import RequestId, WorkerId
+from jevons.config import Settings
+from jevons.control.router import Router
+from jevons.engine.http_client import Scope
+from jevons.engine.openai import EngineSpec, OpenAIEngine
+from jevons.facts.request import Step, Work
+from jevons.facts.worker import Health, WorkerFacts
+from jevons.serve.substrate import Process
+from jevons.wire.channel import TO_FRONT, AgentConfig, Beat, Cancel, Channel, Hello, Steps, Submit, ToFront
+from jevons.wire.events import Subscriber
+
+log = logging.getLogger("jevons.fleet")
+
+HOST = "127.0.0.1"
+GONE = "gone"  # the finish of a step that tells: your worker was lost
+TICK_S = 0.1
+PROBE_S = 0.2
+PROBE_TIMEOUT_S = 0.5
+REPLAY_TIMEOUT_S = 2.0
+JOIN_S = 0.1  # a ZMQ subscription takes a moment to hold; the replay asked for after it overlaps, nothing falls between
+RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # waits before starting a worker again, one after another
+STABLE_S = 30.0  # a worker that lived so long starts from the first wait again
+
+Clock = Callable[[], float]
+
+
+async def feed(router: Router, worker: WorkerId, subscriber: Subscriber) -> None:
+    """Bring a source's KV events into the router's index, with replays wherever one is missing, until cancelled."""
+    intake = router.intake(worker)
+    missing = asyncio.Event()
+
+    async def live() -> None:
+        async for batch in subscriber.batches():
+            if intake.on_batch(batch) is not None:
+                missing.set()
+
+    async def replays() -> None:
+        await asyncio.sleep(JOIN_S)
+        while True:
+            missing.clear()
+            start = intake.begin_replay()
+            complete = await subscriber.replay(start, REPLAY_TIMEOUT_S, intake.on_replayed)
+            intake.on_replay_end(complete=complete)
+            await missing.wait()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(live())
+            tasks.create_task(replays())
+    finally:
+        subscriber.close()
+
+
+class Link:
+    """The front's end of one embedded worker."""
+
+    def __init__(self, id: WorkerId, router: Router, now_s: Clock) -> None:
+        self.id = id
+        self.context_tokens: int | None = None
+        self.last_beat: Beat | None = None
+        self._router = router
+        self._now_s = now_s
+        self._channel: Channel[ToFront] | None = None
+        self._waiting: dict[RequestId, asyncio.Queue[Step]] = {}
+        self._started: set[RequestId] = set()
+        self._feed: asyncio.Task[None] | None = None
+
+    async def live(self, port: int) -> str:
+        """Serve the worker at `port` until it is lost; returns why.
+
+        Raises:
+            EngineGone: it cannot be connected to.
+        """
+        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_lost(channel: Channel[ToFront], reason: str) -> None:
+            if not lost.done():
+                lost.set_result(reason)
+
+        channel = Channel(TO_FRONT, self._on_message, on_lost)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: channel, HOST, port)
+        except OSError as error:
+            raise EngineGone(f"worker {self.id}: {error}") from error
+        self._channel = channel
+        try:
+            return await lost
+        finally:
+            self._channel = None
+            channel.close()
+            if self._feed is not None:
+                self._feed.cancel()
+            self._router.gone(self.id)
+            self._fail(list(self._waiting), f"worker {self.id} was lost")
+
+    def submit(self, work: Work, steps: asyncio.Queue[Step]) -> None:
+        """Run `work`; its steps, or the news that the worker is gone, come in `steps`."""
+        if self._channel is None:
+            steps.put_nowait(Step(id=work.id, finish=GONE, error=f"worker {self.id} is gone"))
+            return
+        self._waiting[work.id] = steps
+        self._channel.send(Submit(work))
+
+    def cancel(self, id: RequestId) -> None:
+        """Nobody waits for `id` any more; does nothing if it is over."""
+        if self._waiting.pop(id, None) is not None and self._channel is not None:
+            self._channel.send(Cancel(id))
+        self._started.discard(id)
+
+    def give_up_unstarted(self) -> None:
+        """Requests without a token go elsewhere: this worker hangs."""
+        self._fail([id for id in self._waiting if id not in self._started], f"worker {self.id} hangs")
+
+    def drop(self) -> None:
+        """Cut the connection: this worker has been silent too long."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _fail(self, ids: list[RequestId], reason: str) -> None:
+        for id in ids:
+            self._waiting[id].put_nowait(Step(id=id, finish=GONE, error=reason))
+            self.cancel(id)
+
+    def _on_message(self, channel: Channel[ToFront], message: ToFront) -> None:
+        match message:
+            case Steps(steps, report):
+                if report is not None:
+                    self._router.on_step(self.id, report)
+                self._heard(0.0)
+                for step in steps:
+                    self._on_step(step)
+            case Beat(step_age_s):
+                self.last_beat = message
+                self._heard(step_age_s)
+            case Hello():
+                self.context_tokens = message.context_tokens
+                self._router.join(message.facts)
+                self._heard(0.0)
+                subscriber = Subscriber(message.events, message.replays)
+                self._feed = asyncio.create_task(feed(self._router, self.id, subscriber))
+
+    def _on_step(self, step: Step) -> None:
+        sink = self._waiting.get(step.id)
+        if sink is None:
+            return  # cancelled, and the worker had not heard of it yet
+        if step.finish is None:
+            self._started.add(step.id)
+        else:
+            del self._waiting[step.id]
+            self._started.discard(step.id)
+        sink.put_nowait(step)
+
+    def _heard(self, step_age_s: float) -> None:
+        """A beat counts from the moment its step began: a worker stuck in a step is silent, whatever its beats say."""
+        self._router.roster.heard(self.id, self._now_s(), step_age_s)
+
+
+class Attached:
+    """The front's end of one attached engine."""
+
+    def __init__(self, spec: EngineSpec, router: Router, now_s: Clock) -> None:
+        self.id = WorkerId(spec.address.authority + spec.address.base)
+        self.engine = OpenAIEngine(spec)
+        self.model: str | None = None
+        self.context_tokens: int | None = None
+        self._spec = spec
+        self._router = router
+        self._now_s = now_s
+        self._active: dict[RequestId, Scope] = {}
+        self._started: set[RequestId] = set()
+
+    async def watch(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
+        """Probe the engine until cancelled; `on_model` is called whenever it has come up."""
+        while True:
+            with contextlib.suppress(EngineError, TimeoutError):
+                await self._introduce()
+                await on_model(self)
+                await self._probe()
+            await asyncio.sleep(PROBE_S)
+
+    def enter(self, id: RequestId) -> Scope:
+        """A request begins here."""
+        self._active[id] = scope = Scope()
+        return scope
+
+    def started(self, id: RequestId) -> None:
+        """Something of its answer was sent to the client."""
+        self._started.add(id)
+
+    def leave(self, id: RequestId) -> None:
+        self._active.pop(id, None)
+        self._started.discard(id)
+
+    def give_up_unstarted(self) -> None:
+        for id, scope in list(self._active.items()):
+            if id not in self._started:
+                scope.abort()
+
+    def drop(self) -> None:
+        for scope in list(self._active.values()):
+            scope.abort()
+
+    async def _introduce(self) -> None:
+        models = await asyncio.wait_for(self.engine.models(), PROBE_TIMEOUT_S)
+        if not models:
+            raise EngineError(f"engine {self._spec.url}: serves no model")
+        self.model, self.context_tokens = next(iter(models.items()))
+        facts = WorkerFacts(id=self.id, model=self.model, kind="openai", sends_events=self._spec.events is not None)
+        self._router.join(facts)
+        self._router.roster.heard(self.id, self._now_s())
+
+    async def _probe(self) -> None:
+        """Returns, or raises EngineGone, when the engine is gone."""
+        events = None
+        if self._spec.events is not None:
+            subscriber = Subscriber(self._spec.events, self._spec.replays)
+            events = asyncio.create_task(feed(self._router, self.id, subscriber))
+        try:
+            while True:
+                if await self.engine.is_alive(PROBE_TIMEOUT_S):
+                    self._router.roster.heard(self.id, self._now_s())
+                await asyncio.sleep(PROBE_S)
+        finally:
+            if events is not None:
+                events.cancel()
+            self._router.gone(self.id)
+            self.drop()
+
+
+class Fleet:
+    """All workers of one server."""
+
+    def __init__(self, settings: Settings, router: Router, now_s: Clock) -> None:
+        self.links: dict[WorkerId, Link] = {}
+        self.attached: dict[WorkerId, Attached] = {}
+        self.restarts = 0
+        self._settings = settings
+        self._router = router
+        self._now_s = now_s
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any worker is up."""
+        return any(self._router.roster.health(id) is Health.UP for id in (*self.links, *self.attached))
+
+    def add_embedded(self, config: AgentConfig) -> Link:
+        link = self.links[config.id] = Link(config.id, self._router, self._now_s)
+        return link
+
+    def add_attached(self, spec: EngineSpec) -> Attached:
+        attached = Attached(spec, self._router, self._now_s)
+        self.attached[attached.id] = attached
+        return attached
+
+    async def keep(self, config: AgentConfig) -> None:
+        """Keep one embedded worker alive, until cancelled.
+
+        Raises:
+            EngineError: it cannot be started at all, the first time.
+        """
+        link, failures, first = self.links[config.id], 0, True
+        while True:
+            began = self._now_s()
+            try:
+                reason = await self._live(link, config)
+            except EngineError as error:
+                if first:
+                    raise
+                reason = str(error)
+            first = False
+            failures = 0 if self._now_s() - began > STABLE_S else min(failures + 1, len(RESTART_S) - 1)
+            self.restarts += 1
+            log.warning("worker %s: %s; starting it again", config.id, reason)
+            await asyncio.sleep(RESTART_S[max(0, failures - 1)])
+
+    async def _live(self, link: Link, config: AgentConfig) -> str:
+        process = await Process.start(config)
+        try:
+            return await link.live(process.port)
+        finally:
+            await process.stop()
+
+    async def tick(self) -> None:
+        """Notice who has gone silent, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = self._now_s()
+            late = self._router.roster.suspects(now_s)
+            for id in late:
+                log.warning("worker %s: silent for %.1f s, no new work for it", id, self._settings.hang_s)
+                if self.is_ready:
+                    self._member(id).give_up_unstarted()
+            for id in self._router.roster.silent(now_s, self._settings.dead_s):
+                log.warning("worker %s: silent for %.0f s, given up", id, self._settings.dead_s)
+                self._member(id).drop()
+
+    def _member(self, id: WorkerId) -> Link | Attached:
+        return self.links.get(id) or self.attached[id]
+
+    def close(self) -> None:
+        for attached in self.attached.values():
+            attached.engine.close()

@@ -1,0 +1,115 @@
+"""The front: answers HTTP requests.
+
+    bytes ──▶ Call ──▶ tokens ──▶ placement ──▶ embedded or relay ──▶ stream, or one object
+
+A request of which nothing was sent yet goes to another worker when its own is lost; the client does not notice. One
+that is lost in the middle ends with a well-formed error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError
+from jevons.config import Settings
+from jevons.control.router import Router
+from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
+from jevons.serve.embedded import Embedded
+from jevons.serve.fleet import Fleet
+from jevons.serve.http import ClientGone, Reply, Request
+from jevons.serve.metrics import Metrics
+from jevons.serve.openai import error_body, models_body
+from jevons.serve.prompts import Prompts
+from jevons.serve.relay import Relay
+from jevons.serve.stream import error_event
+
+TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+CLIENT_LEFT = 499  # nginx's number for it; nobody is left to read it
+
+
+class Front:
+    """The handler behind the door. `now_s` is a monotonic clock."""
+
+    def __init__(self, settings: Settings, router: Router, fleet: Fleet, prompts: Prompts, now_s: Clock) -> None:
+        self.metrics = Metrics(router)
+        self.placements = Placements(router, self.metrics, now_s)
+        self.embedded: Embedded | None = None  # set where there are embedded workers
+        self._timeout_s = settings.request_timeout_s
+        self._fleet = fleet
+        self._prompts = prompts
+        self._now_s = now_s
+        self._relay = Relay(fleet, self.placements, self.metrics)
+        self._pages: dict[str, Callable[[Reply], None]] = {
+            "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
+            "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),
+            "/ready": self._ready,
+            "/metrics": lambda reply: reply.send(200, self.metrics.page(), TEXT),
+            "/snapshot": lambda reply: reply.send(200, msgspec.json.encode(router.snapshot())),
+        }
+
+    async def __call__(self, request: Request, reply: Reply) -> None:
+        """Answer one request. Every error of ours becomes OpenAI's error object."""
+        began_s, status = self._now_s(), 200
+        try:
+            if request.method == "POST" and request.path in (CHAT, COMPLETIONS):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._complete(Call(request, began_s), reply)
+            else:
+                self._page(request, reply)
+        except (JevonsError, TimeoutError) as error:
+            status = self._refuse(error, reply)
+        except (asyncio.CancelledError, ClientGone):
+            status = CLIENT_LEFT
+            self.metrics.left.inc()
+            raise
+        finally:
+            endpoint = request.path if request.path in (CHAT, COMPLETIONS) else "other"
+            self.metrics.requests.labels(endpoint, str(status)).inc()
+            self.metrics.seconds.labels(endpoint).observe(self._now_s() - began_s)
+
+    async def _complete(self, call: Call, reply: Reply) -> None:
+        call.prompts = await self._prompts.encode(call.asked)
+        id = call.attempt()
+        placement = self.placements.place(call, id, call.prompts[0])
+        road: Relay | Embedded | None = self._relay if placement.worker in self._fleet.attached else self.embedded
+        assert road is not None, "a worker that is not attached is embedded"
+        await road.answer(call, id, placement, reply)
+
+    def _page(self, request: Request, reply: Reply) -> None:
+        page = self._pages.get(request.path)
+        allowed = ("GET", "HEAD") if page is not None else ("POST",) if request.path in (CHAT, COMPLETIONS) else ()
+        if not allowed:
+            known = ", ".join((*self._pages, CHAT, COMPLETIONS))
+            raise RequestError(f"path: must be one of {known}, got {request.path[:100]!r}", status=404)
+        if page is None or request.method not in allowed:
+            rule = " or ".join(allowed)
+            raise RequestError(f"method: {request.path} takes {rule}, got {request.method}", status=405)
+        page(reply)
+
+    def _ready(self, reply: Reply) -> None:
+        ready = self._fleet.is_ready
+        reply.send(200 if ready else 503, b'{"ready":%b}' % (b"true" if ready else b"false"))
+
+    def _refuse(self, error: Exception, reply: Reply) -> int:
+        """Answer an error; inside a stream, as its last event."""
+        status, param, code, headers = 500, None, None, b""
+        message = str(error)
+        match error:
+            case RequestError():
+                status, param, code = error.status, error.param, error.code
+            case NoWorker() | CapacityError():
+                status, code, headers = 503, "no_worker", b"retry-after: 1\r\n"
+            case EngineError():
+                status, code = 502, "engine_lost"
+            case TimeoutError():
+                status, code = 504, "timeout"
+                message = f"request: took longer than {self._timeout_s:g} s"
+        if reply.started:
+            reply.write(error_event(message, status))
+            reply.end()
+        else:
+            reply.send(status, error_body(message, status, param, code), headers=headers)
+        return status

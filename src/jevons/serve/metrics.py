@@ -1,0 +1,103 @@
+"""What /metrics tells (Prometheus). Counters and histograms as things happen; the fleet's state read at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from jevons.control.router import Router
+from jevons.facts.snapshot import Outcome
+from jevons.facts.worker import Health, IndexMode
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+# Measured over predicted: 1 is right. Symmetric in the logarithm.
+RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self, router: Router) -> None:
+        self.registry = registry = CollectorRegistry()
+        registry.register(_FleetCollector(router))
+
+        def counter(name: str, says: str, *labels: str) -> Counter:
+            return Counter(name, says, labels, registry=registry)
+
+        def histogram(name: str, says: str, label: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, says, [label], buckets=buckets, registry=registry)
+
+        self.requests = counter("jevons_requests", "Requests answered.", "endpoint", "status")
+        self.seconds = histogram("jevons_request_seconds", "Arrival to end.", "endpoint", SECONDS)
+        self.ttft = histogram("jevons_ttft_seconds", "Arrival to first token.", "worker", SECONDS)
+        self.itl = histogram("jevons_itl_seconds", "Gap between tokens.", "worker", SECONDS)
+        self.ttft_ratio = histogram(
+            "jevons_ttft_measured_over_predicted", "Placement to first token, over its prediction.", "worker", RATIOS
+        )
+        self.prompt_tokens = counter("jevons_prompt_tokens", "Prompt tokens of placed requests.", "worker")
+        self.cached_tokens = counter("jevons_cached_tokens", "Prompt tokens engines had, as they report.", "worker")
+        self.predicted_cached = counter("jevons_predicted_cached_tokens", "The same, as predicted.", "worker")
+        self.cached_wrong = counter("jevons_cached_mispredictions", "Requests predicted wrong in this.", "worker")
+        self.output_tokens = counter("jevons_output_tokens", "Tokens sent.", "worker")
+        self.retries = counter("jevons_retries", "Requests moved to another worker unseen.", "worker")
+        self.cut = counter("jevons_cut_streams", "Answers that ended in the middle.", "worker")
+        self.left = counter("jevons_clients_gone", "Clients that left before their answer was complete.")
+
+    def placed(self, outcome: Outcome) -> None:
+        """A placement is over: book what was predicted and measured."""
+        worker = outcome.worker
+        self.prompt_tokens.labels(worker).inc(outcome.prompt_tokens)
+        self.predicted_cached.labels(worker).inc(outcome.predicted_cached_tokens)
+        if outcome.cached_tokens is not None:
+            self.cached_tokens.labels(worker).inc(outcome.cached_tokens)
+            if outcome.cached_tokens != outcome.predicted_cached_tokens:
+                self.cached_wrong.labels(worker).inc()
+        if outcome.ttft_s is not None and outcome.predicted_ttft_s > 0:
+            self.ttft_ratio.labels(worker).observe(outcome.ttft_s / outcome.predicted_ttft_s)
+
+    def page(self) -> bytes:
+        """The text of /metrics."""
+        return generate_latest(self.registry)
+
+
+class _FleetCollector(Collector):
+    """The router's snapshot as gauges."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        snapshot = self._router.snapshot()
+        yield GaugeMetricFamily("jevons_index_blocks", "Distinct blocks the index knows.", snapshot.index_blocks)
+        yield CounterMetricFamily("jevons_placements", "Requests placed.", snapshot.placements)
+        gauges = {
+            "up": GaugeMetricFamily("jevons_worker_up", "1 if the worker is given work.", labels=["worker"]),
+            "exact": GaugeMetricFamily(
+                "jevons_worker_index_exact", "1 if its blocks are known from events without a hole.", labels=["worker"]
+            ),
+            "blocks": GaugeMetricFamily("jevons_worker_blocks", "Blocks it holds.", labels=["worker"]),
+            "queued": GaugeMetricFamily(
+                "jevons_worker_queued_tokens", "Prompt tokens placed and not computed.", labels=["worker"]
+            ),
+            "requests": GaugeMetricFamily("jevons_worker_requests", "Unfinished requests.", labels=["worker"]),
+            "rate": GaugeMetricFamily("jevons_worker_prefill_tokens_per_second", "Learned so far.", labels=["worker"]),
+        }
+        events = CounterMetricFamily("jevons_worker_events", "Blocks of KV events by fate.", labels=["worker", "fate"])
+        for worker in snapshot.workers:
+            values = {
+                "up": worker.health is Health.UP,
+                "exact": worker.index is IndexMode.EXACT,
+                "blocks": worker.held_blocks,
+                "queued": worker.queued_tokens,
+                "requests": worker.requests,
+                "rate": worker.prefill_tokens_per_s,
+            }
+            for name, value in values.items():
+                gauges[name].add_metric([worker.id], float(value))
+            for fate, count in worker.event_counts.items():
+                events.add_metric([worker.id, fate], count)
+        yield from gauges.values()
+        yield events

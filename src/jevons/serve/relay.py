@@ -1,0 +1,102 @@
+"""The road to attached engines: the client's request goes through as it is, the engine's answer too."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from jevons.base.errors import EngineGone, NoWorker
+from jevons.base.ids import RequestId, WorkerId
+from jevons.engine.http_client import Scope
+from jevons.engine.openai import Answer, Event, with_usage
+from jevons.policy.route import Placement
+from jevons.serve.call import MAX_ATTEMPTS, Call, Placements
+from jevons.serve.fleet import Attached, Fleet
+from jevons.serve.http import EVENT_STREAM, NO_CACHE, Reply
+from jevons.serve.metrics import Metrics
+
+# What an engine or a proxy before it answers while it starts, drains or is overloaded: another may do better.
+ELSEWHERE = frozenset((502, 503, 504))
+
+
+class Relay:
+    """Sends a call to an attached engine and its answer to the client."""
+
+    def __init__(self, fleet: Fleet, placements: Placements, metrics: Metrics) -> None:
+        self._fleet = fleet
+        self._placements = placements
+        self._metrics = metrics
+
+    async def answer(self, call: Call, id: RequestId, placement: Placement, reply: Reply) -> None:
+        """Answer `call`, placed as `id`; on another engine if its own is lost before anything was sent.
+
+        Raises:
+            EngineGone: it could not be answered, or not to its end; the caller tells the client.
+        """
+        failed: set[WorkerId] = set()
+        while True:
+            try:
+                await self._attempt(call, id, self._fleet.attached[placement.worker], reply)
+                return
+            except EngineGone:
+                if reply.started:
+                    self._metrics.cut.labels(placement.worker).inc()
+                    raise
+                failed.add(placement.worker)
+                if len(failed) >= MAX_ATTEMPTS:
+                    raise
+                id = call.attempt()
+                try:
+                    placement = self._placements.place(call, id, call.prompts[0], {*failed, *self._fleet.links})
+                except NoWorker:
+                    raise EngineGone(f"{len(failed)} engines were lost under this request, none is left") from None
+                self._metrics.retries.labels(placement.worker).inc()
+
+    async def _attempt(self, call: Call, id: RequestId, attached: Attached, reply: Reply) -> None:
+        scope = attached.enter(id)
+        try:
+            if call.asked.stream:
+                await self._stream(call, id, attached, scope, reply)
+                return
+            answer = await attached.engine.whole(call.path, call.body, scope)
+            if answer.status == 200:
+                self._placements.answered(id)
+                if answer.usage is not None:
+                    self._placements.cached(id, answer.usage.cached_tokens)
+                    self._metrics.output_tokens.labels(attached.id).inc(answer.usage.completion_tokens)
+            self._forward(call, answer, attached, reply)
+        finally:
+            attached.leave(id)
+            self._placements.done(id)
+
+    def _forward(self, call: Call, answer: Answer, attached: Attached, reply: Reply) -> None:
+        if answer.status in ELSEWHERE:
+            raise EngineGone(f"engine {attached.id}: answered {answer.status}")
+        kind = answer.content_type.encode("latin-1")
+        reply.send(answer.status, answer.body, kind, call.headers(attached.id))
+
+    async def _stream(self, call: Call, id: RequestId, attached: Attached, scope: Scope, reply: Reply) -> None:
+        asked_usage = call.asked.stream_options is not None
+        body = call.body if asked_usage else with_usage(call.body)
+        complete = False
+        async with aclosing(attached.engine.stream(call.path, body, scope)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    self._forward(call, event, attached, reply)
+                    return
+                if not reply.started:
+                    reply.start(200, EVENT_STREAM, NO_CACHE + call.headers(attached.id))
+                    attached.started(id)
+                self._book(id, attached, event)
+                if event.has_choices or asked_usage or event.usage is None:
+                    reply.write(event.raw)
+                await reply.drain()
+                complete = complete or event.is_done
+        if not complete:
+            raise EngineGone(f"engine {attached.id}: ended its stream in the middle")
+        reply.end()
+
+    def _book(self, id: RequestId, attached: Attached, event: Event) -> None:
+        if event.has_choices:
+            self._placements.token(id, attached.id)
+        if event.usage is not None:
+            self._placements.cached(id, event.usage.cached_tokens)

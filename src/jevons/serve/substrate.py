@@ -1,0 +1,78 @@
+"""Worker processes on this host: start, watch, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+
+import msgspec
+
+from jevons.base.errors import EngineError
+from jevons.wire.channel import AgentConfig, Failed, Ready
+
+START_S = 120.0  # a large model on a slow disk; the embedded one takes 3 s
+STOP_S = 2.0
+
+_FIRST_LINE: msgspec.json.Decoder[Ready | Failed] = msgspec.json.Decoder(Ready | Failed)
+
+
+class Process:
+    """One worker process. It ends when its standard input closes, so it cannot outlive us."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self._process = process
+        self.port = port
+
+    @classmethod
+    async def start(cls, config: AgentConfig) -> Process:
+        """Start a worker and wait until it can be connected to.
+
+        Raises:
+            EngineError: it cannot start; says why.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "jevons.serve.agent",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
+        )
+        try:
+            assert process.stdin is not None
+            process.stdin.write(msgspec.json.encode(config) + b"\n")
+            return cls(process, await asyncio.wait_for(_port(process, config), START_S))
+        except BaseException:
+            await _end(process)
+            raise
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended; negative for a signal."""
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Ask it to end, then make it."""
+        await _end(self._process)
+
+
+async def _port(process: asyncio.subprocess.Process, config: AgentConfig) -> int:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    if not line:
+        raise EngineError(f"worker {config.id}: ended with code {await process.wait()} before it was ready")
+    message = _FIRST_LINE.decode(line)
+    if isinstance(message, Failed):
+        raise EngineError(f"worker {config.id}: {message.error}")
+    return message.port
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,1 @@
+"""What arrives, made up or replayed."""

@@ -1,0 +1,356 @@
+"""The HTTP door: whatever bytes come, a well-formed answer or a closed connection, and the next client is served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jevons.serve.http import ClientGone, Door, Limits, Reply, Request
+from jevons.serve.openai import refusal
+
+LIMITS = Limits(head_bytes=2_000, body_bytes=1_000, head_s=0.3, body_s=0.3, idle_s=0.5, write_s=0.3, pipelined=4)
+
+
+class Answer:
+    """A response as an independent parser reads it; `complete` if it came whole."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = b""
+        self.headers: dict[str, str] = {}
+        self.complete = False
+        self.parser = httptools.HttpResponseParser(self)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode().lower()] = value.decode()
+
+    def on_headers_complete(self) -> None:
+        self.status = self.parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = self.status != 100
+
+
+async def echo(request: Request, reply: Reply) -> None:
+    """Answers what it was asked; paths choose how."""
+    match request.path:
+        case "/stream":
+            reply.start(200, b"text/plain")
+            for part in (b"one ", b"", b"two ", b"three"):
+                reply.write(part)
+                await reply.drain()
+            reply.end()
+        case "/slow":
+            await asyncio.sleep(0.1)
+            reply.send(200, b"slow")
+        case "/bug":
+            raise ZeroDivisionError
+        case "/flood":
+            reply.start(200, b"text/plain")
+            while True:
+                reply.write(b"x" * 65_536)
+                await reply.drain()
+        case _:
+            said = {"method": request.method, "path": request.path, "query": request.query, "size": len(request.body)}
+            reply.send(200, json.dumps(said).encode())
+
+
+async def answers(reader: asyncio.StreamReader, timeout_s: float = 3.0) -> list[Answer]:
+    """All that comes until the connection closes; raises unless every byte is part of a valid response."""
+    found = [Answer()]
+    with contextlib.suppress(ConnectionResetError):
+        async with asyncio.timeout(timeout_s):
+            while data := await reader.read(65_536):
+                for start in _split(data):
+                    if found[-1].complete:
+                        found.append(Answer())
+                    found[-1].parser.feed_data(start)
+    return [a for a in found if a.status]
+
+
+def _split(data: bytes) -> list[bytes]:
+    """Cut before each status line, for the parser takes one response at a time."""
+    parts = data.split(b"HTTP/1.1 ")
+    return [p for p in [parts[0], *(b"HTTP/1.1 " + p for p in parts[1:])] if p]
+
+
+def talk(
+    *pieces: bytes, handler: Callable[[Request, Reply], Awaitable[None]] = echo, eof: bool = False
+) -> list[Answer]:
+    """Send pieces to a fresh door, one write each, and read until it closes."""
+
+    async def run() -> list[Answer]:
+        door = Door(handler, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        try:
+            found = await _exchange(door.port, pieces, eof)
+            assert (await _exchange(door.port, [get("/ok", close=True)], False))[0].status == 200
+            return found
+        finally:
+            await door.close(0.2)
+
+    return asyncio.run(run())
+
+
+async def _exchange(port: int, pieces: Any, eof: bool) -> list[Answer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            if eof:
+                writer.write_eof()
+        return await answers(reader)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def get(path: str, close: bool = False, method: str = "GET") -> bytes:
+    last = "connection: close\r\n" if close else ""
+    return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{last}\r\n".encode()
+
+
+def post(path: str, body: bytes, headers: str = "") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+def test_a_request_split_at_every_byte_is_read_whole() -> None:
+    [answer] = talk(*(bytes([b]) for b in post("/a?b=c", b"hello", "connection: close\r\n")))
+
+    assert json.loads(answer.body) == {"method": "POST", "path": "/a", "query": "b=c", "size": 5}
+
+
+def test_requests_sent_ahead_are_answered_in_order() -> None:
+    found = talk(get("/slow") + get("/b") + get("/stream") + get("/c", close=True))
+
+    assert [a.body[:4] for a in found] == [b"slow", b'{"me', b"one ", b'{"me']
+    assert all(a.complete for a in found)
+
+
+def test_too_many_requests_sent_ahead_are_refused() -> None:
+    assert len(talk(get("/slow") + get("/b") * 20)) == 0  # cut: there is no place for an error in mid-answer
+
+
+def test_a_stream_is_chunked_for_1_1_and_ends_with_the_connection_for_1_0() -> None:
+    [chunked] = talk(get("/stream", close=True))
+    [plain] = talk(b"GET /stream HTTP/1.0\r\n\r\n")
+
+    assert (chunked.body, chunked.complete) == (b"one two three", True)
+    assert plain.body == b"one two three"
+    assert "transfer-encoding" not in plain.headers
+
+
+def test_a_chunked_body_is_read() -> None:
+    [answer] = talk(
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",
+        b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+    )
+    assert json.loads(answer.body)["size"] == 5
+
+
+def test_head_gets_the_head_alone() -> None:
+    async def run() -> bytes:
+        door = Door(echo, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(get("/", close=True, method="HEAD"))
+        raw = await reader.read()
+        writer.close()
+        await door.close(0.1)
+        return raw
+
+    raw = asyncio.run(run())
+    assert raw.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert raw.endswith(b"\r\n\r\n")
+
+
+def test_a_client_that_waits_for_100_continue_gets_it() -> None:
+    async def run() -> tuple[bytes, list[Answer]]:
+        door = Door(echo, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        head, body = post("/", b"hello", "expect: 100-continue\r\nconnection: close\r\n").split(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        interim = await reader.readuntil(b"\r\n\r\n")
+        writer.write(body)
+        found = await answers(reader)
+        writer.close()
+        await door.close(0.1)
+        return interim, found
+
+    interim, [answer] = asyncio.run(run())
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert json.loads(answer.body)["size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "says"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, "not valid HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 400, "not valid HTTP"),  # somebody speaks TLS
+        (b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 3_000 + b"\r\n\r\n", 431, "at most 2000 bytes"),
+        (b"GET /" + b"x" * 3_000 + b" HTTP/1.1\r\n\r\n", 431, "at most 2000 bytes"),
+        (post("/", b"x" * 1_001), 413, "at most 1000 bytes, 1001 bytes declared"),
+        (
+            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5dc\r\n" + b"x" * 1_500,
+            413,
+            "more than 1000 bytes sent",
+        ),
+        (b"POST / HTTP/1.1\r\ncontent-length: -5\r\n\r\n", 400, "not valid HTTP"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n", 408, "head: must arrive within 0.3 s"),
+        (b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc", 408, "body: must arrive within 0.3 s"),
+    ],
+)
+def test_every_limit_has_a_clear_answer(raw: bytes, status: int, says: str) -> None:
+    [answer] = talk(raw)
+
+    assert answer.status == status
+    assert says in json.loads(answer.body)["error"]["message"]
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_wish_to_upgrade_is_passed_over() -> None:
+    [answer] = talk(b"GET /a HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nframes")
+
+    assert json.loads(answer.body)["path"] == "/a"
+
+
+def test_a_bug_in_the_handler_costs_one_request(caplog: pytest.LogCaptureFixture) -> None:
+    found = talk(get("/bug") + get("/ok", close=True))
+
+    assert [a.status for a in found] == [500, 200]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_idle_connection_is_closed_without_a_word() -> None:
+    assert talk(b"") == []
+
+
+def test_a_client_that_takes_nothing_is_given_up() -> None:
+    gone: list[str] = []
+
+    async def flood(request: Request, reply: Reply) -> None:
+        if request.path != "/flood":
+            await echo(request, reply)
+            return
+        try:
+            await echo(request, reply)
+        except ClientGone:
+            gone.append("gone")
+            raise
+
+    async def run() -> None:
+        door = Door(flood, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(get("/flood"))
+        async with asyncio.timeout(10):
+            while not gone:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        writer.close()
+        await door.close(0.1)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_cancels_its_handler_at_once() -> None:
+    cancelled: list[float] = []
+
+    async def wait(request: Request, reply: Reply) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            cancelled.append(asyncio.get_running_loop().time())
+
+    async def run() -> float:
+        door = Door(wait, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(get("/"))
+        await asyncio.sleep(0.05)
+        left = asyncio.get_running_loop().time()
+        writer.close()
+        async with asyncio.timeout(2):
+            while not cancelled:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await door.close(0.1)
+        return cancelled[0] - left
+
+    assert asyncio.run(run()) < 0.1
+
+
+def test_closing_the_door_lets_running_answers_end() -> None:
+    async def run() -> list[Answer]:
+        door = Door(echo, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(get("/slow"))
+        await asyncio.sleep(0.02)
+        _, found = await asyncio.gather(door.close(2.0), answers(reader))
+        writer.close()
+        return found
+
+    [answer] = asyncio.run(run())
+    assert (answer.status, answer.body) == (200, b"slow")
+
+
+SEEDS = [
+    get("/"),
+    get("/stream"),
+    post("/x", b'{"a": 1}'),
+    b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+]
+NASTY = [
+    b"\r\n",
+    b"\x00",
+    b"\xff\xfe",
+    b"Content-Length: 99999999999999999999\r\n",
+    b"Transfer-Encoding: x\r\n",
+    b": \r\n",
+]
+
+
+@st.composite
+def mangled(draw: st.DrawFn) -> list[bytes]:
+    """A valid exchange with bytes changed, dropped, doubled or put in, cut into pieces anywhere."""
+    raw = bytearray(b"".join(draw(st.lists(st.sampled_from(SEEDS), min_size=1, max_size=3))))
+    chance = random.Random(draw(st.integers(0, 2**32)))
+    for _ in range(chance.randrange(6)):
+        at = chance.randrange(len(raw) + 1)
+        match chance.randrange(4):
+            case 0:
+                raw[at : at + 1] = bytes([chance.randrange(256)])
+            case 1:
+                del raw[at : at + chance.randrange(1, 20)]
+            case 2:
+                raw[at:at] = chance.choice(NASTY)
+            case 3:
+                raw[at:at] = raw[max(0, at - 30) : at]
+        raw = raw or bytearray(b"\n")
+    cuts = sorted(chance.randrange(len(raw) + 1) for _ in range(chance.randrange(4)))
+    return [bytes(raw[a:b]) for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+
+
+@settings(max_examples=150)
+@given(mangled() | st.lists(st.binary(max_size=300), max_size=3))
+def test_no_bytes_end_the_door_or_get_a_malformed_answer(pieces: list[bytes]) -> None:
+    for answer in talk(*pieces, eof=True):
+        assert 200 <= answer.status < 600
+        if answer.status >= 400:
+            assert json.loads(answer.body)["error"]["message"]

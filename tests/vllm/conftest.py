@@ -1,0 +1,248 @@
+"""A real vLLM on CPU, and a real `jevons serve` in front of it: processes, sockets, clocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+INSTALLED = Path(__file__).parents[2] / ".vllm" / "bin" / "vllm"
+VLLM_START_S = 240.0  # 27 s eager on 2 idle cores
+DOOR_START_S = 60.0
+STOP_S = 30.0
+READ_S = 10.0
+BLOCK_SIZE = 32  # CPU attention takes multiples of 32 only
+BLOCKS = 192  # 6,144 tokens: what the conversations come to and little more, so that old blocks are evicted
+SERVED = "smol"
+MEASURED = pytest.StashKey[list[str]]()
+
+VLLM_ENV = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, whole ones only; BLOCKS takes less of it
+    "VLLM_CPU_OMP_THREADS_BIND": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOOPBACK_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+VLLM_FLAGS = [
+    *("--served-model-name", SERVED, "--host", "127.0.0.1", "--dtype", "bfloat16", "--enforce-eager"),
+    *("--max-model-len", "2048", "--max-num-seqs", "8"),
+    *("--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", str(BLOCKS)),
+    *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
+]
+
+
+def until(is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Seconds until `is_so` holds; fails if it does not in time."""
+    began_s = time.monotonic()
+    while not is_so():
+        if time.monotonic() - began_s > timeout_s:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(0.01)
+    return time.monotonic() - began_s
+
+
+def read(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=READ_S) as response:
+        return cast(bytes, response.read())
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Vllm:
+    """One vLLM server of ours, in a process group of its own, on ports it keeps when it is started again."""
+
+    def __init__(self, program: Path, model: Path, log: Path) -> None:
+        self._http, self._events, self._replay = free_ports(3)
+        self.url = f"http://127.0.0.1:{self._http}"
+        self.attach = f"{self.url},kv=tcp://127.0.0.1:{self._events},replay=tcp://127.0.0.1:{self._replay}"
+        # vLLM binds its publisher only where the endpoint has a `*`; to any other it connects, and nobody hears it.
+        events = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://*:{self._events}",
+            "replay_endpoint": f"tcp://127.0.0.1:{self._replay}",
+            "topic": f"kv@{SERVED}",
+        }
+        self._command = [str(program), "serve", str(model), "--port", str(self._http), *VLLM_FLAGS]
+        self._command += ["--kv-events-config", json.dumps(events)]
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin to start; `is_healthy` tells when it is done."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env={**os.environ, **VLLM_ENV}, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def is_healthy(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"vLLM ended by itself:\n{self.tail()}")
+        try:
+            read(self.url + "/health")
+        except OSError:
+            return False
+        return True
+
+    def await_health(self) -> None:
+        until(self.is_healthy, VLLM_START_S, "vLLM is healthy")
+
+    def running(self) -> float:
+        """Requests it runs or keeps waiting, by its own account."""
+        page = read(self.url + "/metrics").decode()
+        return sum(float(v) for v in re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", page, re.M))
+
+    def signal(self, number: signal.Signals) -> None:
+        """To it and everything it started."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def reap(self) -> None:
+        assert self._process is not None
+        self._process.wait(STOP_S)
+
+    def stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self.signal(signal.SIGTERM)
+        try:
+            self.reap()
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            self.reap()
+
+    def tail(self) -> str:
+        return self._log.read_text(errors="replace")[-4000:]
+
+
+class Door:
+    """One `jevons serve` of ours."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "jevons", "serve", "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self._urls: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.url = self._urls.get(timeout=DOOR_START_S)
+        except queue.Empty:
+            self.stop()
+            raise AssertionError(f"jevons does not listen:\n{''.join(self.lines)}") from None
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            found = re.search(r"listening on (http://\S+)", line)
+            if found:
+                self._urls.put(found[1])
+
+    def snapshot(self) -> dict[str, Any]:
+        return cast(dict[str, Any], json.loads(read(self.url + "/snapshot")))
+
+    def worker(self) -> dict[str, Any]:
+        """The one engine attached; {} before it has answered for the first time."""
+        workers = self.snapshot()["workers"]
+        return workers[0] if workers else {}
+
+    def is_up(self, index: str) -> bool:
+        worker = self.worker()
+        return worker.get("health") == "up" and worker["index"] == index
+
+    def recent(self) -> list[dict[str, Any]]:
+        """The outcomes of the requests that ended last, oldest first."""
+        return cast(list[dict[str, Any]], self.snapshot()["recent"])
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(STOP_S)
+        self._reader.join(STOP_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool], float, str], float]:
+    return until
+
+
+@pytest.fixture(scope="session")
+def vllm(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    """A vLLM that serves; who ends it starts it again."""
+    program = Path(os.environ.get("JEVONS_VLLM") or INSTALLED)
+    if not program.is_file():
+        pytest.fail(f"no vLLM at {program}: `make test-vllm` installs one, JEVONS_VLLM names another")
+    server = Vllm(program, model_dir, tmp_path_factory.mktemp("vllm") / "log")
+    server.start()
+    try:
+        server.await_health()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def open_door() -> Iterator[Callable[..., Door]]:
+    """Starts a jevons before one engine, ready with its index in that state."""
+    doors: list[Door] = []
+
+    def start(engine: str, index: str = "exact") -> Door:
+        door = Door("--engine", engine)
+        doors.append(door)
+        until(lambda: door.is_up(index), DOOR_START_S, f"jevons has its engine up, index {index}")
+        return door
+
+    yield start
+    for door in doors:
+        door.stop()
+
+
+@pytest.fixture
+def door(vllm: Vllm, open_door: Callable[..., Door]) -> Door:
+    """A jevons that hears vLLM's KV events."""
+    return open_door(vllm.attach)
+
+
+@pytest.fixture
+def measured(pytestconfig: pytest.Config) -> list[str]:
+    """Lines to print when the run is over."""
+    return pytestconfig.stash.setdefault(MEASURED, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(MEASURED, [])
+    if lines:
+        terminalreporter.section("measured against vLLM")
+        for line in lines:
+            terminalreporter.write_line(line)
