@@ -1,0 +1,68 @@
+"""The command line. Each command lives in a module of its own, imported when it runs: `--help` must be quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from jevons import __version__
+from jevons.base.errors import JevonsError
+
+_COMMANDS = {
+    "serve": "Serve a model over several workers, behind one OpenAI-compatible door.",
+    "demo": "See what KV-aware routing saves, on a real model, in under two minutes.",
+    "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
+    "model": "List, fetch and find models.",
+}
+
+
+class _Lazy(click.Group):
+    """Knows its commands' names and one line on each; imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"jevons.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="jevons")
+def jevons() -> None:
+    """An open inference operating system: serve, rehearse and price, with one set of decisions."""
+
+
+def main() -> None:
+    """The `jevons` program. Errors of ours are one line and exit code 2; anything else is a bug and shows its trace."""
+    try:
+        jevons(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except JevonsError as error:
+        _fail(error)
+    except BaseExceptionGroup as group:
+        ours, rest = group.split(JevonsError)
+        if ours is None or rest is not None:
+            raise
+        _fail(_first(ours))
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _fail(error: BaseException) -> None:
+    click.echo(f"jevons: {error}", err=True)
+    sys.exit(2)

@@ -1,0 +1,95 @@
+"""The command line: quick help, one clear line for an error, JSON and nothing else where asked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jevons.base.units import count, milliseconds
+from jevons.cli.options import make_settings
+from jevons.cli.tables import savings
+from jevons.config import Settings
+
+
+def jevons(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "jevons", *args], capture_output=True, text=True, timeout=60)
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "zmq", "tokenizers", "rich")
+    loaded = f"import sys, jevons.cli; print([m for m in {heavy} if m in sys.modules])"
+    light = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=60)
+    shown = jevons("--help")
+
+    assert light.stdout.strip() == "[]"
+    assert shown.returncode == 0
+    assert all(f"  {name} " in shown.stdout for name in ("serve", "demo", "bench", "model"))
+
+
+def test_every_setting_is_an_option_of_serve() -> None:
+    shown = jevons("serve", "--help").stdout
+
+    for field in msgspec.structs.fields(Settings):
+        assert ("--engine" if field.name == "engines" else "--" + field.name.replace("_", "-")) in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["serve", "--port", "70000"], "jevons: flags: port: must be int <= 65535, got 70000"),
+        (["serve", "--policy", "best", "--workers", "1"], "policy: must be one of kv"),
+        (["serve", "--engine", "ftp://x"], "engines: must look like http://HOST:PORT, got 'ftp://x'"),
+        (["serve", "--engine", "http://x:1,kv=udp://y"], "must look like tcp://HOST:PORT, got 'udp://y'"),
+        (["serve", "--model", "/nowhere"], "/nowhere: neither a known model nor a directory"),
+        (["bench", "http://127.0.0.1:1"], "jevons: engine 127.0.0.1:1: "),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(args: list[str], says: str) -> None:
+    ended = jevons(*args)
+
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_json_is_one_object_and_nothing_else() -> None:
+    listed = json.loads(jevons("model", "list", "--json").stdout)
+
+    assert [m["name"] for m in listed["models"]] == ["smollm2-135m"]
+
+
+def test_flags_go_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "jevons.toml"
+    file.write_text('port = 9000\npolicy = "random"\n')
+    settings = make_settings(file, {"port": 9001, "policy": None, "engines": ()})
+
+    assert (settings.port, settings.policy) == (9001, "random")
+
+
+def test_savings_know_which_way_is_better() -> None:
+    spread = {"p50": 2.0, "p90": 2.0, "p99": 2.0}
+    base = {
+        "requests": 1,
+        "errors": 0,
+        "wall_s": 4.0,
+        "prompt_tokens": 10,
+        "cached_tokens": 2,
+        "prefill_tokens_computed": 8,
+        "output_tokens_per_s": 5.0,
+        "ttft_s": spread,
+        "itl_s": spread,
+        "tpot_s": spread,
+        "goodput_rps": None,
+    }
+    better = {**base, "wall_s": 2.0, "cached_tokens": 6, "output_tokens_per_s": 10.0}
+
+    texts = savings(base, better)
+    assert (texts[0], texts[2], texts[4], texts[6], texts[-1]) == ("", "2.00 ×", "3.00 ×", "2.00 ×", "")
+
+
+def test_values_are_shown_with_three_figures_and_their_unit() -> None:
+    assert [milliseconds(s) for s in (0.00123, 0.0123, 1.234)] == ["1.23 ms", "12.3 ms", "1,234 ms"]
+    assert count(1234567.0) == "1,234,567"
