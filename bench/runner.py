@@ -2,8 +2,9 @@
 
     python bench/runner.py --model DIR [--invariant] [--json]
 
-Prefill is held against a bf16 matrix product of as many operations (512 x 2048 by 2048 x 2048), decode against reading
-the weights (and the KV of the batch) once per step at the speed of a large copy. Medians; CPU seconds of this process.
+Prefill is held against a matrix product of as many operations (512 x 2048 by 2048 x 2048, in the type the engine
+computes in on this machine), decode against reading the weights (and the KV of the batch) once per step at the speed of
+a large copy. Medians; CPU seconds of this process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from statistics import median
 import torch
 
 from jevons.engine.reference.runner import Runner, Slice
+from jevons.engine.reference.weights import compute_dtype
 from jevons.facts.model import ModelShape
 from jevons.facts.request import Sampling
 
@@ -56,9 +58,9 @@ def timed(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     return median(walls), median(cpus)
 
 
-def product_flops_per_s() -> float:
-    """Speed of a large bf16 matrix product."""
-    x, weight = torch.randn(512, 2048).bfloat16(), torch.randn(2048, 2048).bfloat16()
+def product_flops_per_s(dtype: torch.dtype) -> float:
+    """Speed of a large matrix product."""
+    x, weight = torch.randn(512, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     _, cpu = timed(lambda: torch.nn.functional.linear(x, weight), 15)
     return 2 * 512 * 2048 * 2048 / cpu
 
@@ -83,7 +85,7 @@ def prefill_flops(shape: ModelShape, tokens: int) -> float:
 
 
 def decode_bytes(shape: ModelShape, batch: int, context: int) -> float:
-    """Bytes a step must read: all weights once, in bf16, and the KV of each sequence."""
+    """Bytes a step must read: all weights once, in 2 bytes each, and the KV of each sequence."""
     return 2.0 * (layer_weights(shape) + shape.vocab * shape.hidden) + batch * context * shape.kv_bytes_per_token()
 
 
@@ -124,7 +126,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    flops_per_s, bytes_per_s = product_flops_per_s(), copy_bytes_per_s()
+    dtype = compute_dtype(torch.device("cpu"))
+    flops_per_s, bytes_per_s = product_flops_per_s(dtype), copy_bytes_per_s()
     loaded_s = time.perf_counter()
     runner = Runner(args.model, blocks=600, block_size=BLOCK, invariant=args.invariant)
     loaded_s = time.perf_counter() - loaded_s
@@ -137,7 +140,7 @@ def main() -> None:
         "load average": os.getloadavg()[0],
         "loaded in s": round(loaded_s, 2),
         "largest RSS in MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "bf16 product GFLOP/s": round(flops_per_s / 1e9),
+        f"{dtype} product GFLOP/s": round(flops_per_s / 1e9),
         "copy GB/s": round(bytes_per_s / 1e9, 1),
     }
     print(json.dumps({**facts, "rows": [asdict(r) for r in rows]})) if args.json else report(facts, rows)

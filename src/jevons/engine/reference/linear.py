@@ -1,4 +1,4 @@
-"""Matrix products with the weights: packed by oneDNN on a CPU, plain elsewhere."""
+"""Matrix products with the weights: packed by oneDNN or FBGEMM on a CPU, plain elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+HALF_MAX = 65504.0  # the largest float16
 
 
 class Linear(Protocol):
@@ -20,24 +22,22 @@ class Linear(Protocol):
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest product for this weight [out, in]; keeps no reference to `weight` where it makes a packed copy."""
-    return PackedLinear(weight, bias) if can_pack(weight) else PlainLinear(weight, bias)
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN multiplies this kind of weight on this machine."""
-    if weight.device.type != "cpu" or not has_onednn():
-        return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_fast_bf16())
-
-
-def has_onednn() -> bool:
-    is_there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return is_there
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_fast_bf16():
+        return PackedLinear(weight, bias)
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and has_fbgemm() and weight.abs().max() < HALF_MAX:
+        return HalfLinear(weight, bias)
+    return PlainLinear(weight, bias)
 
 
 def has_fast_bf16() -> bool:
     """Whether oneDNN multiplies bf16 on this CPU (it takes AVX-512); elsewhere float32 products are faster."""
-    return has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def has_fbgemm() -> bool:
+    """Whether this build of torch multiplies float32 by float16 weights (on x86)."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 class PlainLinear:
@@ -54,9 +54,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """Weights in oneDNN's own order, so that no product reorders them: one row of 576 x 3072 takes 121 us, not 239.
-
-    In float32, 8 rows of 576 x 1536 take 180 us instead of 445 (281 instead of 421 with AVX2).
+    """bf16 weights in oneDNN's own order, so that no product reorders them: a row of 576 x 3072 takes 121 us, not 239.
 
     silu is fused. A fused sum or product with another tensor is not worth it: 20 us a call, 2 for torch's own.
     """
@@ -71,3 +69,21 @@ class PackedLinear:
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x, self._weight, self._bias, "swish", [], "")  # type: ignore[no-any-return]
+
+
+class HalfLinear:
+    """float32 in and out, weights float16 in FBGEMM's own order, for CPUs without bf16 products (AVX2).
+
+    Half the bytes of float32 and no bit of a bf16 weight lost (above 6e-5; below, less than 3e-8 is). With AVX2 one
+    row of 576 x 49152 takes 3.0 ms instead of 6.5 (oneDNN, float32), 128 rows of 576 x 1536 2.5 ms instead of 2.9.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self._product = torch.ops.quantized.linear_dynamic_fp16.default
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, self._packed)  # type: ignore[no-any-return]
+
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(self(x), inplace=True)

@@ -15,7 +15,7 @@ from jevons.engine.reference.plan import Group, Plan, Slice, plan_step, step_ord
 from jevons.engine.reference.rotary import Rotary, rotate
 from jevons.engine.reference.sampling import Sampled, sample
 from jevons.engine.reference.tiles import make_invariant
-from jevons.engine.reference.weights import Layer, compute_dtype, load
+from jevons.engine.reference.weights import Layer, compute_dtype, give_back_memory, load
 from jevons.engine.shape import read_shape
 
 __all__ = ["Abandoned", "Runner", "Sampled", "Slice"]
@@ -65,6 +65,7 @@ class Runner:
         weights = load(model_dir, self.shape, place, self._dtype)
         self._invariant = invariant
         self._weights = make_invariant(weights, self.shape, self._dtype) if invariant else weights
+        give_back_memory()
         multiple = KEY_MULTIPLE[self._dtype]
         self._pages = Pages(self.shape, blocks=blocks, block_size=block_size, key_multiple=multiple, device=place)
         self._rotary = Rotary(self.shape, place)

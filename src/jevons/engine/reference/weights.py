@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jevons.engine.reference.linear import Linear, has_fast_bf16, pack
 from jevons.engine.shape import read_shape
 from jevons.facts.model import ModelShape
 
-__all__ = ["Layer", "Weights", "compute_dtype", "load", "read_shape"]
+__all__ = ["Layer", "Weights", "compute_dtype", "give_back_memory", "load", "read_shape"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,15 @@ def load(model_dir: Path, shape: ModelShape, device: torch.device, dtype: torch.
     norm = source.take("model.norm.weight", shape.hidden)
     head = source.linear(("model.embed_tokens" if shape.tied_embeddings else "lm_head", shape.vocab, shape.hidden))
     layers = [_layer(source, f"model.layers.{i}.", shape) for i in range(shape.layers)]
+    source.close()
     return Weights(embedding, layers, norm, head)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library can: loading leaves holes (100 of 1030 MB)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class _Source:
