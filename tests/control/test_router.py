@@ -156,9 +156,19 @@ def test_a_silent_worker_gets_nothing_while_another_is_up() -> None:
 
 def test_a_worker_that_beats_but_is_stuck_in_a_step_counts_as_silent() -> None:
     r = router()
-    r.roster.heard(B, 5.0, silent_s=3.0)
+    r.on_beat(B, 5.0, StepReport(seconds=3.0, tokens=0, token_context=0, decodes=1))
 
     assert r.roster.health(B) is Health.SUSPECT
+
+
+def test_a_worker_whose_steps_are_known_to_take_long_is_not_stuck() -> None:
+    r = router()
+    slow = StepReport(seconds=2.0, tokens=512, token_context=0, decodes=0)
+    for _ in range(20):
+        r.on_step(B, slow)
+    r.on_beat(B, 5.0, slow)
+
+    assert r.roster.health(B) is Health.UP
 
 
 def test_a_suspect_is_better_than_nobody() -> None:

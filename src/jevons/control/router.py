@@ -23,6 +23,9 @@ from jevons.perf.measured import Load, StepSeconds
 from jevons.policy.route import Candidate, Placement, check_policy, prompt_load, route
 
 RECENT_OUTCOMES = 256
+# A step may take so many times its prediction before its worker counts as silent. Below is noise: on cores that
+# something else uses too, a step takes 2 to 3 times as long.
+LATE_STEP = 4.0
 
 
 class _Placed(msgspec.Struct):
@@ -219,16 +222,23 @@ class Router:
         if placed is not None:
             placed.cached_tokens = cached_tokens
 
+    def on_beat(self, worker: WorkerId, now_s: float, step: StepReport | None = None) -> None:
+        """A worker lives, and its `step` in progress has run so long.
+
+        Who beats but is stuck counts as silent from the moment that step should have been over.
+        """
+        late_s = 0.0
+        if step is not None and worker in self._workers:
+            late_s = max(0.0, step.seconds - LATE_STEP * self._workers[worker].learned.prices.seconds(_load(step)))
+        self.roster.heard(worker, now_s, late_s)
+
     def on_step(self, worker: WorkerId, report: StepReport) -> None:
         """A worker reports one of its steps."""
         known = self._workers.get(worker)
         if known is None:
             return
         known.reports_steps = True
-        known.learned.measured(
-            Load(steps=1, tokens=report.tokens, token_context=report.token_context, decodes=report.decodes),
-            report.seconds,
-        )
+        known.learned.measured(_load(report), report.seconds)
         if report.tokens:
             known.computed(report.tokens)
 
@@ -344,6 +354,10 @@ class Router:
             measurements=worker.learned.samples,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )
+
+
+def _load(step: StepReport) -> Load:
+    return Load(steps=1, tokens=step.tokens, token_context=step.token_context, decodes=step.decodes)
 
 
 def _share(load: Load, part: float) -> Load:

@@ -112,7 +112,7 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            beat = Beat(self.engine.step_age_s, self.engine.waiting, self.engine.running)
+            beat = Beat(self.engine.in_progress)
             for front in self._fronts:
                 front.send(beat)
             await asyncio.sleep(BEAT_S)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from time import time
 
+from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.policy.route import Placement
@@ -16,6 +19,8 @@ from jevons.serve.stream import ChatShape, CompletionShape, Shape
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_ATTEMPTS = 4  # workers that may be lost under one request before we give up
+RETURN_S = 5.0  # an embedded worker that died is back after 2 to 4 s (SmolLM2 on a CPU)
+LOOK_S = 0.1
 
 Clock = Callable[[], float]
 
@@ -69,6 +74,29 @@ class Placements:
         )
         self._since_s[id] = call.arrived_s
         return placement
+
+    async def place_again(
+        self, call: Call, id: RequestId, prompt: list[int], failed: Collection[WorkerId], other: Collection[WorkerId]
+    ) -> Placement:
+        """Place a request whose worker was lost: where none was lost under it, else where one is back, waiting for it.
+
+        Args:
+            failed: workers that were lost under it.
+            other: workers of another kind.
+
+        Raises:
+            NoWorker: none is there within `RETURN_S`.
+        """
+        until_s = self.now_s() + RETURN_S
+        while True:
+            with suppress(NoWorker):
+                return self.place(call, id, prompt, {*failed, *other})
+            try:
+                return self.place(call, id, prompt, other)
+            except NoWorker:
+                if self.now_s() > until_s:
+                    raise
+            await asyncio.sleep(LOOK_S)
 
     def token(self, id: RequestId, worker: WorkerId, tokens: int = 1) -> None:
         """A step's tokens of it are here."""

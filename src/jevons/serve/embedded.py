@@ -133,14 +133,16 @@ class _Run:
         try:
             self._submit(self._sequences[0], id, placement)
             for seq in self._sequences[1:]:
-                self._start(seq)
+                attempt = self._call.attempt()
+                placed = self._placements.place(self._call, attempt, seq.work.prompt, self._fleet.attached)
+                self._submit(seq, attempt, placed)
             while self._live:
                 step = await self._steps.get()
                 if step.id not in self._live:
                     continue
                 seq = self._live[step.id]
                 if step.finish == GONE:
-                    self._lost(seq, step)
+                    await self._lost(seq, step)
                 elif step.finish == "error":
                     raise EngineError(step.error or "the engine failed without a word")
                 else:
@@ -153,11 +155,6 @@ class _Run:
             for open_id in list(self._live):
                 self._over(open_id)
 
-    def _start(self, seq: Sequence) -> None:
-        id = self._call.attempt()
-        avoid = {*seq.failed, *self._fleet.attached}
-        self._submit(seq, id, self._placements.place(self._call, id, seq.work.prompt, avoid))
-
     def _submit(self, seq: Sequence, id: RequestId, placement: Placement) -> None:
         self._live[id] = seq
         seq.worker = placement.worker
@@ -168,11 +165,12 @@ class _Run:
         self._placements.cached(step.id, step.cached_tokens)
         self._placements.token(step.id, seq.worker, len(step.tokens))
 
-    def _lost(self, seq: Sequence, step: Step) -> None:
+    async def _lost(self, seq: Sequence, step: Step) -> None:
         """Its worker is gone: start it elsewhere if nothing of it was seen, else give up.
 
         Raises:
-            EngineGone: its answer has begun, or too many workers were lost, or none is left.
+            EngineGone: its answer has begun, or too many workers were lost.
+            NoWorker: none is left.
         """
         worker = seq.worker
         assert worker is not None
@@ -180,11 +178,14 @@ class _Run:
         if seq.started:
             self._metrics.cut.labels(worker).inc()
             raise EngineGone(f"{step.error}; the answer is cut after {len(seq.tokens)} tokens")
-        seq.failed.add(worker)
+        seq.failed.append(worker)
         if len(seq.failed) >= MAX_ATTEMPTS:
             raise EngineGone(f"request: {len(seq.failed)} workers were lost before its first token")
         self._metrics.retries.labels(worker).inc()
-        self._start(seq)
+        id, prompt = self._call.attempt(), seq.work.prompt
+        self._submit(
+            seq, id, await self._placements.place_again(self._call, id, prompt, seq.failed, self._fleet.attached)
+        )
 
     def _over(self, id: RequestId) -> None:
         seq = self._live.pop(id)

@@ -73,7 +73,6 @@ class Link:
     def __init__(self, id: WorkerId, router: Router, now_s: Clock) -> None:
         self.id = id
         self.context_tokens: int | None = None
-        self.last_beat: Beat | None = None
         self._router = router
         self._now_s = now_s
         self._channel: Channel[ToFront] | None = None
@@ -142,16 +141,15 @@ class Link:
             case Steps(steps, report):
                 if report is not None:
                     self._router.on_step(self.id, report)
-                self._heard(0.0)
+                self._router.on_beat(self.id, self._now_s())
                 for step in steps:
                     self._on_step(step)
-            case Beat(step_age_s):
-                self.last_beat = message
-                self._heard(step_age_s)
+            case Beat(step):
+                self._router.on_beat(self.id, self._now_s(), step)
             case Hello():
                 self.context_tokens = message.context_tokens
                 self._router.join(message.facts)
-                self._heard(0.0)
+                self._router.on_beat(self.id, self._now_s())
                 subscriber = Subscriber(message.events, message.replays)
                 self._feed = asyncio.create_task(feed(self._router, self.id, subscriber))
 
@@ -165,10 +163,6 @@ class Link:
             del self._waiting[step.id]
             self._started.discard(step.id)
         sink.put_nowait(step)
-
-    def _heard(self, step_age_s: float) -> None:
-        """A beat counts from the moment its step began: a worker stuck in a step is silent, whatever its beats say."""
-        self._router.roster.heard(self.id, self._now_s(), step_age_s)
 
 
 class Attached:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from jevons.base.errors import EngineGone, NoWorker
+from jevons.base.errors import EngineGone
 from jevons.base.ids import RequestId, WorkerId
 from jevons.engine.http_client import Scope
 from jevons.engine.openai import Answer, Event, with_usage
@@ -31,8 +31,9 @@ class Relay:
 
         Raises:
             EngineGone: it could not be answered, or not to its end; the caller tells the client.
+            NoWorker: its engine was lost, and none is left.
         """
-        failed: set[WorkerId] = set()
+        failed: list[WorkerId] = []
         while True:
             try:
                 await self._attempt(call, id, self._fleet.attached[placement.worker], reply)
@@ -41,15 +42,12 @@ class Relay:
                 if reply.started:
                     self._metrics.cut.labels(placement.worker).inc()
                     raise
-                failed.add(placement.worker)
+                failed.append(placement.worker)
                 if len(failed) >= MAX_ATTEMPTS:
                     raise
                 id = call.attempt()
-                try:
-                    placement = self._placements.place(call, id, call.prompts[0], {*failed, *self._fleet.links})
-                except NoWorker:
-                    raise EngineGone(f"{len(failed)} engines were lost under this request, none is left") from None
                 self._metrics.retries.labels(placement.worker).inc()
+                placement = await self._placements.place_again(call, id, call.prompts[0], failed, self._fleet.links)
 
     async def _attempt(self, call: Call, id: RequestId, attached: Attached, reply: Reply) -> None:
         scope = attached.enter(id)

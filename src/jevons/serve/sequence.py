@@ -27,7 +27,7 @@ class Sequence:
         self.cached_tokens: int | None = None
         self.finish: str | None = None
         self.worker: WorkerId | None = None
-        self.failed: set[WorkerId] = set()  # workers that were lost under it
+        self.failed: list[WorkerId] = []  # workers that were lost under it
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopFinder(stops) if stops else None

@@ -48,11 +48,9 @@ class Steps(msgspec.Struct, frozen=True, tag="steps"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """The worker lives. `step_age_s` is how long the step in progress has run, 0 if there is none."""
+    """The worker lives. `step` is the one in progress, with the seconds it has run so far."""
 
-    step_age_s: float
-    waiting: int
-    running: int
+    step: StepReport | None
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ ABANDON_SHARE = 0.5
 
 
 class EngineLoop:
-    """Drives a `Batcher` and a `Runner`. `submit`, `cancel`, `stop` and `step_age_s` are for other threads."""
+    """Drives a `Batcher` and a `Runner`. `submit`, `cancel`, `stop` and `in_progress` are for other threads."""
 
     def __init__(self, batcher: Batcher, runner: Runner, on_step: OnStep) -> None:
         self._batcher = batcher
@@ -49,18 +49,10 @@ class EngineLoop:
         self._inbox.put(None)
 
     @property
-    def step_age_s(self) -> float:
-        """How long the step in progress has run; 0 if there is none."""
-        began = self._step_began_s
-        return 0.0 if began is None else time.perf_counter() - began
-
-    @property
-    def waiting(self) -> int:
-        return self._batcher.waiting
-
-    @property
-    def running(self) -> int:
-        return self._batcher.running
+    def in_progress(self) -> StepReport | None:
+        """The step in progress, with the seconds it has run so far."""
+        chunks, began = self._chunks, self._step_began_s
+        return None if began is None else _report(chunks, time.perf_counter() - began)
 
     def run(self) -> None:
         """Work until `stop`."""
