@@ -82,6 +82,7 @@ def test_savings_know_which_way_is_better() -> None:
         "ttft_s": spread,
         "itl_s": spread,
         "tpot_s": spread,
+        "requests_per_s": None,
         "goodput_rps": None,
     }
     better = {**base, "wall_s": 2.0, "cached_tokens": 6, "output_tokens_per_s": 10.0}

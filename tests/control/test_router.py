@@ -56,6 +56,23 @@ def test_two_equal_prompts_arriving_together_do_not_herd() -> None:
     assert {place(r, "1"), place(r, "2")} == {A, B}
 
 
+def test_a_prefix_that_is_about_to_be_computed_counts_as_held() -> None:
+    r = router()
+    first = place(r, "1")
+    place(r, "2", list(range(1000, 1100)))
+    placement = r.place(RequestId("3"), PROMPT, 0.0)
+
+    assert (placement.worker, placement.cached_tokens) == (first, 48)
+
+
+def test_a_prefix_whose_request_ended_before_it_was_computed_does_not_count() -> None:
+    r = router(A)
+    place(r, "1")
+    r.done(RequestId("1"))
+
+    assert r.place(RequestId("2"), PROMPT, 0.0).cached_tokens == 0
+
+
 def test_promised_work_counts_until_its_first_token() -> None:
     r = router()
     first, second = place(r, "1"), place(r, "2")

@@ -24,6 +24,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("ITL p50", "itl_s.p50", "ms"),
     ("ITL p99", "itl_s.p99", "ms"),
     ("TPOT p50", "tpot_s.p50", "ms"),
+    ("requests/s", "requests_per_s", "rate"),
     ("goodput, requests/s", "goodput_rps", "rate"),
 )
 
@@ -35,6 +36,8 @@ def measured_table(title: str, columns: Mapping[str, Mapping[str, Any]], extra: 
     for name in (*columns, *extra):
         table.add_column(name, justify="right")
     for i, (label, key, kind) in enumerate(_ROWS):
+        if key == "goodput_rps" and all(_at(record, key) is None for record in columns.values()):
+            continue  # nobody asked for targets
         cells = [_cell(_at(record, key), kind) for record in columns.values()]
         table.add_row(label, *cells, *(texts[i] for texts in extra.values()))
     return table
@@ -44,7 +47,7 @@ def savings(base: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """For each row: how many times better `ours` is, where that can be said."""
     lower = {"wall_s", "prefill_tokens_computed", "ttft_s.p50", "ttft_s.p90", "ttft_s.p99"}
     lower |= {"itl_s.p50", "itl_s.p99", "tpot_s.p50"}
-    higher = {"cached_tokens", "output_tokens_per_s", "goodput_rps"}
+    higher = {"cached_tokens", "output_tokens_per_s", "requests_per_s", "goodput_rps"}
     texts = []
     for _, key, _ in _ROWS:
         a, b = _at(base, key), _at(ours, key)

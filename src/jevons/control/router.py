@@ -6,7 +6,7 @@ time. Neither decides anything itself.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Sequence
 
 import msgspec
@@ -41,6 +41,15 @@ class _Placed(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+class _Named:
+    """A prompt in blocks of one size, and how many leading ones each worker holds."""
+
+    def __init__(self, tokens: Sequence[int], size: int, salt: str, index: PrefixIndex) -> None:
+        self.hashes = block_hashes(tokens, size, salt)
+        self.reusable = self.hashes[: (len(tokens) - 1) // size]  # the last token is always computed
+        self.depths = index.overlaps(self.reusable)
+
+
 class _Worker:
     """What the router keeps of one worker."""
 
@@ -53,6 +62,8 @@ class _Worker:
         self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
         self.queued = Load()  # the sum of `waiting`
         self.running: set[RequestId] = set()  # past their first token
+        self._names: dict[RequestId, list[BlockHash]] = {}  # blocks of each of `waiting`
+        self._coming: Counter[BlockHash] = Counter()  # how many of `waiting` will have computed a block
 
     @property
     def block_size(self) -> int | None:
@@ -65,14 +76,27 @@ class _Worker:
     def index_mode(self) -> IndexMode:
         return IndexMode.APPROXIMATE if self.intake is None else self.intake.mode
 
-    def wait(self, request: RequestId, load: Load) -> None:
+    def wait(self, request: RequestId, load: Load, hashes: list[BlockHash]) -> None:
         self.waiting[request] = load
+        self._names[request] = hashes
+        self._coming.update(hashes)
         self._add(load, 1)
 
     def unwait(self, request: RequestId) -> None:
         load = self.waiting.pop(request, None)
-        if load is not None:
-            self._add(load, -1)
+        if load is None:
+            return
+        self._add(load, -1)
+        for name in self._names.pop(request):
+            self._coming[name] -= 1
+            if not self._coming[name]:
+                del self._coming[name]
+
+    def will_hold(self, hashes: Sequence[BlockHash], depth: int, index: PrefixIndex) -> int:
+        """Leading blocks of `hashes` that are here when what waits is computed; `depth` of them are here now."""
+        while depth < len(hashes) and (hashes[depth] in self._coming or index.holds(self.facts.id, hashes[depth])):
+            depth += 1
+        return depth
 
     def computed(self, tokens: float) -> None:
         """That many prompt tokens were computed: they come off the oldest waiting requests, all but the last token
@@ -179,8 +203,7 @@ class Router:
         Raises:
             NoWorker: none is left.
         """
-        names: dict[int, list[BlockHash]] = {}
-        depths: dict[int, dict[WorkerId, int]] = {}
+        named: dict[int, _Named] = {}
         candidates = []
         for id in self.roster.placeable():
             worker = self._workers[id]
@@ -188,15 +211,16 @@ class Router:
                 worker.shadow.expire(now_s)
             if id in avoid or (model is not None and worker.facts.model != model):
                 continue
-            size = worker.block_size
-            if size is not None and size not in names:
-                names[size] = block_hashes(tokens, size, salt)
-                depths[size] = self._index.overlaps(names[size][: (len(tokens) - 1) // size])
-            cached = depths[size].get(id, 0) * size if size is not None else 0
+            size, cached = worker.block_size, 0
+            if size is not None:
+                if size not in named:
+                    named[size] = _Named(tokens, size, salt, self._index)
+                cached = worker.will_hold(named[size].reusable, named[size].depths.get(id, 0), self._index) * size
             candidates.append(self._candidate(worker, cached))
         placement = route(self.policy, len(tokens), candidates, self._turn)
         self._turn += 1
-        self._count(request, placement, len(tokens), names, now_s)
+        size = self._workers[placement.worker].block_size
+        self._count(request, placement, len(tokens), named[size].hashes if size is not None else [], now_s)
         return placement
 
     def on_first(self, request: RequestId, now_s: float) -> None:
@@ -293,7 +317,7 @@ class Router:
         request: RequestId,
         placement: Placement,
         prompt_tokens: int,
-        names: dict[int, list[BlockHash]],
+        hashes: list[BlockHash],
         now_s: float,
     ) -> None:
         worker = self._workers[placement.worker]
@@ -303,12 +327,11 @@ class Router:
             tokens=worker.queued.tokens + own.tokens,
             token_context=worker.queued.token_context + own.token_context,
         )
-        worker.wait(request, own)
-        size = worker.block_size
+        worker.wait(request, own, hashes)
         self._placed[request] = _Placed(
             placement=placement,
             prompt_tokens=prompt_tokens,
-            hashes=names[size] if size is not None else [],
+            hashes=hashes,
             placed_s=now_s,
             ahead=ahead,
             decoding=decoding,

@@ -182,10 +182,9 @@ class _Run:
         if len(seq.failed) >= MAX_ATTEMPTS:
             raise EngineGone(f"request: {len(seq.failed)} workers were lost before its first token")
         self._metrics.retries.labels(worker).inc()
-        id, prompt = self._call.attempt(), seq.work.prompt
-        self._submit(
-            seq, id, await self._placements.place_again(self._call, id, prompt, seq.failed, self._fleet.attached)
-        )
+        id, others = self._call.attempt(), self._fleet.attached
+        placed = await self._placements.place_again(self._call, id, seq.work.prompt, seq.failed, others)
+        self._submit(seq, id, placed)
 
     def _over(self, id: RequestId) -> None:
         seq = self._live.pop(id)

@@ -50,6 +50,10 @@ class Targets(msgspec.Struct, frozen=True):
     ttft_s: float | None = None
     tpot_s: float | None = None
 
+    @property
+    def ask_nothing(self) -> bool:
+        return self.ttft_s is None and self.tpot_s is None
+
     def met(self, m: Measured) -> bool:
         if m.error is not None or m.ttft_s is None:
             return False
@@ -142,7 +146,7 @@ async def _at_their_times(timed: Sequence[tuple[float, Callable[[], Awaitable[T]
 
 
 def summary(measured: Sequence[Measured], targets: Targets) -> dict[str, Any]:
-    """The record behind every table of `bench` and `demo`. Seconds and tokens."""
+    """The record behind every table of `bench` and `demo`. Seconds and tokens; goodput is None without targets."""
     good = [m for m in measured if m.error is None]
     began = min((m.began_s for m in measured), default=0.0)
     wall_s = max((m.ended_s or m.began_s for m in measured), default=0.0) - began
@@ -150,6 +154,7 @@ def summary(measured: Sequence[Measured], targets: Targets) -> dict[str, Any]:
     prompt = sum(m.prompt_tokens for m in good)
     reported = [m for m in good if m.cached_tokens is not None]
     cached = sum(m.cached_tokens or 0 for m in reported)
+    met = sum(targets.met(m) for m in measured)
     return {
         "requests": len(measured),
         "errors": len(measured) - len(good),
@@ -162,7 +167,8 @@ def summary(measured: Sequence[Measured], targets: Targets) -> dict[str, Any]:
         "ttft_s": _spread([m.ttft_s for m in good if m.ttft_s is not None]),
         "itl_s": _spread([gap for m in good for gap in m.gaps_s]),
         "tpot_s": _spread([t for m in good if (t := m.tpot_s) is not None]),
-        "goodput_rps": sum(targets.met(m) for m in measured) / wall_s if wall_s else None,
+        "requests_per_s": len(good) / wall_s if wall_s else None,
+        "goodput_rps": met / wall_s if wall_s and not targets.ask_nothing else None,
         "first_error": next((m.error for m in measured if m.error is not None), None),
     }
 

@@ -25,7 +25,7 @@ TRIED_HEAD_ROWS = 64 + UNIT  # of a whole vocabulary each: as many sums as in a 
 
 
 def make_invariant(weights: Weights, shape: ModelShape, dtype: torch.dtype) -> Weights:
-    """`weights` whose products are cut into tiles that agree, found by trying on layer 0: 2 s with AVX-512, 5 with AVX2.
+    """`weights` whose products are cut into tiles that agree, found by trying on layer 0: 2 to 5 s.
 
     Why trying is enough: for one weight shape, the library's kernel, and with it the order of its sums, depends on the
     number of rows and threads alone; another order shows at once in thousands of random sums.
