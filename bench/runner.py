@@ -1,6 +1,6 @@
 """Tokens per second of the embedded engine on one core, each beside the physical limit measured in the same run.
 
-    python bench/runner.py --model DIR [--invariant] [--json]
+    python bench/runner.py [--model DIR] [--invariant] [--json]
 
 Prefill is held against a matrix product of as many operations (512 x 2048 by 2048 x 2048, in the type the engine
 computes in on this machine), decode against reading the weights (and the KV of the batch) once per step at the speed of
@@ -17,11 +17,11 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from jevons.engine.pull import resolve
 from jevons.engine.reference.runner import Runner, Slice
 from jevons.engine.reference.weights import compute_dtype
 from jevons.facts.model import ModelShape
@@ -121,7 +121,7 @@ def report(facts: dict[str, object], rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face directory")
+    parser.add_argument("--model", default="smollm2-135m", help="a known model, or a Hugging Face directory")
     parser.add_argument("--invariant", action="store_true", help="batch-invariant mode")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
@@ -129,7 +129,7 @@ def main() -> None:
     dtype = compute_dtype(torch.device("cpu"))
     flops_per_s, bytes_per_s = product_flops_per_s(dtype), copy_bytes_per_s()
     loaded_s = time.perf_counter()
-    runner = Runner(args.model, blocks=600, block_size=BLOCK, invariant=args.invariant)
+    runner = Runner(resolve(args.model), blocks=600, block_size=BLOCK, invariant=args.invariant)
     loaded_s = time.perf_counter() - loaded_s
     rows = [prefill(runner, tokens, flops_per_s) for tokens in PREFILLS]
     rows += [decode(runner, batch, context, bytes_per_s) for batch, context in DECODES]

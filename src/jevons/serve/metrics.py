@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,6 +18,23 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
+M = TypeVar("M", Counter, Histogram)
+
+
+class Labelled(Generic[M]):
+    """A metric whose children are kept by their labels: finding one anew takes 4 us, as long as counting ten times."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric: M = metric
+        self._children: dict[tuple[str, ...], M] = {}
+
+    def labels(self, *values: str) -> M:
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._metric.labels(*values)
+        return child
+
+
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
@@ -24,11 +42,11 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         registry.register(_FleetCollector(router))
 
-        def counter(name: str, says: str, *labels: str) -> Counter:
-            return Counter(name, says, labels, registry=registry)
+        def counter(name: str, says: str, *labels: str) -> Labelled[Counter]:
+            return Labelled(Counter(name, says, labels, registry=registry))
 
-        def histogram(name: str, says: str, label: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, says, [label], buckets=buckets, registry=registry)
+        def histogram(name: str, says: str, label: str, buckets: Sequence[float]) -> Labelled[Histogram]:
+            return Labelled(Histogram(name, says, [label], buckets=buckets, registry=registry))
 
         self.requests = counter("jevons_requests", "Requests answered.", "endpoint", "status")
         self.seconds = histogram("jevons_request_seconds", "Arrival to end.", "endpoint", SECONDS)
@@ -44,7 +62,9 @@ class Metrics:
         self.output_tokens = counter("jevons_output_tokens", "Tokens sent.", "worker")
         self.retries = counter("jevons_retries", "Requests moved to another worker unseen.", "worker")
         self.cut = counter("jevons_cut_streams", "Answers that ended in the middle.", "worker")
-        self.left = counter("jevons_clients_gone", "Clients that left before their answer was complete.")
+        self.left = Counter(
+            "jevons_clients_gone", "Clients that left before their answer was complete.", registry=registry
+        )
 
     def placed(self, outcome: Outcome) -> None:
         """A placement is over: book what was predicted and measured."""
