@@ -24,7 +24,7 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest product for this weight [out, in]; keeps no reference to `weight` where it makes a packed copy."""
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_fast_bf16():
         return PackedLinear(weight, bias)
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and has_fbgemm() and weight.abs().max() < HALF_MAX:
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and has_fbgemm() and fits_half(weight):
         return HalfLinear(weight, bias)
     return PlainLinear(weight, bias)
 
@@ -38,6 +38,11 @@ def has_fast_bf16() -> bool:
 def has_fbgemm() -> bool:
     """Whether this build of torch multiplies float32 by float16 weights (on x86)."""
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def fits_half(weight: torch.Tensor) -> bool:
+    lowest, highest = weight.aminmax()
+    return bool(lowest > -HALF_MAX) and bool(highest < HALF_MAX)
 
 
 class PlainLinear:
