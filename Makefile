@@ -22,7 +22,7 @@ lint: $(VENV)/.dev ## Style, types, layers
 
 check: lint test ## Everything CI holds
 
-bench: $(VENV)/.dev ## Every benchmark, one after another; nothing else should run
+bench: $(VENV)/.bench ## Every benchmark beside its peer, one after another; nothing else should run
 	for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 test-vllm: $(VENV)/.dev ## Against a real vLLM on CPU: a 3 GB environment of its own; JEVONS_VLLM=PROGRAM takes yours
@@ -48,4 +48,8 @@ $(VENV)/.engine: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.engine
 	$(INSTALL) -e '.[engine,dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(INSTALL) -e '.[engine,dev,bench]'
 	touch $@
