@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """bf16 zeros; on a CPU memory is taken when it is first written: zeroing 256 MB at once costs 0.7 s of its start."""
+    """bf16 zeros; on a CPU memory is taken as it is written: zeroing 256 MB at once took 0.7 s."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=torch.bfloat16, device=device)
     return torch.from_numpy(np.zeros(size, np.int16)).view(torch.bfloat16)
