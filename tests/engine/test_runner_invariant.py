@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from jevons.base.errors import EngineError
+from jevons.engine.reference import runner as runner_module
 from jevons.engine.reference import weights
+from jevons.engine.reference.rotary import rotate
 from jevons.engine.reference.runner import Runner, Sampled, Slice
 from jevons.engine.reference.tiles import TILES, UNIT, agreeing, cover
 from jevons.engine.reference.tiny import TINY, write_random_model
@@ -167,6 +169,15 @@ def test_tiles_whose_rows_differ_are_left_out() -> None:
         return x * 2 if len(x) > 1 else x * 2 + 1e-3
 
     assert agreeing(other_for_one_row, torch.randn(64, 8), (1, 2, 16, 32)) == (2, 16, 32)
+
+
+def test_a_model_whose_bits_depend_on_the_batch_does_not_start(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_batch(x: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return rotate(x, factors) * (1 + len(x) / 64)
+
+    monkeypatch.setattr(runner_module, "rotate", by_batch)
+    with pytest.raises(EngineError, match="this model gives other bits in another batch"):
+        Runner(tiny_dir, blocks=BLOCKS, block_size=BLOCK_SIZE, invariant=True)
 
 
 def test_a_machine_that_cannot_do_it_is_an_error() -> None:

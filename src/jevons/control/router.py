@@ -249,12 +249,13 @@ class Router:
     def on_beat(self, worker: WorkerId, now_s: float, step: StepReport | None = None) -> None:
         """A worker lives, and its `step` in progress has run so long.
 
-        Who beats but is stuck counts as silent from the moment that step should have been over.
+        Who beats but takes many times as long for it as predicted counts as silent since the step began.
         """
-        late_s = 0.0
-        if step is not None and worker in self._workers:
-            late_s = max(0.0, step.seconds - LATE_STEP * self._workers[worker].learned.prices.seconds(_load(step)))
-        self.roster.heard(worker, now_s, late_s)
+        known, silent_s = self._workers.get(worker), 0.0
+        if known is not None and step is not None:
+            expected_s = known.learned.prices.seconds(_load(step))
+            silent_s = step.seconds if step.seconds > LATE_STEP * expected_s else 0.0
+        self.roster.heard(worker, now_s, silent_s)
 
     def on_step(self, worker: WorkerId, report: StepReport) -> None:
         """A worker reports one of its steps."""

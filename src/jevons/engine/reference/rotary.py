@@ -13,6 +13,7 @@ class Rotary:
     """Rotates heads by position, halves paired: number i with i + head_dim / 2, as in the Hugging Face weights."""
 
     def __init__(self, shape: ModelShape, device: torch.device) -> None:
+        self.device = device
         self._frequencies = frequencies(shape).to(device)
 
     def factors(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jevons.engine.reference.attention import ALONE_KEYS, KEY_MULTIPLE, Attention
 from jevons.engine.reference.pages import Pages
 from jevons.engine.reference.plan import Group, Plan, Slice, plan_step, step_order
+from jevons.engine.reference.prove import blocks_needed, prove
 from jevons.engine.reference.rotary import Rotary, rotate
 from jevons.engine.reference.sampling import Sampled, sample
 from jevons.engine.reference.tiles import make_invariant
@@ -53,7 +54,7 @@ class Runner:
 
     Raises:
         ModelError: the model is missing, broken or not of a kind we compute.
-        EngineError: `invariant`, on a machine whose matrix products cannot give it.
+        EngineError: `invariant`, on a machine that cannot give it.
     """
 
     def __init__(
@@ -65,11 +66,19 @@ class Runner:
         weights = load(model_dir, self.shape, place, self._dtype)
         self._invariant = invariant
         self._weights = make_invariant(weights, self.shape, self._dtype) if invariant else weights
-        give_back_memory()
-        multiple = KEY_MULTIPLE[self._dtype]
-        self._pages = Pages(self.shape, blocks=blocks, block_size=block_size, key_multiple=multiple, device=place)
         self._rotary = Rotary(self.shape, place)
         self._attention = Attention(self._dtype, place)
+        if invariant:
+            self._pages = self._make_pages(blocks_needed(block_size), block_size)
+            prove(self.step, self.shape.vocab, block_size)
+        give_back_memory()
+        self._pages = self._make_pages(blocks, block_size)
+
+    def _make_pages(self, blocks: int, block_size: int) -> Pages:
+        multiple = KEY_MULTIPLE[self._dtype]
+        return Pages(
+            self.shape, blocks=blocks, block_size=block_size, key_multiple=multiple, device=self._rotary.device
+        )
 
     @property
     def pages(self) -> torch.Tensor:
