@@ -148,6 +148,7 @@ def test_models_and_small_pages_answer(server: Any, client: openai.OpenAI) -> No
     assert [m.id for m in client.models.list()] == ["smol"]
     assert json.loads(server.get("/health")) == {"status": "ok"}
     assert json.loads(server.get("/ready")) == {"ready": True}
+    client.completions.create(model="smol", prompt="Hello", max_tokens=1)
     metrics = server.get("/metrics").decode()
     assert 'jevons_worker_up{worker="w0"} 1.0' in metrics
     assert "jevons_ttft_measured_over_predicted_bucket" in metrics
