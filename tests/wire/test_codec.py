@@ -47,6 +47,14 @@ def test_what_was_written_is_read_back(written: list[KvEvent]) -> None:
     assert batch.events == written
 
 
+@given(events)
+def test_a_batch_beside_an_event_we_do_not_know_reads_the_same(written: list[KvEvent]) -> None:
+    ts, rows, rank = msgspec.msgpack.decode(encode_batch(1.5, written, rank=3))
+    batch = decode_batch(7, msgspec.msgpack.encode([ts, [*rows, {"type": "BlockPinned"}], rank]))
+
+    assert (batch.events, batch.unread) == (written, 1)
+
+
 def test_our_own_names_go_out_as_vllms_64_bit_numbers() -> None:
     payload = encode_batch(0.0, [BlocksStored(hashes=list(NAMES), tokens=TOKENS, block_size=16, medium="GPU")])
     _, [event], _ = msgspec.msgpack.decode(payload)

@@ -32,7 +32,8 @@ class Intake:
         self.mode = IndexMode.NONE
         self.counts: Counter[str] = Counter()
         self._index = index
-        self._ours: dict[EngineHash, tuple[BlockHash, int]] = {}  # engine's name → our name, copies
+        self._ours: dict[EngineHash, BlockHash] = {}  # engine's name → our name
+        self._more: dict[EngineHash, int] = {}  # copies beyond the first, where there are any
         self._next = 0  # the sequence number expected
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, KvBatch] | None = None  # what came after a hole, while its replay is awaited
@@ -85,7 +86,7 @@ class Intake:
     def reset(self) -> None:
         """The engine is new or unknown: it holds nothing, and counts from 0."""
         self._index.clear(self.worker)
-        self._ours.clear()
+        self._forget_names()
         self._next, self._last_live, self._waiting = 0, -1, None
         self.mode = IndexMode.NONE
 
@@ -100,7 +101,7 @@ class Intake:
         """Removals may be among the lost, so nothing known before can be trusted."""
         self.counts["lost_batches"] += batches
         self._index.clear(self.worker)
-        self._ours.clear()
+        self._forget_names()
         self.mode = IndexMode.DEGRADED
 
     def _apply(self, batch: KvBatch) -> None:
@@ -117,8 +118,12 @@ class Intake:
                 self._removed(event)
             elif isinstance(event, AllCleared):
                 self._index.clear(self.worker)
-                self._ours.clear()
+                self._forget_names()
                 self.mode = IndexMode.EXACT  # whatever was lost before is gone there too
+
+    def _forget_names(self) -> None:
+        self._ours.clear()
+        self._more.clear()
 
     def _stored(self, event: BlocksStored) -> None:
         reason = self._reject(event)
@@ -128,11 +133,13 @@ class Intake:
         if event.parent is None:
             parent = root(event.block_size, _salt(event), event.adapter or "")
         else:
-            parent = self._ours[event.parent][0]
+            parent = self._ours[event.parent]
         names = chain(event.tokens, event.block_size, parent, _extra(event))
+        known = self._ours
         for theirs, ours in zip(event.hashes, names, strict=True):
-            known = self._ours.get(theirs)
-            self._ours[theirs] = (ours, known[1] + 1 if known else 1)
+            if theirs in known:
+                self._more[theirs] = self._more.get(theirs, 0) + 1
+            known[theirs] = ours
         self._index.store(self.worker, names)
         self.block_size = event.block_size
         self.counts["stored"] += len(names)
@@ -157,14 +164,15 @@ class Intake:
             return
         gone = []
         for theirs in event.hashes:
-            known = self._ours.get(theirs)
-            if known is None:
+            ours = self._ours.get(theirs)
+            if ours is None:
                 self.counts["unknown_removed"] += 1
                 continue
-            gone.append(known[0])
-            if known[1] > 1:
-                self._ours[theirs] = (known[0], known[1] - 1)
-            else:
+            gone.append(ours)
+            more = self._more.pop(theirs, 0)
+            if more > 1:
+                self._more[theirs] = more - 1
+            elif not more:
                 del self._ours[theirs]
         self._index.remove(self.worker, gone)
         self.counts["removed"] += len(gone)

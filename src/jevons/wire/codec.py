@@ -4,6 +4,8 @@ frames   [topic] [seq: 8 bytes, big endian, from 0] [payload: msgpack]
 payload  [ts, [event, …], dp_rank]         dp_rank may be missing; a map with these names is accepted too
 event    {"type": "BlockStored", …}        vLLM ≥ 0.3x
          ["BlockStored", …]                older vLLM, SGLang: fields by position
+
+Batches of the newest shape are decoded straight into records; whatever does not fit those is read field by field.
 """
 
 from __future__ import annotations
@@ -62,6 +64,67 @@ def decode_batch(seq: int, payload: bytes) -> KvBatch:
     Raises:
         Malformed: the payload is no batch at all.
     """
+    try:
+        batch = _NEWEST.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _decode_any(seq, payload)
+    return KvBatch(seq=seq, events=[_event(event) for event in batch.events], rank=batch.rank or 0, ts=batch.ts)
+
+
+class _Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
+    block_hashes: list[EngineHash]
+    parent_block_hash: EngineHash | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[list[object] | None] | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+
+
+class _Removed(msgspec.Struct, tag_field="type", tag="BlockRemoved", gc=False):
+    block_hashes: list[EngineHash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class _Cleared(msgspec.Struct, tag_field="type", tag="AllBlocksCleared", gc=False):
+    pass
+
+
+class _Batch(msgspec.Struct, array_like=True):
+    ts: float
+    events: list[_Stored | _Removed | _Cleared]
+    rank: int | None = None
+
+
+_NEWEST = msgspec.msgpack.Decoder(_Batch)
+
+
+def _event(wire: _Stored | _Removed | _Cleared) -> KvEvent:
+    match wire:
+        case _Stored():
+            return BlocksStored(
+                hashes=wire.block_hashes,
+                parent=wire.parent_block_hash,
+                tokens=wire.token_ids,
+                block_size=wire.block_size,
+                medium=wire.medium,
+                group=wire.group_idx or 0,
+                kind=wire.kv_cache_spec_kind,
+                adapter=_adapter_name(wire.lora_name, wire.lora_id),
+                extra=wire.extra_keys,
+            )
+        case _Removed():
+            return BlocksRemoved(hashes=wire.block_hashes, medium=wire.medium, group=wire.group_idx or 0)
+        case _Cleared():
+            return AllCleared()
+
+
+def _decode_any(seq: int, payload: bytes) -> KvBatch:
+    """A batch of any shape seen. Raises Malformed."""
     try:
         raw = msgspec.msgpack.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -135,17 +198,16 @@ def _stored(fields: dict[str, Any]) -> BlocksStored:
             "medium": fields.get("medium"),
             "group": fields.get("group_idx") or 0,
             "kind": fields.get("kv_cache_spec_kind"),
-            "adapter": _adapter(fields),
+            "adapter": _adapter_name(fields.get("lora_name"), fields.get("lora_id")),
             "extra": fields.get("extra_keys"),
         },
         BlocksStored,
     )
 
 
-def _adapter(fields: dict[str, Any]) -> str | None:
+def _adapter_name(name: str | None, number: int | None) -> str | None:
     """The adapter's name; its number where only that is told."""
-    number = fields.get("lora_id")
-    return fields.get("lora_name") or (None if number is None else f"#{number}")
+    return name or (None if number is None else f"#{number}")
 
 
 def _removed(fields: dict[str, Any]) -> BlocksRemoved:
