@@ -87,10 +87,13 @@ class _Worker:
         if load is None:
             return
         self._add(load, -1)
+        coming = self._coming
         for name in self._names.pop(request):
-            self._coming[name] -= 1
-            if not self._coming[name]:
-                del self._coming[name]
+            left = coming[name] - 1
+            if left:
+                coming[name] = left
+            else:
+                del coming[name]
 
     def will_hold(self, hashes: Sequence[BlockHash], depth: int, index: PrefixIndex) -> int:
         """Leading blocks of `hashes` that are here when what waits is computed; `depth` of them are here now."""
