@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.model
 
-# The issue's own limit is 1 s; the machine that runs this may be busy with the model itself.
+# What we promise, on a machine that is busy with the model itself.
 LEAVES_S = 1.0
 RETURNS_S = 1.0
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
-import socket
 import subprocess
-import sys
-import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tests.processes import Jevons, free_ports, read, until
 
 INSTALLED = Path(__file__).parents[2] / ".vllm" / "bin" / "vllm"
 VLLM_START_S = 240.0  # 27 s eager on 2 idle cores
 DOOR_START_S = 60.0
 STOP_S = 30.0
-READ_S = 10.0
 BLOCK_SIZE = 32  # CPU attention takes multiples of 32 only
 BLOCKS = 192  # 6,144 tokens: what the conversations come to and little more, so that old blocks are evicted
 SERVED = "smol"
@@ -50,29 +43,6 @@ VLLM_FLAGS = [
     *("--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", str(BLOCKS)),
     *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
 ]
-
-
-def until(is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
-    """Seconds until `is_so` holds; fails if it does not in time."""
-    began_s = time.monotonic()
-    while not is_so():
-        if time.monotonic() - began_s > timeout_s:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.01)
-    return time.monotonic() - began_s
-
-
-def read(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=READ_S) as response:
-        return cast(bytes, response.read())
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Vllm:
@@ -143,56 +113,21 @@ class Vllm:
         return self._log.read_text(errors="replace")[-4000:]
 
 
-class Door:
-    """One `jevons serve` of ours."""
+class Door(Jevons):
+    """One `jevons serve` of ours before one engine."""
 
-    def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "jevons", "serve", "--port", "0", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        self._urls: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        try:
-            self.url = self._urls.get(timeout=DOOR_START_S)
-        except queue.Empty:
-            self.stop()
-            raise AssertionError(f"jevons does not listen:\n{''.join(self.lines)}") from None
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            found = re.search(r"listening on (http://\S+)", line)
-            if found:
-                self._urls.put(found[1])
-
-    def snapshot(self) -> dict[str, Any]:
-        return cast(dict[str, Any], json.loads(read(self.url + "/snapshot")))
-
-    def worker(self) -> dict[str, Any]:
+    def attached(self) -> dict[str, Any]:
         """The one engine attached; {} before it has answered for the first time."""
         workers = self.snapshot()["workers"]
         return workers[0] if workers else {}
 
     def is_up(self, index: str) -> bool:
-        worker = self.worker()
+        worker = self.attached()
         return worker.get("health") == "up" and worker["index"] == index
 
     def recent(self) -> list[dict[str, Any]]:
         """The outcomes of the requests that ended last, oldest first."""
         return cast(list[dict[str, Any]], self.snapshot()["recent"])
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(STOP_S)
-        self._reader.join(STOP_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ def test_cached_tokens_predicted_are_those_vllm_reports(
 
     outcomes = play(door, conversations(1), rounds=10, parallel=3, wait_until=wait_until)
 
-    counts = door.worker()["event_counts"]
+    counts = door.attached()["event_counts"]
     measured += [*said(outcomes), f"KV events: {counts}"]
     assert len(outcomes) == 100
     assert sum(bool(o["cached_tokens"]) for o in outcomes) >= 80, "a workload without hits proves nothing"
@@ -204,11 +204,11 @@ def test_a_jevons_started_anew_knows_what_a_warm_vllm_holds(
     with client_of(first.url) as client:
         client.chat.completions.create(**ask)
     wait_until(lambda: len(first.recent()) == 1, 5.0, "the outcome is there")
-    known = first.worker()["held_blocks"]
+    known = first.attached()["held_blocks"]
     first.stop()
 
     second = open_door(vllm.attach)
-    rebuilt = second.worker()["held_blocks"]
+    rebuilt = second.attached()["held_blocks"]
     with client_of(second.url) as client:
         client.chat.completions.create(**ask)
 
@@ -262,13 +262,13 @@ def test_a_vllm_that_is_killed_leaves_the_rotation_within_a_second_and_returns_w
 
     try:
         vllm.signal(signal.SIGKILL)
-        left_s = wait_until(lambda: door.worker()["health"] != "up", 5.0, "it left the rotation")
+        left_s = wait_until(lambda: door.attached()["health"] != "up", 5.0, "it left the rotation")
         vllm.reap()
         with pytest.raises(openai.APIError, match="engine"):
             list(stream)
         with pytest.raises(openai.APIStatusError) as refused:
             client.chat.completions.create(**ask)
-        held = door.worker()["held_blocks"]
+        held = door.attached()["held_blocks"]
     finally:
         vllm.start()
         vllm.await_health()
@@ -294,16 +294,16 @@ def test_a_vllm_that_hangs_leaves_the_rotation_within_a_second_and_returns_with_
     vllm: Any, door: Any, client: openai.OpenAI, wait_until: WaitUntil, measured: list[str]
 ) -> None:
     client.chat.completions.create(**asking(prose(random.Random("hung"), 200)))
-    held = door.worker()["held_blocks"]
+    held = door.attached()["held_blocks"]
 
     try:
         vllm.signal(signal.SIGSTOP)
-        left_s = wait_until(lambda: door.worker()["health"] == "suspect", 5.0, "it left the rotation")
+        left_s = wait_until(lambda: door.attached()["health"] == "suspect", 5.0, "it left the rotation")
     finally:
         vllm.signal(signal.SIGCONT)
     returned_s = wait_until(lambda: door.is_up("exact"), 5.0, "it is used again")
 
     measured.append(f"vLLM hung: out of the rotation after {left_s:.2f} s, back {returned_s:.2f} s after it went on")
-    assert door.worker()["held_blocks"] == held > 0
+    assert door.attached()["held_blocks"] == held > 0
     assert left_s < ROTATION_S
     assert returned_s < ROTATION_S
