@@ -47,9 +47,9 @@ $(VENV)/.engine: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
-	$(INSTALL) -e '.[engine,dev]'
+	$(INSTALL) -e '.[engine,object,encrypt,dev]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(INSTALL) -e '.[engine,dev,bench]'
+	$(INSTALL) -e '.[engine,object,encrypt,dev,bench]'
 	touch $@

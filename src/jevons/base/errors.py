@@ -6,6 +6,7 @@ JevonsError
 ├── CapacityError        the work is valid but does not fit now; the caller may queue, shed or retry
 │   ├── NoFreeBlocks
 │   └── NoWorker
+├── StoreError           a store cannot give or take a block; carries the reason it is counted under
 ├── EngineError          an engine broke its contract or went away; carries the worker
 │   └── EngineGone
 └── ModelError           a model's files are missing, broken or of a kind we cannot run
@@ -51,6 +52,19 @@ class NoFreeBlocks(CapacityError):
 
 class NoWorker(CapacityError):
     """No worker may take this request."""
+
+
+class StoreError(JevonsError):
+    """A store cannot give or take a block. Whoever asked goes on without it and counts the reason.
+
+    Args:
+        reason: one of the words of `facts.block.LOST`.
+        message: what happened, where.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class EngineError(JevonsError):
