@@ -42,6 +42,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     invariant: Annotated[
         bool, Meta(description="Same tokens whatever the batch, chunking and cache: slower, for tests and audits.")
     ] = False
+    dram_bytes: Annotated[
+        int, Meta(ge=0, description="Memory that all embedded engines share for KV blocks, in bytes; 0: none.")
+    ] = 0
+    disk_path: Annotated[str | None, Meta(description="Directory where KV blocks outlive the server.")] = None
+    disk_bytes: Annotated[int, Meta(ge=1, description="Size of what is kept there at most, in bytes.")] = 16 << 30
+    disk_key_file: Annotated[
+        str | None, Meta(description="File with a 32-byte key: blocks on disk are encrypted, tenants apart.")
+    ] = None
+    object_url: Annotated[str | None, Meta(description="S3 bucket for KV blocks: s3://BUCKET/PREFIX.")] = None
+    object_endpoint: Annotated[str | None, Meta(description="URL of an S3-compatible server; AWS by default.")] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body, in bytes.")] = 16 << 20
     request_timeout_s: Annotated[float, Meta(gt=0, description="Longest life of one request, in seconds.")] = 600.0
     hang_s: Annotated[float, Meta(gt=0, description="Seconds of silence after which a worker gets no new work.")] = 0.8
@@ -101,6 +111,12 @@ def read(path: Path) -> dict[str, Any]:
 def _check(settings: Settings) -> None:
     if not settings.embedded_workers and not settings.engines:
         raise ConfigError("workers, engines: there must be at least one worker or one attached engine, got 0 and none")
+    if not settings.dram_bytes:
+        for key in ("disk_path", "object_url"):
+            if getattr(settings, key) is not None:
+                raise ConfigError(f"{key}, dram_bytes: blocks pass through shared memory, got dram_bytes 0; raise it")
+    if settings.disk_key_file is not None and settings.disk_path is None:
+        raise ConfigError("disk_key_file, disk_path: there is nothing to encrypt without a disk_path; give one")
     if settings.max_running > settings.step_tokens:
         raise ConfigError(
             f"max_running, step_tokens: each running sequence needs a token of every step, "

@@ -18,9 +18,12 @@ import msgspec
 
 from jevons.base.errors import CapacityError
 from jevons.base.ids import BlockHash, BlockId, RequestId
+from jevons.control.restore import Coming, Restore
+from jevons.facts.move import Answer
 from jevons.facts.request import Sampling, Step, TokenLogprob, Work
 from jevons.kv.hashing import chain, root
 from jevons.kv.pool import BlockPool, FullBlocks
+from jevons.perf.measured import GUESS_PRICES, Prices
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -54,7 +57,7 @@ class _Sequence:
         self.names: list[BlockHash] = chain(self.tokens, block_size, self.root)
         self.sealed = 0  # blocks of `names` that are named in the pool
         self.cached_tokens: int | None = None  # reported once, from the first admission
-        self.target = len(self.tokens)  # tokens to compute before the next one can be drawn
+        self.coming = Coming()
 
     @property
     def left(self) -> int:
@@ -64,8 +67,18 @@ class _Sequence:
 class Batcher:
     """The waiting and running sequences of one engine, and its block pool."""
 
-    def __init__(self, pool: BlockPool, *, step_tokens: int, max_running: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        step_tokens: int,
+        max_running: int,
+        context_tokens: int,
+        restore: Restore | None = None,
+    ) -> None:
         self.pool = pool
+        self.restore = restore
+        self.prices: Prices = GUESS_PRICES  # of this engine's steps; who measures them sets it
         self.context_tokens = min(context_tokens, pool.blocks * pool.block_size)
         self._step_tokens = step_tokens
         self._max_running = max_running
@@ -73,6 +86,7 @@ class Batcher:
         self._running: list[_Sequence] = []
         self._coming: Counter[BlockHash] = Counter()  # blocks that running prompts will fill
         self.preemptions = 0
+        self._now_s = 0.0  # of the call under way
 
     @property
     def waiting(self) -> int:
@@ -106,11 +120,15 @@ class Batcher:
         for seq in self._waiting:
             if seq.work.id == id:
                 self._waiting.remove(seq)
+                self._leave(seq)
                 return True
         return False
 
-    def schedule(self) -> list[Chunk]:
-        """The next step's work; empty if there is none. `complete` must follow, or `retry` if it was given up."""
+    def schedule(self, now_s: float) -> list[Chunk]:
+        """The next step's work; empty if there is none now. `complete` must follow, or `retry` if it was given up."""
+        self._now_s = now_s
+        if self.restore is not None:
+            self.restore.expire(now_s)
         budget = self._step_tokens
         chunks: list[Chunk] = []
         preemptions = self.preemptions
@@ -139,15 +157,31 @@ class Batcher:
                 continue
             seq.computed = chunk.start + len(chunk.tokens)
             self._seal(seq)
+            self._pass_over(seq)
             if token is not None:
                 steps.append(self._advance(seq, token))
         return steps
+
+    def on_answer(self, answer: Answer, now_s: float) -> None:
+        """The tiers answer."""
+        assert self.restore is not None, "only who asks is answered"
+        self._now_s = now_s
+        self.restore.on_answer(answer, now_s)
+        for seq in self._running:
+            self._pass_over(seq)
 
     # Inside
 
     def _take(self, seq: _Sequence, budget: int, chunks: list[Chunk]) -> int:
         """Give `seq` up to `budget` tokens of this step. Returns how many."""
         count = min(seq.left, budget)
+        if self.restore is not None:
+            block = seq.computed // self.pool.block_size
+            if self.restore.is_held(seq.coming, block, self._now_s):
+                return 0
+            limit = self.restore.limit(seq.coming, block)
+            if limit is not None:
+                count = min(count, limit * self.pool.block_size - seq.computed)
         if not self._grow(seq, seq.computed + count):
             return 0
         end = seq.computed + count
@@ -186,24 +220,44 @@ class Batcher:
             need = -(-len(seq.tokens) // self.pool.block_size) - len(found)
             if not self.pool.can_allocate(need, found):
                 return None  # in order: a later, smaller one must not starve it
+            if self.restore is not None and not self.restore.knows(seq.coming, reusable, len(found), self._now_s):
+                continue
             self._waiting.remove(seq)
-            self._start(seq, found)
+            self._start(seq, found, reusable)
             return seq
         return None
 
-    def _start(self, seq: _Sequence, found: list[BlockId]) -> None:
+    def _start(self, seq: _Sequence, found: list[BlockId], reusable: list[BlockHash]) -> None:
         self.pool.take(found)
         seq.table = list(found)
         seq.sealed = len(found)
         seq.computed = len(found) * self.pool.block_size
-        seq.target = len(seq.tokens)
         if seq.cached_tokens is None:
             seq.cached_tokens = min(seq.computed, len(seq.work.prompt))
         self._coming.update(seq.names[seq.sealed :])
         self._running.append(seq)
+        if self.restore is not None and len(found) < len(reusable):
+            if self.restore.has_any(seq.coming, len(found)):
+                seq.table += self.pool.allocate(len(reusable) - len(found))
+            self.restore.begin(seq.coming, reusable, seq.table, len(found), self.prices, self._now_s)
 
-    def _seal(self, seq: _Sequence) -> None:
-        """Name the blocks that are full now."""
+    def _pass_over(self, seq: _Sequence) -> None:
+        """Blocks that came from the tiers are as good as computed, once all before them are."""
+        here, size = seq.coming.here, self.pool.block_size
+        block, inside = divmod(seq.computed, size)
+        if inside or block not in here:
+            return
+        while block in here:
+            here.discard(block)
+            block += 1
+        passed = block * size - seq.computed
+        seq.computed += passed
+        if seq.outputs == len(seq.work.emitted) and seq.cached_tokens is not None:
+            seq.cached_tokens = min(seq.cached_tokens + passed, len(seq.work.prompt))
+        self._seal(seq, is_computed=False)
+
+    def _seal(self, seq: _Sequence, *, is_computed: bool = True) -> None:
+        """Name the blocks that are full now; those that were computed here go to the tiers too."""
         size = self.pool.block_size
         full = seq.computed // size
         if full <= seq.sealed:
@@ -223,6 +277,8 @@ class Batcher:
             ),
         )
         self._arrived(fresh)
+        if self.restore is not None and is_computed:
+            self.restore.save(fresh, seq.table[seq.sealed : full], seq.sealed, seq.work.salt, self._now_s)
         seq.sealed = full
 
     def _advance(self, seq: _Sequence, drawn: Drawn) -> Step:
@@ -236,6 +292,8 @@ class Batcher:
         first = seq.outputs == len(seq.work.emitted) + 1
         if finish is not None:
             self._running.remove(seq)
+            if self.restore is not None and seq.work.keep_s:
+                self.restore.keep(seq.names[: seq.sealed], seq.work.keep_s)
             self._release(seq)
         return Step(
             id=seq.work.id,
@@ -249,12 +307,17 @@ class Batcher:
         self.preemptions += 1
         self._running.remove(seq)
         self._release(seq)
-        seq.computed, seq.sealed, seq.table = 0, 0, []
+        seq.computed, seq.sealed, seq.table, seq.coming = 0, 0, [], Coming()
         self._waiting.appendleft(seq)
 
     def _release(self, seq: _Sequence) -> None:
         self._arrived(seq.names[seq.sealed :])
+        self._leave(seq)
         self.pool.release(seq.table)
+
+    def _leave(self, seq: _Sequence) -> None:
+        if self.restore is not None:
+            self.restore.leave(seq.coming, self._now_s)
 
     def _arrived(self, names: Sequence[BlockHash]) -> None:
         for name in names:

@@ -15,12 +15,15 @@ from jevons.base.ids import BlockHash, RequestId, WorkerId
 from jevons.control.intake import Intake
 from jevons.control.roster import Roster
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
-from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
+from jevons.facts.move import MoveReport
+from jevons.facts.snapshot import FleetSnapshot, Outcome, TierSnapshot, WorkerSnapshot
 from jevons.facts.worker import IndexMode, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
 from jevons.kv.index import PrefixIndex
-from jevons.perf.measured import Load, StepSeconds
+from jevons.kv.tiers import Holdings
+from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds, StepSeconds, load_of
 from jevons.policy.route import Candidate, Placement, check_policy, prompt_load, route
+from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
 # A step may take so many times its prediction before its worker counts as silent. Below is noise: on cores that
@@ -58,6 +61,7 @@ class _Worker:
         self.intake = Intake(facts.id, index) if facts.sends_events else None
         self.shadow = None if facts.sends_events else Shadow(facts.id, index, shadow_ttl_s)
         self.learned = StepSeconds()
+        self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self.reports_steps = False
         self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
         self.queued = Load()  # the sum of `waiting`
@@ -133,6 +137,8 @@ class Router:
         self.policy = policy
         self.roster = Roster(hang_s)
         self._shadow_ttl_s = shadow_ttl_s
+        self.holdings = Holdings()  # of the node's tiers
+        self.tiers: TierSnapshot | None = None  # as their keeper told last
         self._index = PrefixIndex()
         self._workers: dict[WorkerId, _Worker] = {}
         self._placed: dict[RequestId, _Placed] = {}
@@ -148,7 +154,7 @@ class Router:
             self._forget_blocks(old)
         self._workers[facts.id] = worker = _Worker(facts, self._index, self._shadow_ttl_s)
         if old is not None:
-            worker.learned = old.learned  # the hardware is the same
+            worker.learned, worker.moves = old.learned, old.moves  # the hardware is the same
             worker.reports_steps = old.reports_steps
 
     def leave(self, worker: WorkerId) -> None:
@@ -214,12 +220,15 @@ class Router:
                 worker.shadow.expire(now_s)
             if id in avoid or (model is not None and worker.facts.model != model):
                 continue
-            size, cached = worker.block_size, 0
+            size, depth = worker.block_size, 0
             if size is not None:
                 if size not in named:
                     named[size] = _Named(tokens, size, salt, self._index)
-                cached = worker.will_hold(named[size].reusable, named[size].depths.get(id, 0), self._index) * size
-            candidates.append(self._candidate(worker, cached))
+                depth = worker.will_hold(named[size].reusable, named[size].depths.get(id, 0), self._index)
+                coming = self._from_tiers(worker, named[size].reusable, depth)
+                candidates.append(self._candidate(worker, depth * size, coming))
+            else:
+                candidates.append(self._candidate(worker, 0, NOTHING))
         placement = route(self.policy, len(tokens), candidates, self._turn)
         self._turn += 1
         size = self._workers[placement.worker].block_size
@@ -256,7 +265,7 @@ class Router:
         """
         known, silent_s = self._workers.get(worker), 0.0
         if known is not None and step is not None:
-            expected_s = known.learned.prices.seconds(_load(step))
+            expected_s = known.learned.prices.seconds(load_of(step))
             silent_s = step.seconds if step.seconds > LATE_STEP * expected_s else 0.0
         self.roster.heard(worker, now_s, silent_s)
 
@@ -266,9 +275,16 @@ class Router:
         if known is None:
             return
         known.reports_steps = True
-        known.learned.measured(_load(report), report.seconds)
+        known.learned.measured(load_of(report), report.seconds)
         if report.tokens:
             known.computed(report.tokens)
+
+    def on_moves(self, worker: WorkerId, reports: Sequence[MoveReport]) -> None:
+        """A worker reports what bringing blocks took."""
+        known = self._workers.get(worker)
+        if known is not None:
+            for report in reports:
+                known.moves[report.tier].measured(report.size_bytes, report.seconds)
 
     def done(self, request: RequestId) -> Outcome | None:
         """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown."""
@@ -300,14 +316,26 @@ class Router:
             index_blocks=len(self._index),
             workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
             recent=list(self._recent),
+            tiers=self.tiers,
         )
 
     # Inside
 
-    def _candidate(self, worker: _Worker, cached_tokens: int) -> Candidate:
+    def _from_tiers(self, worker: _Worker, names: Sequence[BlockHash], depth: int) -> Plan:
+        """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
+        facts = worker.facts
+        if facts.fingerprint is None or depth >= len(names) or not len(self.holdings):
+            return NOTHING
+        assert facts.block_size is not None, "who has pages knows their size"
+        supply = Supply({tier: learned.prices for tier, learned in worker.moves.items()}, {})
+        compute = Compute(worker.learned.prices, facts.step_tokens, facts.block_size, facts.block_bytes)
+        return plan(self.holdings.nearest(facts.fingerprint, names[depth:]), depth, supply, compute)
+
+    def _candidate(self, worker: _Worker, device_tokens: int, coming: Plan) -> Candidate:
         return Candidate(
             worker=worker.facts.id,
-            cached_tokens=cached_tokens,
+            cached_tokens=device_tokens + len(coming.blocks) * (worker.facts.block_size or 0),
+            bring_s=coming.seconds if coming.wait_s else 0.0,  # otherwise it computes meanwhile
             queued=worker.queued,
             decoding=len(worker.running),
             requests=len(worker.waiting) + len(worker.running),
@@ -381,10 +409,6 @@ class Router:
             measurements=worker.learned.samples,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )
-
-
-def _load(step: StepReport) -> Load:
-    return Load(steps=1, tokens=step.tokens, token_context=step.token_context, decodes=step.decodes)
 
 
 def _share(load: Load, part: float) -> Load:

@@ -26,7 +26,8 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """One sequence to run: the prompt as tokens, and when to stop.
 
     `emitted` are output tokens that were already produced elsewhere: they are computed with the prompt and not sent
-    again, and the first token drawn is number `len(emitted)`. `salt` keeps tenants' caches apart.
+    again, and the first token drawn is number `len(emitted)`. `salt` keeps tenants' caches apart. Whoever asks will be
+    back within `keep_s` seconds: until then the tiers keep its blocks.
     """
 
     id: RequestId
@@ -36,6 +37,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_ids: list[int]  # token ids that end the output; sent, with finish "stop"
     emitted: list[int] = []
     salt: str = ""
+    keep_s: float = 0.0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

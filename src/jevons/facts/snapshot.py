@@ -38,9 +38,23 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None  # as the engine reported; None if it did not
 
 
+class TierSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The tiers of a node, as its keeper tells."""
+
+    dram_bytes: int
+    dram_used_bytes: int
+    blocks: dict[str, int]  # by tier
+    lower_bytes: dict[str, int]  # used, by tier below dram
+    leases: int
+    clients: int
+    waiting_bytes: dict[str, int]  # still to be written, by tier
+    counts: dict[str, int]  # what happened or failed, by reason
+
+
 class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     placements: int
     index_blocks: int  # distinct blocks known
     workers: list[WorkerSnapshot]
     recent: list[Outcome]
+    tiers: TierSnapshot | None = None  # None without, and while the keeper is away

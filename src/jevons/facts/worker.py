@@ -37,6 +37,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int = 2048  # prompt tokens it computes in one step at most (vLLM's default, see its docs)
     sends_events: bool = True
     pid: int | None = None  # of its process, where that is on this host and ours
+    fingerprint: bytes | None = None  # of its blocks in the tiers; None where it cannot use them
+    block_bytes: int = 0  # of one block's page
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True):

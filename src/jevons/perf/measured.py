@@ -1,4 +1,4 @@
-"""How long an engine's steps take, learned from what it reports.
+"""How long an engine's steps take, and how long bringing blocks takes, learned from what was measured.
 
 One step computes some prompt tokens and advances some running sequences. Its time is close to a sum of parts, each
 with a price in seconds that belongs to that worker's hardware:
@@ -9,6 +9,8 @@ The prices are learned by recursive least squares on relative errors, with forge
 before measuring). What is known of a price fades to no less than the prior's certainty, and a price itself moves only
 when a step that contains it was mispredicted: hours of decoding do not wash out what was learned of prefill, they only
 make the next prefill count more. Time to first token of a queue of prompts is the same sum over several steps.
+
+Bringing blocks from a tier is a sum of two parts, learned in the same way: a constant, and bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from collections.abc import Sequence
 
 import msgspec
 
+from jevons.facts.block import Tier
+from jevons.facts.worker import StepReport
+
 # Scales that bring the four features near 1 for a usual step, so one ridge fits all.
 _SCALE = (1.0, 256.0, 256.0 * 1024.0, 8.0)
 _FADE = 0.98  # weight of the past after one more measurement: the last ~50 count
 # How far off the prior may be, in multiples of itself, before it holds a measurement back. Attention's share differs by
 # four orders of magnitude from a CPU to the newest accelerators, the rest by two.
 _PRIOR_SPREAD = (10.0, 10.0, 100.0, 10.0)
-_PARTS = range(4)
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -34,13 +38,10 @@ class Load(msgspec.Struct, frozen=True):
     token_context: float = 0.0  # sum over those tokens of the tokens before each
     decodes: float = 0.0  # running sequences advanced by one token, summed over the steps
 
-    def features(self) -> tuple[float, float, float, float]:
-        return (
-            self.steps / _SCALE[0],
-            self.tokens / _SCALE[1],
-            self.token_context / _SCALE[2],
-            self.decodes / _SCALE[3],
-        )
+
+def load_of(report: StepReport) -> Load:
+    """The load of one reported step."""
+    return Load(steps=1, tokens=report.tokens, token_context=report.token_context, decodes=report.decodes)
 
 
 class Prices(msgspec.Struct, frozen=True):
@@ -71,38 +72,102 @@ class Prices(msgspec.Struct, frozen=True):
 GUESS_PRICES = Prices(per_step_s=0.005, per_token_s=0.0005, per_token_context_s=1e-7, per_decode_s=0.001)
 
 
-class StepSeconds:
-    """Learns one worker's `Prices`. About 20 µs a measurement, plain floats."""
+class _Sum:
+    """Learns the prices of a sum's parts from measured totals. About 20 µs a measurement for four parts, plain floats.
 
-    def __init__(self, prior: Prices = GUESS_PRICES) -> None:
-        self._theta = list(_scaled(prior))
-        # What is known, as an information matrix, 4 × 4. The prior knows each price to its spread.
-        spread = [t * s for t, s in zip(self._theta, _PRIOR_SPREAD, strict=True)]
-        self._floor = [1.0 / s**2 for s in spread]
-        self._known = [[self._floor[i] if i == j else 0.0 for j in _PARTS] for i in _PARTS]
+    Args:
+        prior: prices before anything is measured, all above 0.
+        scales: sizes of the parts that bring `prior` times scale near a usual total, so one ridge fits all.
+        spread: how far off each prior may be, in multiples of itself.
+    """
+
+    def __init__(self, prior: Sequence[float], scales: Sequence[float], spread: Sequence[float]) -> None:
+        self._scales = scales
+        self._theta = [price * scale for price, scale in zip(prior, scales, strict=True)]
+        # What is known, as an information matrix, parts × parts. The prior knows each price to its spread.
+        self._floor = [1.0 / (t * s) ** 2 for t, s in zip(self._theta, spread, strict=True)]
+        parts = range(len(prior))
+        self._parts = parts
+        self._known = [[self._floor[i] if i == j else 0.0 for j in parts] for i in parts]
         self.samples = 0
-        self.prices = prior
 
-    def measured(self, load: Load, seconds: float) -> None:
-        """`load` took `seconds`; passed over unless both are above 0."""
-        if seconds <= 0 or not any(load.features()):
-            return
-        x = [f / seconds for f in load.features()]  # divided by seconds: a relative error counts alike at any size
-        for i in _PARTS:
+    def measured(self, sizes: Sequence[float], seconds: float) -> bool:
+        """Parts of these sizes took `seconds`; passed over unless both are above 0."""
+        if seconds <= 0 or not any(sizes):
+            return False
+        # Divided by seconds: a relative error counts alike at any size.
+        x = [size / scale / seconds for size, scale in zip(sizes, self._scales, strict=True)]
+        for i in self._parts:
             row = self._known[i]
-            for j in _PARTS:
+            for j in self._parts:
                 row[j] = row[j] * _FADE + x[i] * x[j]
             row[i] += (1.0 - _FADE) * self._floor[i]
         error = 1.0 - sum(a * t for a, t in zip(x, self._theta, strict=True))
         gain = _solve(self._known, x)
         self._theta = [max(0.0, t + g * error) for t, g in zip(self._theta, gain, strict=True)]
         self.samples += 1
-        self.prices = Prices(*(t / scale for t, scale in zip(self._theta, _SCALE, strict=True)))
+        return True
+
+    @property
+    def prices(self) -> list[float]:
+        return [t / scale for t, scale in zip(self._theta, self._scales, strict=True)]
 
 
-def _scaled(prices: Prices) -> tuple[float, ...]:
-    values = (prices.per_step_s, prices.per_token_s, prices.per_token_context_s, prices.per_decode_s)
-    return tuple(value * scale for value, scale in zip(values, _SCALE, strict=True))
+class StepSeconds:
+    """Learns one worker's `Prices`."""
+
+    def __init__(self, prior: Prices = GUESS_PRICES) -> None:
+        parts = (prior.per_step_s, prior.per_token_s, prior.per_token_context_s, prior.per_decode_s)
+        self._sum = _Sum(parts, _SCALE, _PRIOR_SPREAD)
+        self.prices = prior
+
+    @property
+    def samples(self) -> int:
+        return self._sum.samples
+
+    def measured(self, load: Load, seconds: float) -> None:
+        """`load` took `seconds`; passed over unless both are above 0."""
+        if self._sum.measured((load.steps, load.tokens, load.token_context, load.decodes), seconds):
+            self.prices = Prices(*self._sum.prices)
+
+
+class MovePrices(msgspec.Struct, frozen=True):
+    """Seconds to bring bytes from a tier or over a link."""
+
+    per_move_s: float
+    per_byte_s: float
+
+    def seconds(self, size_bytes: float) -> float:
+        """Predicted seconds for `size_bytes` asked for at once."""
+        return self.per_move_s + size_bytes * self.per_byte_s
+
+
+# Before anything is measured: GUESS, slow memory, a slow disk, a far bucket. A first fetch that turns out slower is
+# given up in time, and a faster one corrects it.
+GUESS_MOVES = {
+    Tier.DRAM: MovePrices(per_move_s=0.001, per_byte_s=1 / 2e9),
+    Tier.DISK: MovePrices(per_move_s=0.003, per_byte_s=1 / 500e6),
+    Tier.REMOTE: MovePrices(per_move_s=0.05, per_byte_s=1 / 50e6),
+}
+_MOVE_SCALE = (1.0, float(8 << 20))
+_MOVE_SPREAD = (10.0, 30.0)
+
+
+class MoveSeconds:
+    """Learns the `MovePrices` of one tier, as one worker sees it."""
+
+    def __init__(self, prior: MovePrices) -> None:
+        self._sum = _Sum((prior.per_move_s, prior.per_byte_s), _MOVE_SCALE, _MOVE_SPREAD)
+        self.prices = prior
+
+    @property
+    def samples(self) -> int:
+        return self._sum.samples
+
+    def measured(self, size_bytes: float, seconds: float) -> None:
+        """`size_bytes` asked for at once were there after `seconds`."""
+        if self._sum.measured((1.0, size_bytes), seconds):
+            self.prices = MovePrices(*self._sum.prices)
 
 
 def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:

@@ -25,13 +25,14 @@ class Candidate(msgspec.Struct, frozen=True):
     """What routing may know of one worker, at one moment."""
 
     worker: WorkerId
-    cached_tokens: int  # leading tokens of this prompt it holds
+    cached_tokens: int  # tokens of this prompt it holds, or would bring from a tier instead of computing them
     queued: Load  # prompt work placed on it and not yet computed
     decoding: int  # sequences that are past their first token
     requests: int  # requests placed on it and not finished
     prices: Prices
     step_tokens: int  # prompt tokens it computes in one step at most
     held_blocks: int = 0  # blocks it holds
+    bring_s: float = 0.0  # seconds it would wait for what it brings
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ def ttft_s(prompt_tokens: int, c: Candidate) -> float:
     own = prompt_load(prompt_tokens, c.cached_tokens)
     tokens = c.queued.tokens + own.tokens
     steps = max(1.0, -(-tokens // c.step_tokens))
-    return c.prices.seconds(
+    return c.bring_s + c.prices.seconds(
         Load(
             steps=steps,
             tokens=tokens,

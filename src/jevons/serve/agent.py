@@ -24,13 +24,18 @@ import uvloop
 from jevons.base.errors import ConfigError, JevonsError
 from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher
-from jevons.engine.reference.loop import EngineLoop
+from jevons.control.restore import Restore
+from jevons.engine.digest import weights_digest
+from jevons.engine.reference.exchange import Exchange
+from jevons.engine.reference.loop import Done, EngineLoop
 from jevons.engine.reference.runner import Runner
 from jevons.engine.shape import read_shape
-from jevons.facts.event import KvEvent
 from jevons.facts.request import Step
-from jevons.facts.worker import StepReport, WorkerFacts
+from jevons.facts.worker import WorkerFacts
+from jevons.kv.layout import Identity, Layout, fingerprint
 from jevons.kv.pool import BlockPool
+from jevons.serve.stdio import stdin_closed, tell
+from jevons.store.node import Introduction, Node
 from jevons.wire.channel import (
     TO_WORKER,
     AgentConfig,
@@ -53,15 +58,26 @@ HOST = "127.0.0.1"
 class Agent:
     """Between the channel's messages and the engine's loop."""
 
-    def __init__(self, config: AgentConfig, batcher: Batcher, runner: Runner) -> None:
-        self.engine = EngineLoop(batcher, runner, self._from_engine)
+    def __init__(self, config: AgentConfig, batcher: Batcher, runner: Runner, identity: Identity) -> None:
         self._config = config
+        self._fingerprint = fingerprint(identity)
+        self._block_bytes = identity.layout.page_bytes
+        self._node = None if config.keeper is None else self._to_tiers(config.keeper, runner)
+        self.engine = EngineLoop(batcher, runner, self._from_engine, None if self._node is None else self._node.ask)
         self._batcher = batcher
         self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher: Publisher | None = None
         self._hello: Hello | None = None
         self._fronts: set[Channel[ToWorker]] = set()
         self._owner: dict[RequestId, Channel[ToWorker]] = {}
+
+    def _to_tiers(self, keeper: str, runner: Runner) -> Node:
+        return Node(
+            Path(keeper),
+            Introduction(self._config.id, self._fingerprint, self._block_bytes),
+            Exchange(runner.pages),
+            lambda answer: self.engine.answer(answer),
+        )
 
     async def serve(self, ready: int) -> None:
         """Listen, tell the port on file descriptor `ready`, and serve until standard input closes."""
@@ -71,9 +87,9 @@ class Agent:
         server = await self._loop.create_server(
             lambda: Channel(TO_WORKER, self._on_message, self._on_lost, self._on_made), HOST, 0
         )
-        _tell(ready, Ready(server.sockets[0].getsockname()[1]))
+        tell(ready, Ready(server.sockets[0].getsockname()[1]))
         chores = [asyncio.create_task(publisher.serve_replays()), asyncio.create_task(self._beat())]
-        await _stdin_closed()
+        await stdin_closed()
         for chore in chores:
             chore.cancel()
 
@@ -87,28 +103,30 @@ class Agent:
             blocks=batcher.pool.blocks,
             step_tokens=config.step_tokens,
             pid=os.getpid(),
+            fingerprint=self._fingerprint,
+            block_bytes=self._block_bytes,
         )
         return Hello(facts, batcher.context_tokens, publisher.endpoint, publisher.replay_endpoint)
 
-    def _from_engine(self, report: StepReport | None, steps: list[Step], events: list[KvEvent]) -> None:
+    def _from_engine(self, done: Done) -> None:
         """Runs on the engine's thread."""
         assert self._loop is not None, "work comes through the channel, so the loop is there"
-        self._loop.call_soon_threadsafe(self._on_step, report, steps, events)
+        self._loop.call_soon_threadsafe(self._on_done, done)
 
-    def _on_step(self, report: StepReport | None, steps: list[Step], events: list[KvEvent]) -> None:
+    def _on_done(self, done: Done) -> None:
         """Events go first, so that who has read the answer can already be routed by them."""
         assert self._publisher is not None
-        if events:
-            self._publisher.publish(time.time(), events)
+        if done.events:
+            self._publisher.publish(time.time(), done.events)
         own: dict[Channel[ToWorker], list[Step]] = {front: [] for front in self._fronts}
-        for step in steps:
+        for step in done.steps:
             owner = self._owner.get(step.id)
             if step.finish is not None:
                 self._owner.pop(step.id, None)
             if owner in own:
                 own[owner].append(step)
         for front, mine in own.items():
-            front.send(Steps(mine, report))
+            front.send(Steps(mine, done.report, done.moves))
 
     async def _beat(self) -> None:
         while True:
@@ -158,13 +176,16 @@ def build(config: AgentConfig) -> Agent:
     runner = Runner(
         model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
     )
+    pool = BlockPool(blocks, config.block_size)
     batcher = Batcher(
-        BlockPool(blocks, config.block_size),
+        pool,
         step_tokens=config.step_tokens,
         max_running=config.max_running,
         context_tokens=shape.context_tokens,
+        restore=Restore(pool, block_bytes=block_bytes, step_tokens=config.step_tokens) if config.keeper else None,
     )
-    return Agent(config, batcher, runner)
+    layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, config.block_size, "bfloat16")
+    return Agent(config, batcher, runner, Identity(weights_digest(model_dir), layout, runner.numerics))
 
 
 def main() -> None:
@@ -174,7 +195,7 @@ def main() -> None:
     try:
         agent = build(config)
     except JevonsError as error:
-        _tell(ready, Failed(str(error)))
+        tell(ready, Failed(str(error)))
         sys.exit(1)
     threading.Thread(target=_serve, args=(agent, ready), name="channel", daemon=True).start()
     agent.engine.run()
@@ -185,16 +206,6 @@ def _serve(agent: Agent, ready: int) -> None:
         uvloop.run(agent.serve(ready))
     finally:
         os._exit(0)  # the channel is the process's purpose, and the engine may be deep in a step
-
-
-def _tell(ready: int, message: Ready | Failed) -> None:
-    os.write(ready, msgspec.json.encode(message) + b"\n")
-
-
-async def _stdin_closed() -> None:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    await reader.read()
 
 
 if __name__ == "__main__":

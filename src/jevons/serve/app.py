@@ -26,6 +26,7 @@ from jevons.serve.front import Front
 from jevons.serve.http import Door, Limits
 from jevons.serve.openai import refusal
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
+from jevons.serve.tiers import Tiers
 from jevons.serve.tokenizer import Tokenizer
 from jevons.wire.channel import AgentConfig
 from jevons.wire.events import check_endpoint
@@ -67,6 +68,8 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
     front = Front(settings, router, fleet, prompts, time.monotonic)
     specs = [_checked(spec) for spec in settings.engines]
+    tiers = Tiers(settings, router) if settings.dram_bytes and settings.embedded_workers else None
+    fleet.tiers = tiers
     agents = _embedded(settings, model_dir, fleet, front, prompts) if settings.embedded_workers else []
     door = Door(front, refusal, Limits(body_bytes=settings.max_body_bytes))
     try:
@@ -75,6 +78,8 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
         raise ConfigError(f"host, port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
     async with asyncio.TaskGroup() as tasks:
         chores = [tasks.create_task(fleet.tick())]
+        if tiers is not None:
+            chores.append(tasks.create_task(tiers.keep()))
         chores += [tasks.create_task(fleet.keep(config)) for config in agents]
         for spec in specs:
             attached = fleet.add_attached(spec)
@@ -86,6 +91,8 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
             for chore in chores:
                 chore.cancel()
             fleet.close()
+            if tiers is not None:
+                tiers.close()
 
 
 def _embedded(
@@ -100,6 +107,11 @@ def _embedded(
         raise ConfigError(
             f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
             f"{settings.block_size}), got {settings.kv_bytes}; raise it"
+        )
+    if 0 < settings.dram_bytes < block_bytes:
+        raise ConfigError(
+            f"dram_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
+            f"{settings.block_size}), got {settings.dram_bytes}; raise it or set it to 0"
         )
     context = min(shape.context_tokens, settings.kv_bytes // block_bytes * settings.block_size)
     prompts.serve(Served(name, local_encoder(tokenizer), context))
@@ -116,6 +128,7 @@ def _embedded(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
             invariant=settings.invariant,
+            keeper=None if fleet.tiers is None else fleet.tiers.config.socket,
         )
         for i in range(settings.embedded_workers)
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import time
 
-from jevons.base.errors import NoWorker
+from jevons.base.errors import NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.policy.route import Placement
@@ -21,6 +21,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_ATTEMPTS = 4  # workers that may be lost under one request before we give up
 RETURN_S = 5.0  # an embedded worker that died is back after 2 to 4 s (SmolLM2 on a CPU)
 LOOK_S = 0.1
+MAX_KEEP_S = 86_400.0
 
 Clock = Callable[[], float]
 
@@ -39,6 +40,7 @@ class Call:
         self.asked: ChatRequest | CompletionRequest = (
             read_chat(request.body) if request.path == CHAT else read_completion(request.body)
         )
+        self.keep_s = _keep_s(request.headers.get("x-jevons-keep-s"))
         self.id = secrets.token_hex(12)
         self.prompts: list[list[int]] = []  # token ids
         self._attempts = 0
@@ -55,6 +57,19 @@ class Call:
     def shape(self) -> Shape:
         kind = ChatShape if self.path == CHAT else CompletionShape
         return kind(self.id, int(time()), self.asked.model)
+
+
+def _keep_s(text: str | None) -> float:
+    """Seconds after which the client will be back with more of this conversation, as it says in `x-jevons-keep-s`."""
+    if text is None:
+        return 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_KEEP_S:
+        raise RequestError(f"x-jevons-keep-s: must be seconds from 0 to {MAX_KEEP_S:.0f}, got {text[:40]!r}")
+    return seconds
 
 
 class Placements:

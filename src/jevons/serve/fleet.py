@@ -22,6 +22,7 @@ from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import Health, WorkerFacts
 from jevons.serve.substrate import Process
+from jevons.serve.tiers import Tiers
 from jevons.wire.channel import TO_FRONT, AgentConfig, Beat, Cancel, Channel, Hello, Steps, Submit, ToFront
 from jevons.wire.events import Subscriber
 
@@ -138,9 +139,10 @@ class Link:
 
     def _on_message(self, channel: Channel[ToFront], message: ToFront) -> None:
         match message:
-            case Steps(steps, report):
+            case Steps(steps, report, moves):
                 if report is not None:
                     self._router.on_step(self.id, report)
+                self._router.on_moves(self.id, moves)
                 self._router.on_beat(self.id, self._now_s())
                 for step in steps:
                     self._on_step(step)
@@ -243,6 +245,7 @@ class Fleet:
     def __init__(self, settings: Settings, router: Router, now_s: Clock) -> None:
         self.links: dict[WorkerId, Link] = {}
         self.attached: dict[WorkerId, Attached] = {}
+        self.tiers: Tiers | None = None  # where the node has any
         self.restarts = 0
         self._settings = settings
         self._router = router
@@ -284,7 +287,7 @@ class Fleet:
             await asyncio.sleep(RESTART_S[max(0, failures - 1)])
 
     async def _live(self, link: Link, config: AgentConfig) -> str:
-        process = await Process.start(config)
+        process = await Process.start("jevons.serve.agent", config, f"worker {config.id}")
         try:
             return await link.live(process.port)
         finally:

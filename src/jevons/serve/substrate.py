@@ -1,4 +1,4 @@
-"""Worker processes on this host: start, watch, stop."""
+"""Worker and keeper processes on this host: start, watch, stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import msgspec
 
 from jevons.base.errors import EngineError
-from jevons.wire.channel import AgentConfig, Failed, Ready
+from jevons.wire.channel import Failed, Ready
 
 START_S = 120.0  # a large model on a slow disk; the embedded one takes 3 s
 STOP_S = 2.0
@@ -18,15 +18,19 @@ _FIRST_LINE: msgspec.json.Decoder[Ready | Failed] = msgspec.json.Decoder(Ready |
 
 
 class Process:
-    """One worker process. It ends when its standard input closes, so it cannot outlive us."""
+    """One process of ours. It ends when its standard input closes, so it cannot outlive us."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self._process = process
         self.port = port
 
     @classmethod
-    async def start(cls, config: AgentConfig) -> Process:
-        """Start a worker and wait until it can be connected to.
+    async def start(cls, module: str, config: msgspec.Struct, name: str) -> Process:
+        """Start `python -m module` and wait until it can be connected to.
+
+        Args:
+            config: what it reads from its standard input.
+            name: what errors call it.
 
         Raises:
             EngineError: it cannot start; says why.
@@ -34,7 +38,7 @@ class Process:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "jevons.serve.agent",
+            module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
@@ -42,7 +46,7 @@ class Process:
         try:
             assert process.stdin is not None
             process.stdin.write(msgspec.json.encode(config) + b"\n")
-            return cls(process, await asyncio.wait_for(_port(process, config), START_S))
+            return cls(process, await asyncio.wait_for(_port(process, name), START_S))
         except BaseException:
             await _end(process)
             raise
@@ -56,14 +60,14 @@ class Process:
         await _end(self._process)
 
 
-async def _port(process: asyncio.subprocess.Process, config: AgentConfig) -> int:
+async def _port(process: asyncio.subprocess.Process, name: str) -> int:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
-        raise EngineError(f"worker {config.id}: ended with code {await process.wait()} before it was ready")
+        raise EngineError(f"{name}: ended with code {await process.wait()} before it was ready")
     message = _FIRST_LINE.decode(line)
     if isinstance(message, Failed):
-        raise EngineError(f"worker {config.id}: {message.error}")
+        raise EngineError(f"{name}: {message.error}")
     return message.port
 
 

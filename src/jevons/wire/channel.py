@@ -16,6 +16,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from jevons.base.ids import RequestId, WorkerId
+from jevons.facts.move import MoveReport
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import StepReport, WorkerFacts
 
@@ -41,10 +42,11 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Steps(msgspec.Struct, frozen=True, tag="steps"):
-    """One engine step; `report` is None for answers that cost no step."""
+    """One engine step; `report` is None for answers that cost no step. `moves` brought blocks since the last one."""
 
     steps: list[Step]
     report: StepReport | None = None
+    moves: list[MoveReport] = []
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
@@ -66,12 +68,25 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int
     max_running: int
     invariant: bool
+    keeper: str | None = None  # socket of the node's tiers
+
+
+class KeeperConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a keeper process is started with; sizes in bytes."""
+
+    socket: str  # path of its Unix socket
+    dram_bytes: int
+    disk_path: str | None = None
+    disk_bytes: int = 0
+    disk_key_file: str | None = None
+    object_url: str | None = None
+    object_endpoint: str | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The line a worker process prints when it can be connected to."""
+    """The line a worker or keeper prints when it can be connected to."""
 
-    port: int
+    port: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -85,6 +100,32 @@ ToFront = Hello | Steps | Beat
 TO_WORKER: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
 Incoming = TypeVar("Incoming")
+
+
+def framed(message: msgspec.Struct) -> bytes:
+    """A message as it travels."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def take_messages(pending: bytearray, decoder: msgspec.msgpack.Decoder[Incoming]) -> list[Incoming]:
+    """Messages that have come whole; they are taken off `pending`.
+
+    Raises:
+        MsgspecError: one is not what `decoder` expects, or longer than MAX_MESSAGE_BYTES.
+    """
+    messages, start = [], 0
+    while len(pending) - start >= _LENGTH_BYTES:
+        body = start + _LENGTH_BYTES
+        size = int.from_bytes(pending[start:body], "big")
+        if size > MAX_MESSAGE_BYTES:
+            raise msgspec.DecodeError(f"message of {size} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
+        if len(pending) < body + size:
+            break
+        messages.append(decoder.decode(pending[body : body + size]))
+        start = body + size
+    del pending[:start]
+    return messages
 
 
 class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
@@ -104,7 +145,6 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
         on_made: Callable[[Channel[Incoming]], None] | None = None,
     ) -> None:
         self._decoder = decoder
-        self._encoder = msgspec.msgpack.Encoder()
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_made = on_made
@@ -116,8 +156,7 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; it is dropped if the connection is gone (on_lost has told or will tell)."""
         if self._transport is not None:
-            body = self._encoder.encode(message)
-            self._transport.write(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+            self._transport.write(framed(message))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -127,6 +166,12 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
     def backlog_bytes(self) -> int:
         """Bytes not yet taken by the other side."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def fileno(self) -> int:
+        """Of the connection's socket."""
+        assert self._transport is not None
+        fd: int = self._transport.get_extra_info("socket").fileno()
+        return fd
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
@@ -138,23 +183,13 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._pending += memoryview(self._chunk)[:nbytes]
-        start = 0
-        while len(self._pending) - start >= _LENGTH_BYTES:
-            size = int.from_bytes(self._pending[start : start + _LENGTH_BYTES], "big")
-            if size > MAX_MESSAGE_BYTES:
-                self._fail(f"message of {size} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
-                return
-            end = start + _LENGTH_BYTES + size
-            if len(self._pending) < end:
-                break
-            try:
-                message = self._decoder.decode(self._pending[start + _LENGTH_BYTES : end])
-            except msgspec.MsgspecError as error:
-                self._fail(f"unreadable message: {error}")
-                return
-            start = end
+        try:
+            messages = take_messages(self._pending, self._decoder)
+        except msgspec.MsgspecError as error:
+            self._fail(f"unreadable message: {error}")
+            return
+        for message in messages:
             self._on_message(self, message)
-        del self._pending[:start]
 
     def eof_received(self) -> bool:
         return False

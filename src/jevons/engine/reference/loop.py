@@ -1,6 +1,8 @@
 """The engine's loop: take requests, schedule, run, tell what came of it. One thread, nothing else in it.
 
-inbox ──▶ batcher.schedule ──▶ runner.step ──▶ batcher.complete ──▶ on_step(report, steps, events)
+inbox ──▶ batcher.schedule ──▶ runner.step ──▶ batcher.complete ──▶ on_step(done)
+            │ asks                                  ▲ answers
+            └──────────▶ node: blocks to and from the tiers
 """
 
 from __future__ import annotations
@@ -9,15 +11,29 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from jevons.base.errors import CapacityError
 from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher, Chunk, Drawn
 from jevons.engine.reference.runner import Abandoned, Runner, Sampled, Slice
 from jevons.facts.event import KvEvent
+from jevons.facts.move import Answer, Ask, MoveReport
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import StepReport
+from jevons.perf.measured import StepSeconds, load_of
 
-OnStep = Callable[[StepReport | None, list[Step], list[KvEvent]], None]
+
+class Done(msgspec.Struct, frozen=True):
+    """What one turn of the loop came to."""
+
+    steps: list[Step]
+    report: StepReport | None = None  # None where nothing was computed
+    events: list[KvEvent] = []
+    moves: list[MoveReport] = []
+
+
+OnDone = Callable[[Done], None]
 
 # A step is given up in the middle when cancelled sequences make up this share of its tokens: finishing it for the
 # others is cheaper below, starting again without them above.
@@ -25,15 +41,25 @@ ABANDON_SHARE = 0.5
 
 
 class EngineLoop:
-    """Drives a `Batcher` and a `Runner`. `submit`, `cancel`, `stop` and `in_progress` are for other threads."""
+    """Drives a `Batcher` and a `Runner`. `submit`, `cancel`, `answer`, `stop` and `in_progress` are for other threads.
 
-    def __init__(self, batcher: Batcher, runner: Runner, on_step: OnStep) -> None:
+    Args:
+        on_done: called in the loop's thread after each turn that came to something.
+        ask: where the batcher's asks of the tiers go.
+    """
+
+    def __init__(
+        self, batcher: Batcher, runner: Runner, on_done: OnDone, ask: Callable[[Ask], None] | None = None
+    ) -> None:
         self._batcher = batcher
         self._runner = runner
-        self._on_step = on_step
-        self._inbox: queue.SimpleQueue[Work | RequestId | None] = queue.SimpleQueue()
+        self._on_done = on_done
+        self._ask = ask
+        self._inbox: queue.SimpleQueue[Work | RequestId | Answer | None] = queue.SimpleQueue()
+        self._learned = StepSeconds()
         self._cancelled: set[RequestId] = set()
         self._new: list[Work] = []
+        self._answers: list[Answer] = []
         self._chunks: Sequence[Chunk] = ()
         self._step_began_s: float | None = None
         self._stopping = False
@@ -44,6 +70,10 @@ class EngineLoop:
     def cancel(self, id: RequestId) -> None:
         """Stop working on `id`, now if its tokens are most of the step in progress, else after the step."""
         self._inbox.put(id)
+
+    def answer(self, answer: Answer) -> None:
+        """The tiers answer something the batcher asked."""
+        self._inbox.put(answer)
 
     def stop(self) -> None:
         self._inbox.put(None)
@@ -56,50 +86,84 @@ class EngineLoop:
 
     def run(self) -> None:
         """Work until `stop`."""
+        has_worked = False
         while True:
-            self._take(wait=not (self._batcher.waiting or self._batcher.running))
+            self._take(wait_s=0.0 if has_worked else self._wait_s())
             if self._stopping:
                 return
             self._admit()
-            self._step()
+            has_worked = self._step()
+            self._send_asks()
 
-    def _step(self) -> None:
-        self._chunks = self._batcher.schedule()
+    def _step(self) -> bool:
+        """Returns whether there was something to do."""
+        self._chunks = self._batcher.schedule(time.monotonic())
         if not self._chunks:
-            return
+            return False
+        self._send_asks()  # blocks come while this step runs
         self._step_began_s = began = time.perf_counter()
         try:
             sampled = self._runner.step([_slice(chunk) for chunk in self._chunks], self._is_abandoned)
         except Abandoned:
-            return  # nothing is booked: what is still wanted is scheduled again, and its KV written again
+            return True  # nothing is booked: what is still wanted is scheduled again, and its KV written again
         finally:
             self._step_began_s = None
+        self._take(wait_s=0.0)
+        self._hear()  # what was saved meanwhile makes room for what is saved now
         steps = self._batcher.complete(self._chunks, [_drawn(s) for s in sampled])
-        self._on_step(_report(self._chunks, time.perf_counter() - began), steps, self._batcher.pool.drain_events())
+        report = _report(self._chunks, time.perf_counter() - began)
+        self._learned.measured(load_of(report), report.seconds)
+        self._batcher.prices = self._learned.prices
+        self._tell(steps, report)
+        return True
 
-    def _take(self, wait: bool) -> None:
-        """Sort what came in; wait for something if there is nothing else to do."""
+    def _tell(self, steps: list[Step], report: StepReport | None = None) -> None:
+        moves = [] if self._batcher.restore is None else self._batcher.restore.drain_reports()
+        self._on_done(Done(steps, report, self._batcher.pool.drain_events(), moves))
+
+    def _send_asks(self) -> None:
+        if self._batcher.restore is not None:
+            assert self._ask is not None, "who restores can ask"
+            for ask in self._batcher.restore.drain_asks():
+                self._ask(ask)
+
+    def _wait_s(self) -> float | None:
+        """How long there may be nothing to do; None: until something comes in."""
+        restore = self._batcher.restore
+        wake_s = None if restore is None else restore.wake_s
+        return None if wake_s is None else max(0.0, wake_s - time.monotonic())
+
+    def _take(self, wait_s: float | None) -> None:
+        """Sort what came in; wait so long for something."""
         while True:
             try:
-                item = self._inbox.get(block=wait)
+                item = self._inbox.get(timeout=wait_s) if wait_s != 0.0 else self._inbox.get_nowait()
             except queue.Empty:
                 return
-            wait = False
+            wait_s = 0.0
             if item is None:
                 self._stopping = True
             elif isinstance(item, Work):
                 self._new.append(item)
-            else:
+            elif isinstance(item, str):
                 self._cancelled.add(item)
+            else:
+                self._answers.append(item)
+
+    def _hear(self) -> None:
+        answers, self._answers = self._answers, []
+        for answer in answers:
+            self._batcher.on_answer(answer, time.monotonic())
 
     def _admit(self) -> None:
+        self._hear()
         for work in self._new:
             if work.id in self._cancelled:
                 continue
             try:
                 self._batcher.add(work)
             except CapacityError as error:
-                self._on_step(None, [Step(id=work.id, finish="error", error=str(error))], [])
+                self._tell([Step(id=work.id, finish="error", error=str(error))])
         for id in self._cancelled:
             self._batcher.cancel(id)
         self._new.clear()
@@ -108,7 +172,7 @@ class EngineLoop:
     def _is_abandoned(self) -> bool:
         if self._inbox.empty() and not self._cancelled:
             return False
-        self._take(wait=False)
+        self._take(wait_s=0.0)
         gone = sum(len(c.tokens) for c in self._chunks if c.id in self._cancelled)
         return self._stopping or gone > ABANDON_SHARE * sum(len(c.tokens) for c in self._chunks)
 

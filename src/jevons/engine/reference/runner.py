@@ -85,6 +85,14 @@ class Runner:
         """[blocks, layers, 2 (k, v), kv_heads, block_size, head_dim], bf16: a block is one contiguous object."""
         return self._pages.tensor
 
+    @property
+    def numerics(self) -> str:
+        """What the bits of the KV depend on besides weights and tokens; empty where they depend on the batch too."""
+        if not self._invariant:
+            return ""
+        cpu = torch.backends.cpu.get_cpu_capability()
+        return f"{self._dtype} {self._rotary.device} {cpu} {torch.get_num_threads()} threads torch {torch.__version__}"
+
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
         """Compute `slices`, write their KV to the pages and draw the tokens wanted, in the order of `slices`.

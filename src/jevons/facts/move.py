@@ -1,0 +1,89 @@
+"""What an engine asks of its node's tiers, and what it is told: values that cross between threads and clocks."""
+
+from __future__ import annotations
+
+import msgspec
+
+from jevons.base.ids import BlockHash, BlockId
+from jevons.facts.block import Tier
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Which tiers hold these blocks? Answered by Found."""
+
+    id: int
+    names: list[BlockHash]
+
+
+class Bring(msgspec.Struct, frozen=True):
+    """Copy these blocks to these places of the pool, in this order. Answered by Arrived and Missed, ended by Over."""
+
+    id: int
+    names: list[BlockHash]
+    places: list[BlockId]
+
+
+class Save(msgspec.Struct, frozen=True):
+    """Copy these places of the pool to the tiers, under these names. Ended by Over."""
+
+    id: int
+    names: list[BlockHash]
+    places: list[BlockId]
+    depths: list[int]  # tokens before each block
+    salt: str
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Go on with it no longer. Its Over comes once no place is read or written any more."""
+
+    id: int
+
+
+class Keep(msgspec.Struct, frozen=True):
+    """The user of these blocks will be back within so many seconds."""
+
+    names: list[BlockHash]
+    seconds: float
+
+
+Ask = Look | Bring | Save | Cancel | Keep
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The nearest tier of each block looked for, and the bytes that others already wait for, by tier."""
+
+    id: int
+    tiers: list[Tier | None]
+    queued_bytes: dict[Tier, int]
+
+
+class Arrived(msgspec.Struct, frozen=True):
+    """Blocks that are in their places now, checked: index in the Bring, and the tier they came from."""
+
+    id: int
+    blocks: list[tuple[int, Tier]]
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """Blocks that will not come: index in the Bring, and the reason, one of `facts.block.LOST`."""
+
+    id: int
+    blocks: list[tuple[int, str]]
+
+
+class Over(msgspec.Struct, frozen=True):
+    """A Bring or Save is over: its places are touched no more. `refused` blocks of a Save were not taken."""
+
+    id: int
+    refused: int = 0
+
+
+class MoveReport(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes that came from one tier, as measured: from asking to the last one's arrival."""
+
+    tier: Tier
+    size_bytes: int
+    seconds: float
+
+
+Answer = Found | Arrived | Missed | Over

@@ -1,0 +1,294 @@
+"""The keeper process: the tiers of one node, for all its engines.
+
+    event loop   messages of engines and watchers, `control.blocks`
+    threads      the disk
+
+Started by `serve.substrate` or an engine's connector as `python -m jevons.serve.keeper`, with its settings as one line
+of JSON on standard input; when its socket is open it prints one line of JSON. It ends when its standard input closes.
+Engines copy their blocks themselves: only names, offsets and checksums pass through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Iterable
+
+import msgspec
+import uvloop
+
+from jevons.base.errors import ConfigError, JevonsError
+from jevons.base.ids import BlockHash
+from jevons.control.blocks import Blocks, Change, LeaseId, Move, Offer
+from jevons.facts.block import BlockKey, BlockMeta, Tier
+from jevons.facts.snapshot import TierSnapshot
+from jevons.serve.lower import Lower, open_lower
+from jevons.serve.stdio import stdin_closed, tell
+from jevons.store.arena import Arena
+from jevons.wire import keeper as wire
+from jevons.wire.channel import Channel, Failed, KeeperConfig, Ready, framed
+
+TICK_S = 0.5
+WRITE_BYTES = 16 << 20  # of one batch to a tier below
+
+Client = Channel[wire.ToKeeper]
+
+
+class Keeper:
+    """Between the messages of engines and the tiers."""
+
+    def __init__(self, config: KeeperConfig, arena: Arena, blocks: Blocks, lower: dict[Tier, Lower]) -> None:
+        self._config = config
+        self._arena = arena
+        self._blocks = blocks
+        self._lower = lower
+        self._clients: dict[Client, int] = {}
+        self._by_id: dict[int, Client] = {}
+        self._ids = 0
+        self._names: dict[LeaseId, dict[BlockKey, int]] = {}  # of each fetch: where in it a block stands
+        self._reserved: dict[LeaseId, list[BlockKey]] = {}
+        self._watchers: set[Client] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reading: dict[Tier, int] = dict.fromkeys(lower, 0)
+        self._is_writing: dict[Tier, bool] = dict.fromkeys(lower, False)
+        self._is_due = False
+
+    async def serve(self, ready: int) -> None:
+        """Listen, tell so on file descriptor `ready`, and serve until standard input closes."""
+        for tier, lower in self._lower.items():
+            self._blocks.found_below(tier, await lower.held())
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Channel(wire.TO_KEEPER, self._on_message, self._on_lost, self._on_made), self._config.socket
+        )
+        tell(ready, Ready(0))
+        tick = asyncio.create_task(self._tick())
+        try:
+            await stdin_closed()
+        finally:
+            tick.cancel()
+            server.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._config.socket)
+            for lower in self._lower.values():
+                await lower.close()
+
+    # Clients
+
+    def _on_made(self, client: Client) -> None:
+        self._ids += 1
+        self._clients[client] = self._ids
+        self._by_id[self._ids] = client
+        with contextlib.suppress(OSError):  # it is gone already
+            _give(client, self._arena.fd)
+
+    def _on_lost(self, client: Client, reason: str) -> None:
+        id = self._clients.pop(client)
+        del self._by_id[id]
+        self._watchers.discard(client)
+        self._blocks.release_client(id)
+        for table in (self._names, self._reserved):
+            for lease in [lease for lease in table if lease.client == id]:
+                del table[lease]
+        self._soon()
+
+    def _on_message(self, client: Client, message: wire.ToKeeper) -> None:
+        now_s, id = time.monotonic(), self._clients[client]
+        match message:
+            case wire.Attach(_, page_bytes):
+                self._attach(client, page_bytes)
+            case wire.Watch():
+                self._watchers.add(client)
+                client.send(self._holding(self._blocks.everything(), fresh=True))
+            case wire.Find():
+                self._find(client, message)
+            case wire.Fetch(request, fingerprint, names):
+                lease, keys = LeaseId(id, request), _keys(fingerprint, names)
+                self._names[lease] = {key: index for index, key in enumerate(keys)}
+                self._blocks.fetch(lease, keys, now_s)
+            case wire.Reserve():
+                self._reserve(client, LeaseId(id, message.id), message, now_s)
+            case wire.Filled(request, blocks):
+                self._filled(LeaseId(id, request), blocks, now_s)
+            case wire.Done(request):
+                self._done(LeaseId(id, request))
+            case wire.Keep(fingerprint, names, seconds):
+                self._blocks.keep(_keys(fingerprint, names), now_s + seconds)
+            case wire.Corrupt(fingerprint, names):
+                self._blocks.corrupt(_keys(fingerprint, names))
+        self._soon()
+
+    def _find(self, client: Client, asked: wire.Find) -> None:
+        tiers = [self._blocks.tier(key) for key in _keys(asked.fingerprint, asked.names)]
+        queued = [0 if tier is None else self._blocks.queued_bytes[tier] for tier in wire.TIER_CODES]
+        client.send(wire.Found(asked.id, bytes(wire.CODE_OF[tier] for tier in tiers), queued))
+
+    def _done(self, lease: LeaseId) -> None:
+        self._names.pop(lease, None)
+        self._reserved.pop(lease, None)
+        self._blocks.release(lease)
+
+    def _attach(self, client: Client, page_bytes: int) -> None:
+        try:
+            self._blocks.welcome(page_bytes)
+        except ConfigError as error:
+            client.send(wire.Refused(str(error)))
+        else:
+            client.send(wire.Attached())
+
+    def _reserve(self, client: Client, lease: LeaseId, asked: wire.Reserve, now_s: float) -> None:
+        keys = _keys(asked.fingerprint, asked.names)
+        self._reserved[lease] = keys
+        blocks = [
+            (key, BlockMeta(size_bytes=asked.page_bytes, checksum=0, depth=depth, tenant=asked.tenant))
+            for key, depth in zip(keys, asked.depths, strict=True)
+        ]
+        client.send(wire.Places(asked.id, self._blocks.reserve(lease, blocks, now_s)))
+
+    def _filled(self, lease: LeaseId, blocks: list[tuple[int, int]], now_s: float) -> None:
+        keys = self._reserved.pop(lease, None)
+        if keys is not None:
+            for index, checksum in blocks:
+                self._blocks.filled(lease, keys[index], checksum, now_s)
+            self._blocks.release(lease)
+
+    # What follows from it
+
+    def _soon(self) -> None:
+        """Whatever changed: answer and move once, when the messages at hand are all taken."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._follow_up)
+
+    def _follow_up(self) -> None:
+        self._is_due = False
+        for tier in self._lower:
+            self._start_loads(tier)
+            self._start_write(tier)
+        self._send_offers(self._blocks.drain_offers())
+        changes = self._blocks.drain_changes()
+        if changes and self._watchers:
+            holding = self._holding(changes)
+            for watcher in self._watchers:
+                watcher.send(holding)
+
+    def _send_offers(self, offers: Iterable[Offer]) -> None:
+        here: dict[LeaseId, list[tuple[int, int, int, int]]] = {}
+        lost: dict[LeaseId, list[tuple[int, str]]] = {}
+        for offer in offers:
+            index = self._names.get(offer.lease, {}).get(offer.key)
+            if index is None:
+                continue  # the client is done with it
+            if offer.meta is None:
+                lost.setdefault(offer.lease, []).append((index, offer.reason))
+            else:
+                found = (index, offer.offset, offer.meta.checksum, wire.CODE_OF[offer.tier])
+                here.setdefault(offer.lease, []).append(found)
+        for lease, blocks in here.items():
+            self._by_id[lease.client].send(wire.Here(lease.request, blocks))
+        for lease, reasons in lost.items():
+            self._by_id[lease.client].send(wire.Lost(lease.request, reasons))
+
+    def _start_loads(self, tier: Tier) -> None:
+        lower = self._lower[tier]
+        room = lower.parallel_reads - self._reading[tier]
+        for move in self._blocks.take_loads(tier, room, time.monotonic()):
+            self._reading[tier] += 1
+            self._task(self._load(lower, tier, move))
+
+    async def _load(self, lower: Lower, tier: Tier, move: Move) -> None:
+        reason = await lower.read(move.key, move.meta, self._arena.page(move.offset, move.meta.size_bytes))
+        self._reading[tier] -= 1
+        self._blocks.on_loaded(move, reason, time.monotonic())
+        self._soon()
+
+    def _start_write(self, tier: Tier) -> None:
+        if self._is_writing[tier]:
+            return
+        moves = self._blocks.take_writes(tier, WRITE_BYTES)
+        if moves:
+            self._is_writing[tier] = True
+            self._task(self._write(self._lower[tier], tier, moves))
+
+    async def _write(self, lower: Lower, tier: Tier, moves: list[Move]) -> None:
+        pages = [(m.key, m.meta, self._arena.page(m.offset, m.meta.size_bytes)) for m in moves]
+        reasons, removed = await lower.write(pages, self._blocks.is_used)
+        self._is_writing[tier] = False
+        for move, reason in zip(moves, reasons, strict=True):
+            self._blocks.on_written(move, reason)
+        self._blocks.lost_below(tier, removed)
+        self._soon()
+
+    def _task(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._blocks.expire(time.monotonic())
+            for watcher in self._watchers:
+                watcher.send(self._holding([]))
+            self._soon()
+
+    def _holding(self, changes: Iterable[Change], fresh: bool = False) -> wire.Holding:
+        stored: dict[tuple[bytes, int], list[BlockHash]] = {}
+        removed: dict[tuple[bytes, int], list[BlockHash]] = {}
+        for change in changes:
+            table = stored if change.held else removed
+            table.setdefault((change.key.fingerprint, wire.CODE_OF[change.tier]), []).append(change.key.name)
+        return wire.Holding(
+            stored=[(*at, wire.pack(names)) for at, names in stored.items()],
+            removed=[(*at, wire.pack(names)) for at, names in removed.items()],
+            state=self._state(),
+            fresh=fresh,
+        )
+
+    def _state(self) -> TierSnapshot:
+        blocks = self._blocks
+        return TierSnapshot(
+            dram_bytes=self._config.dram_bytes,
+            dram_used_bytes=blocks.used_bytes,
+            blocks={str(tier): count for tier, count in blocks.held_blocks.items()},
+            lower_bytes={str(tier): lower.used_bytes for tier, lower in self._lower.items()},
+            leases=blocks.leases,
+            clients=len(self._clients),
+            waiting_bytes={str(tier): size for tier, size in blocks.waiting_bytes.items()},
+            counts={**blocks.counts, **{k: n for lower in self._lower.values() for k, n in lower.counts.items()}},
+        )
+
+
+def _keys(fingerprint: bytes, names: bytes) -> list[BlockKey]:
+    return [BlockKey(fingerprint, name) for name in wire.unpack(names)]
+
+
+def _give(client: Client, fd: int) -> None:
+    """Send the first message and with it the arena's descriptor, before anything else is written."""
+    with socket.socket(fileno=os.dup(client.fileno())) as line:
+        socket.send_fds(line, [framed(wire.Welcome(os.getpid()))], [fd])
+
+
+async def run(config: KeeperConfig, ready: int) -> None:
+    """Open the tiers and keep them until standard input closes."""
+    try:
+        arena = Arena.create(config.dram_bytes)
+        lower = open_lower(config)
+    except JevonsError as error:
+        tell(ready, Failed(str(error)))
+        return
+    await Keeper(config, arena, Blocks(config.dram_bytes, lower), lower).serve(ready)
+
+
+def main() -> None:
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=KeeperConfig)
+    ready = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the line we promise
+    uvloop.run(run(config, ready))
+
+
+if __name__ == "__main__":
+    main()

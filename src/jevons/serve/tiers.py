@@ -1,0 +1,96 @@
+"""The node's tiers as the server sees them: a keeper process kept alive, and what it holds told to the router."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from jevons.base.errors import EngineError
+from jevons.config import Settings
+from jevons.control.router import Router
+from jevons.serve.substrate import Process
+from jevons.wire import keeper as wire
+from jevons.wire.channel import Channel, KeeperConfig
+
+log = logging.getLogger("jevons.tiers")
+
+RESTART_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # waits before starting it again, one after another
+MODULE = "jevons.serve.keeper"
+
+
+class Tiers:
+    """The keeper of this node. Its socket lies in a directory of its own, which ends with `close`."""
+
+    def __init__(self, settings: Settings, router: Router) -> None:
+        self.restarts = 0
+        self._directory = Path(tempfile.mkdtemp(prefix="jevons-"))
+        self._router = router
+        self.config = KeeperConfig(
+            socket=str(self._directory / "keeper"),
+            dram_bytes=settings.dram_bytes,
+            disk_path=settings.disk_path,
+            disk_bytes=settings.disk_bytes,
+            disk_key_file=settings.disk_key_file,
+            object_url=settings.object_url,
+            object_endpoint=settings.object_endpoint,
+        )
+
+    async def keep(self) -> None:
+        """Keep the keeper alive, until cancelled. While it is away engines compute what they would have brought.
+
+        Raises:
+            EngineError: it cannot be started at all, the first time.
+        """
+        is_first = True
+        while True:
+            try:
+                reason = await self._live()
+            except EngineError as error:
+                if is_first:
+                    raise
+                reason = str(error)
+            is_first = False
+            log.warning("keeper: %s; starting it again", reason)
+            await asyncio.sleep(RESTART_S[min(self.restarts, len(RESTART_S) - 1)])
+            self.restarts += 1
+
+    def close(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _live(self) -> str:
+        """Start it and listen to it until it is lost; returns why."""
+        process = await Process.start(MODULE, self.config, "keeper")
+        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_lost(channel: Channel[wire.ToClient], reason: str) -> None:
+            if not lost.done():
+                lost.set_result(reason)
+
+        channel = Channel(wire.TO_CLIENT, self._on_message, on_lost)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: channel, self.config.socket)
+            channel.send(wire.Watch())
+            return await lost
+        except OSError as error:
+            return str(error)
+        finally:
+            channel.close()
+            self._router.holdings.clear()
+            self._router.tiers = None
+            await process.stop()
+
+    def _on_message(self, channel: Channel[wire.ToClient], message: wire.ToClient) -> None:
+        if not isinstance(message, wire.Holding):
+            return
+        holdings = self._router.holdings
+        self._router.tiers = message.state
+        if message.fresh:
+            holdings.clear()
+        for change, told in ((holdings.stored, message.stored), (holdings.removed, message.removed)):
+            for fingerprint, code, names in told:
+                tier = wire.TIER_CODES[code]
+                assert tier is not None, "a keeper tells of tiers"
+                change(fingerprint, tier, wire.unpack(names))

@@ -1,0 +1,303 @@
+"""An engine's end of its node's tiers: one thread that copies blocks between the engine's pool and the arena.
+
+    ask (any thread) ──▶ inbox ──▶ ┌ node thread ┐ ◀── socket ──▶ keeper
+    on_answer        ◀──────────── └─ copies ────┘
+
+The thread never waits for anything but its inbox and the socket, so what is cancelled is over at once. A page is
+checked where it lies in the arena, under a lease, before it is copied; a page that is saved gets its checksum from the
+arena too. Without a keeper every look finds nothing: the engine computes, and the reason is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from jevons.base.errors import StoreError
+from jevons.facts.block import BlockKey, Tier
+from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, Over, Save
+from jevons.kv.layout import checksum
+from jevons.store.arena import Arena
+from jevons.wire import keeper as wire
+from jevons.wire.channel import framed, take_messages
+
+CONNECT_S = 2.0
+SEND_S = 1.0  # a keeper that reads nothing for so long is gone
+RETRY_S = 0.5
+_READ_BYTES = 1 << 18
+
+
+class Pool(Protocol):
+    """The pages of an engine, block by block."""
+
+    def attach(self, arena: Arena) -> None:
+        """Offsets mean this arena from now on."""
+
+    def copy_out(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy places of the pool to offsets of the arena, as canonical pages."""
+
+    def copy_in(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy canonical pages at offsets of the arena to places of the pool: pairs (place, offset)."""
+
+
+def tenant(salt: str) -> bytes:
+    """What stands for a cache salt outside its own prompts' names; empty without one."""
+    return blake2b(salt.encode(), digest_size=16).digest() if salt else b""
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """Whose blocks these are."""
+
+    who: str  # the engine's name, for people
+    fingerprint: bytes  # of its blocks, see `kv.layout.fingerprint`
+    page_bytes: int  # of one
+
+
+class Node:
+    """The node's tiers, for one engine.
+
+    Args:
+        path: the keeper's socket.
+        own: what the engine's blocks are.
+        pool: where blocks come from and go to.
+        on_answer: called in the node's thread with each answer.
+    """
+
+    def __init__(self, path: Path, own: Introduction, pool: Pool, on_answer: Callable[[Answer], None]) -> None:
+        self.counts: Counter[str] = Counter()
+        self.is_attached = False
+        self._path, self._who = path, own.who
+        self._fingerprint, self._page_bytes = own.fingerprint, own.page_bytes
+        self._pool, self._on_answer = pool, on_answer
+        self._inbox: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._asked: dict[int, Look | Bring | Save] = {}
+        self._left: dict[int, set[int]] = {}  # of each Bring, the indices outstanding
+        self._thread = threading.Thread(target=self._run, name="node", daemon=True)
+        self._thread.start()
+
+    def ask(self, ask: Ask) -> None:
+        """Queue something to do."""
+        self._inbox.put(ask)
+        self._wake()
+
+    def close(self) -> None:
+        """End the thread; what is outstanding is answered as over."""
+        self._inbox.put(None)
+        self._wake()
+        self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it is awake anyway
+            os.write(self._wake_write, b"\0")
+
+    # The thread
+
+    def _run(self) -> None:
+        while self._serve_one_connection() and self._idle(RETRY_S):
+            pass
+
+    def _serve_one_connection(self) -> bool:
+        """Returns False when it is time to end."""
+        try:
+            line = _Line(self._path)
+        except (OSError, StoreError):
+            self.counts["no_keeper"] += 1
+            return True
+        try:
+            return self._serve(line)
+        except (OSError, StoreError, msgspec.MsgspecError):
+            self.counts["keeper_lost"] += 1
+            return True
+        finally:
+            self.is_attached = False
+            for id in list(self._asked):
+                self._fail(id, "gone")
+            line.close()
+
+    def _serve(self, line: _Line) -> bool:
+        self._pool.attach(line.arena)
+        line.send(wire.Attach(self._who, self._page_bytes))
+        while True:
+            ready, _, _ = select.select([line.socket.fileno(), self._wake_read], [], [])
+            if self._wake_read in ready and not self._take_inbox(line):
+                return False
+            if line.socket.fileno() in ready:
+                for message in line.receive():
+                    self._on_message(line, message)
+
+    def _idle(self, seconds: float) -> bool:
+        """Answer, without a keeper, for a while. Returns False when it is time to end."""
+        ready, _, _ = select.select([self._wake_read], [], [], seconds)
+        return not ready or self._take_inbox(None)
+
+    def _take_inbox(self, line: _Line | None) -> bool:
+        os.read(self._wake_read, _READ_BYTES)
+        while True:
+            try:
+                ask = self._inbox.get_nowait()
+            except queue.Empty:
+                return True
+            if ask is None:
+                return False
+            self._on_ask(line, ask)
+
+    def _on_ask(self, line: _Line | None, ask: Ask) -> None:
+        if isinstance(ask, Look | Bring | Save):
+            self._asked[ask.id] = ask
+            if isinstance(ask, Bring):
+                self._left[ask.id] = set(range(len(ask.names)))
+        if line is not None and self.is_attached:
+            self._send(line, ask)
+        elif isinstance(ask, Look | Bring | Save):
+            self._fail(ask.id, "gone")
+
+    def _send(self, line: _Line, ask: Ask) -> None:
+        match ask:
+            case Look(id, names):
+                line.send(wire.Find(id, self._fingerprint, wire.pack(names)))
+            case Bring(id, names):
+                line.send(wire.Fetch(id, self._fingerprint, wire.pack(names)))
+            case Save(id, names, _, depths, salt):
+                packed = wire.pack(names)
+                line.send(wire.Reserve(id, self._fingerprint, packed, self._page_bytes, depths, tenant(salt)))
+            case Cancel(id):
+                if id in self._asked:
+                    line.send(wire.Done(id))
+                    self._fail(id, "cancelled")
+            case Keep(names, seconds):
+                line.send(wire.Keep(self._fingerprint, wire.pack(names), seconds))
+
+    def _on_message(self, line: _Line, message: wire.ToClient) -> None:
+        match message:
+            case wire.Attached():
+                self.is_attached = True
+            case wire.Refused(error):
+                raise StoreError("denied", error)
+            case wire.Found(id, tiers, queued):
+                if self._asked.pop(id, None) is not None:
+                    found = [wire.TIER_CODES[code] for code in tiers]
+                    self._on_answer(Found(id, found, _by_tier(queued)))
+            case wire.Here(id, blocks):
+                self._here(line, id, blocks)
+            case wire.Lost(id, lost):
+                if id in self._asked:
+                    self._missed(line, id, lost)
+            case wire.Places(id, offsets):
+                self._fill(line, id, offsets)
+            case wire.Welcome() | wire.Holding():
+                pass
+
+    def _here(self, line: _Line, id: int, blocks: list[tuple[int, int, int, int]]) -> None:
+        ask = self._asked.get(id)
+        if not isinstance(ask, Bring):
+            return  # cancelled; its leases are over
+        good: list[tuple[int, int, int, int]] = []
+        bad: list[int] = []
+        for index, offset, expected, code in blocks:
+            key = BlockKey(self._fingerprint, ask.names[index])
+            if checksum(key, line.arena.page(offset, self._page_bytes)) == expected:
+                good.append((index, offset, expected, code))
+            else:
+                bad.append(index)
+        if good:
+            self._pool.copy_in([(ask.places[index], offset) for index, offset, _, _ in good])
+            self._left[id].difference_update(index for index, *_ in good)
+            self._on_answer(Arrived(id, [(index, wire.TIER_CODES[code] or Tier.DRAM) for index, _, _, code in good]))
+        if bad:
+            line.send(wire.Corrupt(self._fingerprint, wire.pack(ask.names[index] for index in bad)))
+        self._missed(line, id, [(index, "corrupt") for index in bad])
+
+    def _missed(self, line: _Line, id: int, lost: Sequence[tuple[int, str]]) -> None:
+        if lost:
+            self.counts.update(reason for _, reason in lost)
+            self._left[id].difference_update(index for index, _ in lost)
+            self._on_answer(Missed(id, list(lost)))
+        if not self._left[id]:
+            line.send(wire.Done(id))
+            self._over(id)
+
+    def _fill(self, line: _Line, id: int, offsets: list[int]) -> None:
+        ask = self._asked.get(id)
+        if not isinstance(ask, Save):
+            return
+        wanted = [(index, offset) for index, offset in enumerate(offsets) if offset >= 0]
+        self._pool.copy_out([(ask.places[index], offset) for index, offset in wanted])
+        filled = []
+        for index, offset in wanted:
+            key = BlockKey(self._fingerprint, ask.names[index])
+            filled.append((index, checksum(key, line.arena.page(offset, self._page_bytes))))
+        if filled:
+            line.send(wire.Filled(id, filled))
+        self._over(id, refused=len(offsets) - len(wanted))
+
+    def _fail(self, id: int, reason: str) -> None:
+        """Answer what is outstanding of `id` without the keeper."""
+        match self._asked[id]:
+            case Look(names=names):
+                del self._asked[id]
+                self._on_answer(Found(id, [None] * len(names), {}))
+            case Bring():
+                left = sorted(self._left[id])
+                self.counts.update({reason: len(left)})
+                self._on_answer(Missed(id, [(index, reason) for index in left]))
+                self._over(id)
+            case Save(names=names):
+                self._over(id, refused=len(names))
+
+    def _over(self, id: int, refused: int = 0) -> None:
+        del self._asked[id]
+        self._left.pop(id, None)
+        self._on_answer(Over(id, refused))
+
+
+def _by_tier(queued: Sequence[int]) -> dict[Tier, int]:
+    return {tier: size for tier, size in zip(wire.TIER_CODES, queued, strict=True) if tier is not None}
+
+
+class _Line:
+    """A connection to the keeper, and the arena that came with it."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        try:
+            self.socket.settimeout(CONNECT_S)
+            self.socket.connect(str(path))
+            first, fds, _, _ = socket.recv_fds(self.socket, _READ_BYTES, 1)
+            if len(fds) != 1:
+                raise StoreError("gone", f"keeper at {path}: gave no arena")
+            self.arena = Arena.attach(fds[0])
+        except BaseException:
+            self.socket.close()
+            raise
+        self._pending = bytearray(first)
+        self.socket.settimeout(SEND_S)
+
+    def send(self, message: msgspec.Struct) -> None:
+        self.socket.sendall(framed(message))
+
+    def receive(self) -> list[wire.ToClient]:
+        """Messages that are there; called when the socket can be read."""
+        read = self.socket.recv(_READ_BYTES)
+        if not read:
+            raise StoreError("gone", "keeper: connection closed")
+        self._pending += read
+        return take_messages(self._pending, wire.TO_CLIENT)
+
+    def close(self) -> None:
+        self.socket.close()
+        self.arena.close()
