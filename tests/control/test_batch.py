@@ -35,7 +35,7 @@ def work(name: str, prompt: list[int], max_tokens: int = 3, salt: str = "", emit
 
 
 def step(b: Batcher, token: int = 1) -> tuple[list[Chunk], list[Step]]:
-    chunks = b.schedule()
+    chunks = b.schedule(0.0)
     return chunks, b.complete(chunks, [Drawn(token) if c.sampling is not None else None for c in chunks])
 
 
@@ -84,7 +84,7 @@ def test_a_fully_cached_prompt_still_computes_its_last_block() -> None:
     drain(b)
     b.add(work("b", prompt))
 
-    assert [(c.start, len(c.tokens)) for c in b.schedule()] == [(4, 4)]
+    assert [(c.start, len(c.tokens)) for c in b.schedule(0.0)] == [(4, 4)]
 
 
 def test_salts_never_share() -> None:
@@ -172,7 +172,7 @@ def test_any_mix_ends_with_every_sequence_whole_and_the_pool_as_it_was(seed: int
             victim = draw.choice(sorted(asked))
             if b.cancel(RequestId(victim)):
                 cancelled.add(victim)
-        chunks = b.schedule()
+        chunks = b.schedule(0.0)
         assert sum(len(c.tokens) for c in chunks) <= 20
         assert len({c.id for c in chunks}) == len(chunks)
         if draw.random() < 0.1:

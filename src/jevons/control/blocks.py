@@ -118,8 +118,8 @@ class Blocks:
         self._evictor: Lru[BlockKey] = Lru()
         self._writes: dict[Tier, deque[tuple[BlockKey, _Copy]]] = {tier: deque() for tier in self.below}
         self._loads: dict[Tier, deque[BlockKey]] = {tier: deque() for tier in self.below}
-        self._writing: dict[tuple[Tier, BlockKey], _Copy] = {}
-        self._loading: dict[BlockKey, Tier] = {}  # asked of that tier, queued or under way
+        self._writing: dict[tuple[Tier, int], _Copy] = {}
+        self._loading: dict[BlockKey, tuple[Tier, int]] = {}  # tier and size of what is asked for, until it is over
         self._kept_until: dict[BlockKey, float] = {}
         self._offers: list[Offer] = []
         self._changes: list[Change] = []
@@ -260,14 +260,14 @@ class Blocks:
             if copy.condemned:
                 self._write_over(tier, copy)
                 continue
-            self._writing[tier, key] = copy
+            self._writing[tier, copy.offset] = copy
             moves.append(Move(key, copy.meta, tier, copy.offset))
             size_bytes += copy.meta.size_bytes
         return moves
 
     def on_written(self, move: Move, reason: str) -> None:
         """A write is over: the tier holds the block, or does not, for that reason."""
-        copy = self._writing.pop((move.tier, move.key))
+        copy = self._writing.pop((move.tier, move.offset))
         block = self._blocks.get(move.key)
         if reason:
             self.counts[f"{move.tier}_write_{reason}"] += 1
@@ -283,10 +283,10 @@ class Blocks:
         queue = self._loads[tier]
         while queue and len(moves) < limit:
             key = queue[0]
-            block = self._blocks[key]
-            if not block.waiting or tier not in block.below:  # nobody waits any more, or it was lost meanwhile
-                self._load_over(queue.popleft(), tier, block)
-                self._turn_away(key, block, "missing")
+            block = self._blocks.get(key)
+            if block is None or not block.waiting or block.copy is not None or tier not in block.below:
+                queue.popleft()
+                self._pass_over_load(key, block)
                 continue
             offset = self._place(block.meta.size_bytes, now_s)
             if offset is None:
@@ -310,7 +310,7 @@ class Blocks:
         else:
             self._has_arrived(key, block, move.tier, now_s)
         self._use_over(copy)
-        self._load_over(key, move.tier, block)
+        self._load_over(key)
         self._turn_away(key, block, reason)
         self._forget_if_nowhere(key, block)
 
@@ -404,13 +404,20 @@ class Blocks:
         self._leases.setdefault(lease, _Lease()).waits.add(key)
         if block.copy is None and key not in self._loading:
             tier = next(tier for tier in self.below if tier in block.below)
-            self._loading[key] = tier
+            self._loading[key] = (tier, block.meta.size_bytes)
             self._loads[tier].append(key)
             self.queued_bytes[tier] += block.meta.size_bytes
 
-    def _load_over(self, key: BlockKey, tier: Tier, block: _Block) -> None:
-        del self._loading[key]
-        self.queued_bytes[tier] -= block.meta.size_bytes
+    def _pass_over_load(self, key: BlockKey, block: _Block | None) -> None:
+        """Nobody waits for it any more, somebody fills it anew, or the tier has lost it."""
+        self._load_over(key)
+        if block is not None and block.copy is None:
+            self._turn_away(key, block, "missing")
+            self._forget_if_nowhere(key, block)
+
+    def _load_over(self, key: BlockKey) -> None:
+        tier, size_bytes = self._loading.pop(key)
+        self.queued_bytes[tier] -= size_bytes
 
     def _turn_away(self, key: BlockKey, block: _Block, reason: str) -> None:
         """Who still waits for this block does so in vain."""

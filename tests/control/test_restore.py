@@ -1,0 +1,372 @@
+"""Sequences and the tiers: what is brought is passed over, what is late is computed, and no place is ever shared."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jevons.base.ids import BlockHash, BlockId, RequestId
+from jevons.control.batch import Batcher, Chunk, Drawn
+from jevons.control.restore import LOOK_S, SAVE_S, Restore
+from jevons.facts.block import Tier
+from jevons.facts.move import Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, Over, Save
+from jevons.facts.request import Sampling, Step, Work
+from jevons.kv.hashing import block_hashes
+from jevons.kv.pool import BlockPool
+from jevons.perf.measured import MovePrices, MoveSeconds, Prices
+
+SIZE = 4
+FAST = Prices(per_step_s=1.0, per_token_s=1.0, per_token_context_s=0.0, per_decode_s=1.0)  # beside any tier: slow
+
+
+def batcher(blocks: int = 16, step_tokens: int = 8) -> Batcher:
+    pool = BlockPool(blocks, SIZE)
+    made = Batcher(
+        pool,
+        step_tokens=step_tokens,
+        max_running=4,
+        context_tokens=1_000,
+        restore=Restore(pool, block_bytes=1_000, step_tokens=step_tokens),
+    )
+    made.prices = FAST
+    return made
+
+
+def work(name: str, prompt: list[int], max_tokens: int = 2, keep_s: float = 0.0) -> Work:
+    return Work(
+        id=RequestId(name), prompt=prompt, max_tokens=max_tokens, sampling=Sampling(), stop_ids=[], keep_s=keep_s
+    )
+
+
+def asked(b: Batcher) -> list[Ask]:
+    assert b.restore is not None
+    return b.restore.drain_asks()
+
+
+def one(b: Batcher, kind: type[Ask]) -> Ask:
+    found = [ask for ask in asked(b) if isinstance(ask, kind)]
+    assert len(found) == 1
+    return found[0]
+
+
+def shapes(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    return [(c.start, len(c.tokens)) for c in chunks]
+
+
+def complete(b: Batcher, chunks: Sequence[Chunk]) -> list[Step]:
+    return b.complete(chunks, [Drawn(1) if c.sampling is not None else None for c in chunks])
+
+
+def look(b: Batcher, tiers: list[Tier | None], now_s: float = 0.0) -> None:
+    """Answer the look that the next `schedule` asks."""
+    assert b.schedule(now_s) == []
+    ask = one(b, Look)
+    assert isinstance(ask, Look)
+    b.on_answer(Found(ask.id, tiers, {}), now_s)
+
+
+def bring(b: Batcher, now_s: float = 0.0) -> Bring:
+    ask = one(b, Bring)
+    assert isinstance(ask, Bring)
+    return ask
+
+
+def test_blocks_that_a_tier_holds_are_brought_and_only_the_rest_is_computed() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [Tier.DRAM] * 3)
+    assert b.schedule(0.0) == []  # everything waits for the blocks
+
+    ask = bring(b)
+    assert ask.names == block_hashes(list(range(14)), SIZE)
+    b.on_answer(Arrived(ask.id, [(0, Tier.DRAM), (1, Tier.DRAM), (2, Tier.DRAM)]), 0.001)
+    b.on_answer(Over(ask.id), 0.001)
+    chunks = b.schedule(0.002)
+
+    assert shapes(chunks) == [(12, 2)]
+    assert complete(b, chunks)[0].cached_tokens == 12
+
+
+def test_what_has_not_come_after_a_tenth_of_its_computing_time_is_computed() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [Tier.DRAM] * 3)
+    b.schedule(0.0)
+    ask = bring(b)
+    b.on_answer(Arrived(ask.id, [(0, Tier.DRAM)]), 0.01)
+    saved_s = 12.0 + 2  # 12 tokens in 2 steps
+
+    assert b.schedule(saved_s * 0.1 - 0.01) == []
+    assert b.schedule(saved_s * 0.1 + 0.01) == []
+    assert isinstance(one(b, Cancel), Cancel)  # nobody may write there while it is computed
+    b.on_answer(Missed(ask.id, [(1, "cancelled"), (2, "cancelled")]), 1.5)
+    b.on_answer(Over(ask.id), 1.5)
+    assert shapes(b.schedule(1.5)) == [(4, 8)]
+
+
+def test_while_a_slow_tier_delivers_from_the_back_the_front_is_computed() -> None:
+    b = batcher()
+    assert b.restore is not None
+    b.restore._learned[Tier.DISK] = MoveSeconds(MovePrices(0.001, 0.004))  # a block takes as long as its tokens
+    b.add(work("a", list(range(25))))
+    look(b, [Tier.DISK] * 6)
+    chunks = b.schedule(0.0)
+    ask = bring(b)
+    names = block_hashes(list(range(25)), SIZE)
+
+    assert shapes(chunks) == [(0, 8)]
+    assert ask.names[0] == names[5]  # the last one first
+    complete(b, chunks)
+    b.on_answer(Arrived(ask.id, [(i, Tier.DISK) for i in range(len(ask.names))]), 1.0)
+    b.on_answer(Over(ask.id), 1.0)
+    computed = 8
+    while (chunks := b.schedule(2.0))[0].sampling is None:
+        computed += len(chunks[0].tokens)
+        complete(b, chunks)
+    assert computed == 24 - len(ask.names) * SIZE
+    assert shapes(chunks) == [(24, 1)]
+
+
+def test_where_computing_meets_what_is_still_to_come_the_rest_is_computed() -> None:
+    b = batcher()
+    assert b.restore is not None
+    b.restore._learned[Tier.DISK] = MoveSeconds(MovePrices(0.001, 0.004))
+    b.add(work("a", list(range(25))))
+    look(b, [Tier.DISK] * 6)
+    complete(b, b.schedule(0.0))
+    ask = bring(b)
+    while chunks := b.schedule(1.0):
+        complete(b, chunks)
+    assert isinstance(one(b, Cancel), Cancel)
+
+    b.on_answer(Missed(ask.id, [(i, "cancelled") for i in range(len(ask.names))]), 2.0)
+    b.on_answer(Over(ask.id), 2.0)
+    assert shapes(b.schedule(2.0))[0][0] == 24 - len(ask.names) * SIZE
+
+
+def test_a_hole_in_what_the_tiers_hold_is_computed() -> None:
+    b = batcher()
+    b.add(work("a", list(range(17))))
+    look(b, [Tier.DRAM, None, Tier.DRAM, Tier.DRAM])
+    b.schedule(0.0)
+    ask = bring(b)
+    b.on_answer(Arrived(ask.id, [(0, Tier.DRAM), (1, Tier.DRAM), (2, Tier.DRAM)]), 0.0)
+    b.on_answer(Over(ask.id), 0.0)
+
+    chunks = b.schedule(0.0)
+    assert shapes(chunks) == [(4, 4)]
+    complete(b, chunks)
+    assert shapes(b.schedule(0.0)) == [(16, 1)]
+
+
+def test_a_corrupt_block_is_computed_and_those_after_it_are_kept() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [Tier.DISK] * 3)
+    b.schedule(0.0)
+    ask = bring(b)
+    b.on_answer(Missed(ask.id, [(1, "corrupt")]), 0.0)
+    b.on_answer(Arrived(ask.id, [(0, Tier.DISK), (2, Tier.DISK)]), 0.0)
+    b.on_answer(Over(ask.id), 0.0)
+
+    assert shapes(b.schedule(0.0)) == [(4, 4)]
+    assert b.restore is not None
+    assert b.restore.counts["corrupt"] == 1
+
+
+def test_a_look_without_an_answer_is_not_waited_for_long() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    assert b.schedule(0.0) == []
+    assert b.restore is not None
+    assert b.restore.wake_s == LOOK_S
+
+    assert shapes(b.schedule(LOOK_S + 0.01)) == [(0, 8)]
+    assert b.restore.counts["look_timeout"] == 1
+
+
+def test_computed_blocks_are_saved_and_brought_ones_are_not_saved_again() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [Tier.DRAM, None, None])
+    b.schedule(0.0)
+    ask = bring(b)
+    b.on_answer(Arrived(ask.id, [(0, Tier.DRAM)]), 0.0)
+    b.on_answer(Over(ask.id), 0.0)
+    complete(b, b.schedule(0.0))
+
+    save = one(b, Save)
+    assert isinstance(save, Save)
+    assert (save.names, save.depths) == (block_hashes(list(range(14)), SIZE)[1:], [4, 8])
+
+
+def test_a_place_that_is_being_saved_is_not_given_out() -> None:
+    b = batcher(blocks=8)
+    b.add(work("a", list(range(9)), max_tokens=1))
+    look(b, [None, None])
+    complete(b, b.schedule(0.0))
+    complete(b, b.schedule(0.0))
+    save = one(b, Save)
+    assert isinstance(save, Save)
+    assert (b.running, b.pool.free) == (0, 6)
+
+    b.on_answer(Over(save.id), 0.0)
+    assert b.pool.free == 8
+
+
+def test_a_save_that_takes_too_long_is_given_up() -> None:
+    b = batcher()
+    b.add(work("a", list(range(9)), max_tokens=1))
+    look(b, [None, None])
+    complete(b, b.schedule(0.0))
+    complete(b, b.schedule(0.0))
+    save = one(b, Save)
+    b.schedule(SAVE_S + 0.1)
+
+    cancel = one(b, Cancel)
+    assert isinstance(cancel, Cancel)
+    assert isinstance(save, Save)
+    assert cancel.id == save.id
+    assert b.pool.free < 16  # until it is over
+    b.on_answer(Over(save.id, refused=2), SAVE_S + 0.2)
+    assert b.pool.free == 16
+
+
+def test_who_says_it_will_be_back_has_its_blocks_kept() -> None:
+    b = batcher()
+    b.add(work("a", list(range(9)), max_tokens=1, keep_s=60.0))
+    look(b, [None, None])
+    complete(b, b.schedule(0.0))
+    complete(b, b.schedule(0.0))
+
+    keep = one(b, Keep)
+    assert keep == Keep(block_hashes(list(range(9)), SIZE), 60.0)
+
+
+class World:
+    """Tiers that answer when they like, and memory whose content is checked at every use."""
+
+    def __init__(self, seed: int, blocks: int) -> None:
+        self.draw = random.Random(seed)
+        self.batcher = batcher(blocks)
+        assert self.batcher.restore is not None
+        if seed % 2:  # as slow as computing: blocks come from the back while the front is computed
+            self.batcher.restore._learned[Tier.DRAM] = MoveSeconds(MovePrices(0.001, 0.004))
+        self.pages: dict[BlockId, tuple[int, ...]] = {}  # every token up to the last one written
+        self.store: dict[BlockHash, tuple[int, ...]] = {}
+        self.pending: list[Ask] = []
+        self.cancelled: set[int] = set()
+        self.now_s = 0.0
+        self._tokens: dict[RequestId, list[int]] = {}
+
+    def turn(self) -> list[Step]:
+        self.now_s += self.draw.choice([0.001, 0.01, 1.0])
+        for _ in range(self.draw.randrange(4)):
+            self._answer_one()
+        chunks = self.batcher.schedule(self.now_s)
+        self._take_asks()
+        for chunk in chunks:
+            self._compute(chunk)
+        steps = complete(self.batcher, chunks)
+        self._take_asks()
+        return steps
+
+    def settle(self) -> None:
+        while self.pending:
+            self._answer_one()
+            self._take_asks()
+
+    def _take_asks(self) -> None:
+        assert self.batcher.restore is not None
+        for ask in self.batcher.restore.drain_asks():
+            if isinstance(ask, Cancel):
+                self.cancelled.add(ask.id)
+            elif not isinstance(ask, Keep):
+                self.pending.append(ask)
+
+    def _compute(self, chunk: Chunk) -> None:
+        whole, end = self._tokens[chunk.id], chunk.start + len(chunk.tokens)
+        assert list(chunk.tokens) == whole[chunk.start : end]
+        for block in range(-(-chunk.start // SIZE)):
+            held = self.pages[chunk.table[block]]
+            assert held == tuple(whole[: min((block + 1) * SIZE, chunk.start)]), "a place holds its sequence's tokens"
+        for block in range(chunk.start // SIZE, -(-end // SIZE)):
+            self.pages[chunk.table[block]] = tuple(whole[: min((block + 1) * SIZE, end)])
+        if chunk.sampling is not None:
+            whole.append(1)
+
+    def add(self, work: Work) -> None:
+        self._tokens[work.id] = list(work.prompt)
+        self.batcher.add(work)
+
+    def _answer_one(self) -> None:
+        if not self.pending:
+            return
+        ask = self.pending.pop(self.draw.randrange(len(self.pending)))
+        match ask:
+            case Look(id, names):
+                tiers = [Tier.DRAM if name in self.store else None for name in names]
+                self._tell(Found(id, tiers, {}))
+            case Save(id, names, places):
+                for name, place in zip(names, places, strict=True):
+                    assert block_hashes(self.pages[place], SIZE)[-1] == name, "a place stays while it is saved"
+                    self.store[name] = self.pages[place]
+                self._tell(Over(id))
+            case Bring(id, names, places):
+                for index, (name, place) in enumerate(zip(names, places, strict=True)):
+                    if self.draw.random() < 0.2 or name not in self.store:
+                        self._tell(Missed(id, [(index, "missing")]))
+                    elif id in self.cancelled and self.draw.random() < 0.5:
+                        self._tell(Missed(id, [(index, "cancelled")]))
+                    else:
+                        self.pages[place] = self.store[name]
+                        self._tell(Arrived(id, [(index, Tier.DRAM)]))
+                self._tell(Over(id))
+
+    def _tell(self, answer: Found | Arrived | Missed | Over) -> None:
+        self.batcher.on_answer(answer, self.now_s)
+
+
+@given(seed=st.integers(0, 2**32), blocks=st.integers(9, 24))
+def test_whatever_the_tiers_answer_and_when_every_token_is_computed_on_the_right_content(
+    seed: int, blocks: int
+) -> None:
+    world = World(seed, blocks)
+    draw = random.Random(seed)
+    prefixes = [[draw.randrange(50) for _ in range(draw.randrange(1, 22))] for _ in range(3)]
+    finished: set[RequestId] = set()
+    names = [RequestId(f"r{i}") for i in range(12)]
+    for name in names:
+        prompt = draw.choice(prefixes) + [draw.randrange(50) for _ in range(draw.randrange(1, 9))]
+        world.add(work(name, prompt, max_tokens=draw.randrange(1, 4)))
+        for _ in range(draw.randrange(6)):
+            finished |= {s.id for s in world.turn() if s.finish}
+        if draw.random() < 0.1 and world.batcher.cancel(name):
+            finished.add(name)
+    for _ in range(2_000):
+        if not (world.batcher.waiting or world.batcher.running):
+            break
+        finished |= {s.id for s in world.turn() if s.finish}
+    world.settle()
+
+    assert finished == set(names)
+    assert world.batcher.restore is not None
+    assert (world.batcher.pool.free, world.batcher.restore.in_use) == (blocks, 0)
+
+
+@pytest.mark.parametrize("tier", [Tier.DRAM, Tier.DISK, Tier.REMOTE])
+def test_what_moving_takes_is_measured_and_reported(tier: Tier) -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [tier] * 3)
+    b.schedule(0.0)
+    ask = bring(b)
+    b.on_answer(Arrived(ask.id, [(i, tier) for i in range(len(ask.names))]), 0.03)
+
+    assert b.restore is not None
+    reports = b.restore.drain_reports()
+    assert [(r.tier, r.size_bytes, r.seconds) for r in reports] == [(tier, 1_000 * len(ask.names), 0.03)]

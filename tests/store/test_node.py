@@ -1,0 +1,239 @@
+"""An engine and the keeper of its node's tiers, as real processes: what comes back is what was saved, or nothing."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tests.processes import until
+
+from jevons.base.ids import BlockHash, BlockId
+from jevons.facts.block import Tier
+from jevons.facts.move import Answer, Arrived, Bring, Cancel, Found, Look, Missed, Over, Save
+from jevons.store.arena import Arena
+from jevons.store.node import Introduction, Node
+from jevons.wire.channel import Failed, KeeperConfig, Ready
+
+PAGE = 8192
+MARK = b"f" * 16
+WAIT_S = 10.0
+
+
+class Keeper:
+    """A keeper process of the test's own."""
+
+    def __init__(self, config: KeeperConfig) -> None:
+        self.config = config
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jevons.serve.keeper"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(config) + b"\n")
+        self.process.stdin.flush()
+        self.first = msgspec.json.decode(self.process.stdout.readline(), type=Ready | Failed)
+
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.wait(WAIT_S)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+class Memory:
+    """An engine's pool: 64 places of a page."""
+
+    def __init__(self) -> None:
+        self.pages = np.zeros((64, PAGE), np.uint8)
+        self.arena: Arena | None = None
+
+    def attach(self, arena: Arena) -> None:
+        self.arena = arena
+
+    def copy_out(self, pairs: Sequence[tuple[int, int]]) -> None:
+        assert self.arena is not None
+        for place, offset in pairs:
+            self.arena.page(offset, PAGE)[:] = self.pages[place].tobytes()
+
+    def copy_in(self, pairs: Sequence[tuple[int, int]]) -> None:
+        assert self.arena is not None
+        for place, offset in pairs:
+            self.pages[place] = np.frombuffer(self.arena.page(offset, PAGE), np.uint8)
+
+
+class Engine:
+    """A node and a pool, asked and answered one thing at a time."""
+
+    def __init__(self, socket: str, mark: bytes = MARK) -> None:
+        self.memory = Memory()
+        self.answers: queue.Queue[Answer] = queue.Queue()
+        self.node = Node(Path(socket), Introduction("test", mark, PAGE), self.memory, self.answers.put)
+        self._id = 0
+        until(lambda: self.node.is_attached, WAIT_S, "attached to the keeper")
+
+    def save(self, first: int, count: int, salt: str = "") -> int:
+        """Save pages full of their own number. Returns how many were refused."""
+        names, places = (
+            [name(n) for n in range(first, first + count)],
+            [BlockId(n % 64) for n in range(first, first + count)],
+        )
+        for place, number in zip(places, range(first, first + count), strict=True):
+            self.memory.pages[place] = number % 251
+        self._id += 1
+        self.node.ask(Save(self._id, names, places, [n * 16 for n in range(count)], salt))
+        over = self.answers.get(timeout=WAIT_S)
+        assert isinstance(over, Over)
+        return over.refused
+
+    def look(self, first: int, count: int) -> list[Tier | None]:
+        self._id += 1
+        self.node.ask(Look(self._id, [name(n) for n in range(first, first + count)]))
+        found = self.answers.get(timeout=WAIT_S)
+        assert isinstance(found, Found)
+        return found.tiers
+
+    def bring(self, first: int, count: int) -> dict[int, str]:
+        """Bring blocks into a cleared pool. Returns what came of each: its tier, or the reason why not."""
+        self.memory.pages[:] = 255
+        self._id += 1
+        places = [BlockId((n + 7) % 64) for n in range(first, first + count)]
+        self.node.ask(Bring(self._id, [name(n) for n in range(first, first + count)], places))
+        result: dict[int, str] = {}
+        while not isinstance(answer := self.answers.get(timeout=WAIT_S), Over):
+            match answer:
+                case Arrived(_, blocks):
+                    result |= {first + index: str(tier) for index, tier in blocks}
+                case Missed(_, lost):
+                    result |= {first + index: reason for index, reason in lost}
+        for number, what in result.items():
+            expected = number % 251 if what in ("dram", "disk", "remote") else 255
+            assert (self.memory.pages[(number + 7) % 64] == expected).all()
+        return result
+
+
+def name(number: int) -> BlockHash:
+    return BlockHash(number.to_bytes(16, "big"))
+
+
+Start = Callable[..., Keeper]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Keeper] = []
+
+    def start(**more: object) -> Keeper:
+        values: dict[str, object] = {"socket": str(tmp_path / "k"), "dram_bytes": 64 * PAGE, **more}
+        keeper = Keeper(msgspec.convert(values, KeeperConfig))
+        started.append(keeper)
+        return keeper
+
+    yield start
+    for keeper in started:
+        if keeper.process.poll() is None:
+            keeper.stop()
+
+
+@pytest.fixture
+def engine() -> Iterator[Callable[..., Engine]]:
+    made: list[Engine] = []
+
+    def make(keeper: Keeper, mark: bytes = MARK) -> Engine:
+        made.append(Engine(keeper.config.socket, mark))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.node.close()
+
+
+Make = Callable[..., Engine]
+
+
+def test_what_one_engine_saves_another_brings(start: Start, engine: Make) -> None:
+    keeper = start()
+    a, b = engine(keeper), engine(keeper)
+    assert a.save(0, 20) == 0
+
+    assert b.look(18, 4) == [Tier.DRAM, Tier.DRAM, None, None]
+    assert b.bring(18, 4) == {18: "dram", 19: "dram", 20: "missing", 21: "missing"}
+
+
+def test_blocks_of_another_model_are_never_found(start: Start, engine: Make) -> None:
+    keeper = start()
+    engine(keeper).save(0, 4)
+
+    assert engine(keeper, b"g" * 16).look(0, 4) == [None] * 4
+
+
+def test_a_page_that_changed_in_the_arena_is_not_served_and_counted(start: Start, engine: Make) -> None:
+    keeper = start()
+    a = engine(keeper)
+    a.save(0, 3)
+    assert a.memory.arena is not None
+    whole = bytes(a.memory.arena.memory)
+    at = whole.index(bytes([1]) * PAGE)
+    a.memory.arena.memory[at + 100] ^= 4
+
+    assert a.bring(0, 3) == {0: "dram", 1: "corrupt", 2: "dram"}
+    assert a.look(0, 3) == [Tier.DRAM, None, Tier.DRAM]
+    assert a.node.counts["corrupt"] == 1
+
+
+def test_when_the_keeper_dies_what_is_outstanding_ends_and_a_new_one_is_used(start: Start, engine: Make) -> None:
+    keeper = start()
+    a = engine(keeper)
+    a.save(0, 3)
+    os.kill(keeper.process.pid, signal.SIGSTOP)
+    a.node.ask(Look(1_000, [name(0)]))
+    keeper.stop()
+
+    assert a.answers.get(timeout=WAIT_S) == Found(1_000, [None], {})
+    assert a.bring(0, 2) == {0: "gone", 1: "gone"}
+    start()
+    until(lambda: a.node.is_attached, WAIT_S, "attached to the new keeper")
+    assert a.look(0, 1) == [None]
+    assert a.save(0, 3) == 0
+
+
+def test_what_is_cancelled_is_over_though_the_keeper_hangs(start: Start, engine: Make) -> None:
+    keeper = start()
+    a = engine(keeper)
+    a.save(0, 3)
+    os.kill(keeper.process.pid, signal.SIGSTOP)
+    try:
+        a.node.ask(Bring(1_000, [name(0)], [BlockId(0)]))
+        a.node.ask(Cancel(1_000))
+        assert a.answers.get(timeout=WAIT_S) == Missed(1_000, [(0, "cancelled")])
+        assert a.answers.get(timeout=WAIT_S) == Over(1_000)
+    finally:
+        os.kill(keeper.process.pid, signal.SIGCONT)
+    until(lambda: a.look(0, 1) == [Tier.DRAM], WAIT_S, "the keeper goes on")
+
+
+def test_an_engine_that_dies_leaves_no_lease_and_no_memory_behind(start: Start, engine: Make) -> None:
+    keeper = start(dram_bytes=8 * PAGE)
+    a = engine(keeper)
+    for _ in range(30):
+        b = Engine(keeper.config.socket)
+        b.save(0, 8)
+        b.node.ask(Bring(1_000, [name(n) for n in range(8)], [BlockId(n) for n in range(8)]))
+        b.node.close()
+
+    assert a.save(100, 8) == 0  # every place can be had
+
+
+def test_an_arena_too_small_for_a_block_refuses_the_engine(start: Start) -> None:
+    keeper = start(dram_bytes=PAGE // 2)
+    node = Node(Path(keeper.config.socket), Introduction("test", MARK, PAGE), Memory(), lambda answer: None)
+    until(lambda: node.counts["keeper_lost"] > 0, WAIT_S, "it is told")
+    node.close()
