@@ -30,7 +30,7 @@ def batcher(blocks: int = 16, step_tokens: int = 8) -> Batcher:
         step_tokens=step_tokens,
         max_running=4,
         context_tokens=1_000,
-        restore=Restore(pool, block_bytes=1_000, step_tokens=step_tokens),
+        restore=Restore(pool, page_bytes=1_000, step_tokens=step_tokens),
     )
     made.prices = FAST
     return made

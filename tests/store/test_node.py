@@ -19,7 +19,7 @@ from jevons.base.ids import BlockHash, BlockId
 from jevons.facts.block import Tier
 from jevons.facts.move import Answer, Arrived, Bring, Cancel, Found, Look, Missed, Over, Save
 from jevons.store.arena import Arena
-from jevons.store.node import Introduction, Node
+from jevons.store.node import Introduction, Node, Page
 from jevons.wire.channel import Failed, KeeperConfig, Ready
 
 PAGE = 8192
@@ -59,14 +59,14 @@ class Memory:
     def attach(self, arena: Arena) -> None:
         self.arena = arena
 
-    def copy_out(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def copy_out(self, pages: Sequence[Page]) -> None:
         assert self.arena is not None
-        for place, offset in pairs:
+        for (place,), offset in pages:
             self.arena.page(offset, PAGE)[:] = self.pages[place].tobytes()
 
-    def copy_in(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def copy_in(self, pages: Sequence[Page]) -> None:
         assert self.arena is not None
-        for place, offset in pairs:
+        for (place,), offset in pages:
             self.pages[place] = np.frombuffer(self.arena.page(offset, PAGE), np.uint8)
 
 

@@ -58,6 +58,9 @@ class _Sequence:
         self.sealed = 0  # blocks of `names` that are named in the pool
         self.cached_tokens: int | None = None  # reported once, from the first admission
         self.coming = Coming()
+        self.pages: list[BlockHash] = []  # what the tiers call them, as far as they are known
+        self.offered = 0  # leading pages the tiers were offered, or gave
+        self.saves: list[int] = []
 
     @property
     def left(self) -> int:
@@ -176,12 +179,12 @@ class Batcher:
         """Give `seq` up to `budget` tokens of this step. Returns how many."""
         count = min(seq.left, budget)
         if self.restore is not None:
-            block = seq.computed // self.pool.block_size
-            if self.restore.is_held(seq.coming, block, self._now_s):
+            page = seq.computed // self.restore.page_tokens
+            if self.restore.is_held(seq.coming, page, self._now_s):
                 return 0
-            limit = self.restore.limit(seq.coming, block)
+            limit = self.restore.limit(seq.coming, page)
             if limit is not None:
-                count = min(count, limit * self.pool.block_size - seq.computed)
+                count = min(count, limit * self.restore.page_tokens - seq.computed)
         if not self._grow(seq, seq.computed + count):
             return 0
         end = seq.computed + count
@@ -220,14 +223,36 @@ class Batcher:
             need = -(-len(seq.tokens) // self.pool.block_size) - len(found)
             if not self.pool.can_allocate(need, found):
                 return None  # in order: a later, smaller one must not starve it
-            if self.restore is not None and not self.restore.knows(seq.coming, reusable, len(found), self._now_s):
+            if not self._knows_tiers(seq, len(found)):
                 continue
             self._waiting.remove(seq)
-            self._start(seq, found, reusable)
+            self._start(seq, found)
             return seq
         return None
 
-    def _start(self, seq: _Sequence, found: list[BlockId], reusable: list[BlockHash]) -> None:
+    def _knows_tiers(self, seq: _Sequence, found: int) -> bool:
+        if self.restore is None:
+            return True
+        return self.restore.knows(seq.coming, self._wanted(seq), -(-found // self.restore.page_blocks), self._now_s)
+
+    def _wanted(self, seq: _Sequence) -> list[BlockHash]:
+        """The pages that the tiers may give: all but the one with the last token, which is always computed."""
+        assert self.restore is not None, "only with tiers"
+        return self._page_names(seq)[: (len(seq.tokens) - 1) // self.restore.page_tokens]
+
+    def _page_names(self, seq: _Sequence) -> list[BlockHash]:
+        """Names of the sequence's full pages."""
+        assert self.restore is not None, "only with tiers"
+        if self.restore.page_blocks == 1:
+            return seq.names
+        size = self.restore.page_tokens
+        known = len(seq.pages)
+        if known < len(seq.tokens) // size:
+            parent = seq.pages[-1] if seq.pages else root(size, seq.work.salt)
+            seq.pages += chain(seq.tokens[known * size :], size, parent)
+        return seq.pages
+
+    def _start(self, seq: _Sequence, found: list[BlockId]) -> None:
         self.pool.take(found)
         seq.table = list(found)
         seq.sealed = len(found)
@@ -236,21 +261,29 @@ class Batcher:
             seq.cached_tokens = min(seq.computed, len(seq.work.prompt))
         self._coming.update(seq.names[seq.sealed :])
         self._running.append(seq)
-        if self.restore is not None and len(found) < len(reusable):
-            if self.restore.has_any(seq.coming, len(found)):
-                seq.table += self.pool.allocate(len(reusable) - len(found))
-            self.restore.begin(seq.coming, reusable, seq.table, len(found), self.prices, self._now_s)
+        if self.restore is not None:
+            self._bring(seq, self.restore)
+
+    def _bring(self, seq: _Sequence, restore: Restore) -> None:
+        """Bring pages beyond those the pool has, if any tier holds them."""
+        pages, depth = self._wanted(seq), -(-len(seq.table) // restore.page_blocks)
+        seq.offered = len(seq.table) // restore.page_blocks
+        if restore.has_any(seq.coming, depth):
+            seq.table += self.pool.allocate(len(pages) * restore.page_blocks - len(seq.table))
+            restore.begin(seq.coming, pages, seq.table, depth, self.prices, self._now_s)
 
     def _pass_over(self, seq: _Sequence) -> None:
         """Blocks that came from the tiers are as good as computed, once all before them are."""
-        here, size = seq.coming.here, self.pool.block_size
-        block, inside = divmod(seq.computed, size)
-        if inside or block not in here:
+        if self.restore is None:
             return
-        while block in here:
-            here.discard(block)
-            block += 1
-        passed = block * size - seq.computed
+        here, size = seq.coming.here, self.restore.page_tokens
+        page, inside = divmod(seq.computed, size)
+        if inside or page not in here:
+            return
+        while page in here:
+            here.discard(page)
+            page += 1
+        passed = page * size - seq.computed
         seq.computed += passed
         if seq.outputs == len(seq.work.emitted) and seq.cached_tokens is not None:
             seq.cached_tokens = min(seq.cached_tokens + passed, len(seq.work.prompt))
@@ -277,9 +310,21 @@ class Batcher:
             ),
         )
         self._arrived(fresh)
-        if self.restore is not None and is_computed:
-            self.restore.save(fresh, seq.table[seq.sealed : full], seq.sealed, seq.work.salt, self._now_s)
         seq.sealed = full
+        if self.restore is not None:
+            self._offer(seq, self.restore, is_computed=is_computed)
+
+    def _offer(self, seq: _Sequence, restore: Restore, *, is_computed: bool) -> None:
+        """Offer full pages to the tiers, unless they came from there."""
+        start, end, size = seq.offered, seq.sealed // restore.page_blocks, restore.page_blocks
+        if start >= end:
+            return
+        seq.offered = end
+        if is_computed:
+            names, places = self._page_names(seq)[start:end], seq.table[start * size : end * size]
+            saving = restore.save(names, places, start, seq.work.salt, self._now_s)
+            if saving is not None:
+                seq.saves.append(saving)
 
     def _advance(self, seq: _Sequence, drawn: Drawn) -> Step:
         seq.tokens.append(drawn.token)
@@ -293,7 +338,7 @@ class Batcher:
         if finish is not None:
             self._running.remove(seq)
             if self.restore is not None and seq.work.keep_s:
-                self.restore.keep(seq.names[: seq.sealed], seq.work.keep_s)
+                self.restore.keep(self._page_names(seq)[: seq.offered], seq.work.keep_s)
             self._release(seq)
         return Step(
             id=seq.work.id,
@@ -307,7 +352,7 @@ class Batcher:
         self.preemptions += 1
         self._running.remove(seq)
         self._release(seq)
-        seq.computed, seq.sealed, seq.table, seq.coming = 0, 0, [], Coming()
+        seq.computed, seq.sealed, seq.offered, seq.table, seq.coming = 0, 0, 0, [], Coming()
         self._waiting.appendleft(seq)
 
     def _release(self, seq: _Sequence) -> None:

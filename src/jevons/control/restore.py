@@ -6,6 +6,8 @@
 What it wants done is asked (`drain_asks`), what came of it is told (`on_answer`). While a Bring or a Save is under way
 its places have a user in the pool, so nobody else writes them, whatever becomes of the sequence. Every ask has a
 deadline; past it the sequence goes on without.
+
+The tiers keep pages, which may cover several of the pool's blocks: everything here is counted in pages.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ from jevons.policy.source import Compute, Plan, Supply, plan
 LOOK_S = 0.25  # so long a prompt waits to hear which tiers hold its blocks
 FRESH_S = 2.0  # so long it believes what it heard
 SAVE_S = 5.0
-SAVING_SHARE = 0.25  # of the pool's blocks may be on their way to the tiers
+SAVING_SHARE = 0.5  # of the pool's blocks may be on their way to the tiers
 
 
 class Coming:
-    """Where the blocks of one sequence stand, beyond those the pool had."""
+    """Where the pages of one sequence stand, beyond those the pool had."""
 
     def __init__(self) -> None:
         self.look: int | None = None  # not answered yet
-        self.start = 0  # `tiers` tells of blocks from here on
+        self.start = 0  # `tiers` tells of pages from here on
         self.tiers: Sequence[Tier | None] | None = None
         self.told_s = 0.0  # when it asked; once it was told, when that was
-        self.here: set[int] = set()  # blocks in their places, not yet passed over
+        self.here: set[int] = set()  # pages in their places, not yet passed over
         self.under_way: _UnderWay | None = None
 
 
@@ -57,14 +59,17 @@ class Restore:
 
     Args:
         pool: the engine's.
-        block_bytes: of one page.
+        page_bytes: of one page.
+        page_blocks: of the pool, in a page.
         step_tokens: tokens the engine computes in one step at most.
     """
 
-    def __init__(self, pool: BlockPool, *, block_bytes: int, step_tokens: int) -> None:
+    def __init__(self, pool: BlockPool, *, page_bytes: int, step_tokens: int, page_blocks: int = 1) -> None:
         self.counts: Counter[str] = Counter()
+        self.page_blocks = page_blocks
+        self.page_tokens = pool.block_size * page_blocks
         self._pool = pool
-        self._block_bytes = block_bytes
+        self._page_bytes = page_bytes
         self._step_tokens = step_tokens
         self._ids = count(1)
         self._asks: list[Ask] = []
@@ -72,7 +77,7 @@ class Restore:
         self._looks: dict[int, Coming] = {}
         self._brings: dict[int, Coming] = {}
         self._saves: dict[int, tuple[Save, float]] = {}  # with its deadline
-        self._saving = 0  # blocks
+        self._saving = 0  # places
         self._queued_bytes: Mapping[Tier, int] = {}
         self._learned = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
 
@@ -84,7 +89,7 @@ class Restore:
     # Prompts
 
     def knows(self, coming: Coming, names: Sequence[BlockHash], depth: int, now_s: float) -> bool:
-        """Whether it is known which tiers hold the blocks of a prompt from `depth` on; asks, if it is not."""
+        """Whether it is known which tiers hold the pages of a prompt from `depth` on; asks, if it is not."""
         if depth >= len(names):
             return True
         if coming.look is not None:
@@ -101,7 +106,7 @@ class Restore:
         return False
 
     def has_any(self, coming: Coming, depth: int) -> bool:
-        """Whether some tier holds a block from `depth` on."""
+        """Whether some tier holds a page from `depth` on."""
         return any((coming.tiers or ())[depth - coming.start :])
 
     def begin(
@@ -113,21 +118,22 @@ class Restore:
         prices: Prices,
         now_s: float,
     ) -> int:
-        """A sequence starts with `depth` blocks of its `names` in the pool: bring what is worth bringing.
+        """A sequence starts with `depth` pages of its `names` in the pool: bring what is worth bringing.
 
         Args:
-            table: places for as many of the blocks as may be brought.
+            table: the sequence's places, from its first block to as many as may be brought.
 
         Returns:
-            Blocks that are to come.
+            Pages that are to come.
         """
         tiers = (coming.tiers or ())[depth - coming.start :][: len(names) - depth]
         supply = Supply({tier: learned.prices for tier, learned in self._learned.items()}, self._queued_bytes)
-        compute = Compute(prices, self._step_tokens, self._pool.block_size, self._block_bytes)
+        compute = Compute(prices, self._step_tokens, self.page_tokens, self._page_bytes)
         chosen = plan(tiers, depth, supply, compute)
         if chosen.blocks:
-            places = [table[block] for block in chosen.blocks]
-            ask = Bring(next(self._ids), [names[block] for block in chosen.blocks], places)
+            size = self.page_blocks
+            places = [place for page in chosen.blocks for place in table[page * size : (page + 1) * size]]
+            ask = Bring(next(self._ids), [names[page] for page in chosen.blocks], places)
             held = {depth + i: tier for i, tier in enumerate(tiers) if tier is not None}
             self._pool.take(places)
             coming.under_way = _UnderWay(ask, chosen, held, now_s)
@@ -135,27 +141,27 @@ class Restore:
             self._asks.append(ask)
         return len(chosen.blocks)
 
-    def is_held(self, coming: Coming, block: int, now_s: float) -> bool:
-        """Whether the sequence, whose next block to compute is `block`, must not be computed now."""
+    def is_held(self, coming: Coming, page: int, now_s: float) -> bool:
+        """Whether the sequence, whose next page to compute is `page`, must not be computed now."""
         moving = coming.under_way
         if moving is None:
             return False
         if moving.is_cancelled or not moving.left:
-            return moving.is_cancelled or block in moving.plan.blocks  # until nobody writes its places any more
+            return moving.is_cancelled or page in moving.plan.blocks  # until nobody writes its places any more
         if moving.plan.wait_s:
             if now_s < moving.wait_until_s:
                 return True
             self.counts["too_slow"] += len(moving.left)
-        elif block not in moving.left:
+        elif page not in moving.left:
             return False
         self._cancel(moving, now_s)
         return True
 
-    def limit(self, coming: Coming, block: int) -> int | None:
-        """The first block after `block` that need not be computed, as far as is known."""
-        ahead = [b for b in coming.here if b > block]
+    def limit(self, coming: Coming, page: int) -> int | None:
+        """The first page after `page` that need not be computed, as far as is known."""
+        ahead = [p for p in coming.here if p > page]
         if coming.under_way is not None:
-            ahead += [b for b in coming.under_way.left if b > block]
+            ahead += [p for p in coming.under_way.left if p > page]
         return min(ahead, default=None)
 
     def leave(self, coming: Coming, now_s: float) -> None:
@@ -177,17 +183,20 @@ class Restore:
 
     # Blocks that were computed
 
-    def save(self, names: list[BlockHash], places: list[BlockId], first: int, salt: str, now_s: float) -> None:
-        """Blocks `first` and on of a sequence have become full."""
-        if self._saving + len(names) > SAVING_SHARE * self._pool.blocks:
+    def save(self, names: list[BlockHash], places: list[BlockId], first: int, salt: str, now_s: float) -> int | None:
+        """Pages `first` and on of a sequence have become full. Returns the ask, until it is over."""
+        if self._saving + len(places) > SAVING_SHARE * self._pool.blocks:
             self.counts["save_backlog"] += len(names)
-            return
-        size = self._pool.block_size
-        ask = Save(next(self._ids), names, places, [(first + i) * size for i in range(len(names))], salt)
+            return None
+        ask = Save(next(self._ids), names, places, [(first + i) * self.page_tokens for i in range(len(names))], salt)
         self._pool.take(places)
-        self._saving += len(names)
+        self._saving += len(places)
         self._saves[ask.id] = (ask, now_s + SAVE_S)
         self._asks.append(ask)
+        return ask.id
+
+    def is_saving(self, id: int) -> bool:
+        return id in self._saves
 
     def keep(self, names: list[BlockHash], seconds: float) -> None:
         """Who used these blocks will be back."""
@@ -257,7 +266,7 @@ class Restore:
             return
         ask, _ = self._saves.pop(id)
         self.counts["saved"] += len(ask.names) - refused
-        self._saving -= len(ask.names)
+        self._saving -= len(ask.places)
         self._pool.release(ask.places)
 
     def _cancel(self, moving: _UnderWay, now_s: float) -> None:
@@ -269,11 +278,11 @@ class Restore:
         """Learn from what came, or from how little had come until now. What faster tiers took is as predicted."""
         came: Counter[Tier] = Counter()
         for block in moving.plan.blocks:
-            came[moving.tiers[block]] += 0 if block in moving.left else self._block_bytes
+            came[moving.tiers[block]] += 0 if block in moving.left else self._page_bytes
         slowest = max(came, key=list(Tier).index)
         seconds = now_s - moving.began_s
         seconds -= sum(self._learned[t].prices.seconds(size) for t, size in came.items() if size and t is not slowest)
-        size_bytes = max(came[slowest], self._block_bytes if moving.left else 0)
+        size_bytes = max(came[slowest], self._page_bytes if moving.left else 0)
         if seconds > 0:
             self._learned[slowest].measured(size_bytes, seconds)
             self._reports.append(MoveReport(slowest, size_bytes, seconds))

@@ -220,15 +220,12 @@ class Router:
                 worker.shadow.expire(now_s)
             if id in avoid or (model is not None and worker.facts.model != model):
                 continue
-            size, depth = worker.block_size, 0
+            size, depth, coming = worker.block_size, 0, NOTHING
             if size is not None:
-                if size not in named:
-                    named[size] = _Named(tokens, size, salt, self._index)
-                depth = worker.will_hold(named[size].reusable, named[size].depths.get(id, 0), self._index)
-                coming = self._from_tiers(worker, named[size].reusable, depth)
-                candidates.append(self._candidate(worker, depth * size, coming))
-            else:
-                candidates.append(self._candidate(worker, 0, NOTHING))
+                names = self._named(named, tokens, size, salt)
+                depth = worker.will_hold(names.reusable, names.depths.get(id, 0), self._index)
+                coming = self._from_tiers(worker, named, tokens, salt, depth * size)
+            candidates.append(self._candidate(worker, depth * (size or 0), coming))
         placement = route(self.policy, len(tokens), candidates, self._turn)
         self._turn += 1
         size = self._workers[placement.worker].block_size
@@ -321,20 +318,30 @@ class Router:
 
     # Inside
 
-    def _from_tiers(self, worker: _Worker, names: Sequence[BlockHash], depth: int) -> Plan:
-        """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
-        facts = worker.facts
-        if facts.fingerprint is None or depth >= len(names) or not len(self.holdings):
-            return NOTHING
-        assert facts.block_size is not None, "who has pages knows their size"
-        supply = Supply({tier: learned.prices for tier, learned in worker.moves.items()}, {})
-        compute = Compute(worker.learned.prices, facts.step_tokens, facts.block_size, facts.block_bytes)
-        return plan(self.holdings.nearest(facts.fingerprint, names[depth:]), depth, supply, compute)
+    def _named(self, named: dict[int, _Named], tokens: Sequence[int], size: int, salt: str) -> _Named:
+        """The prompt in blocks of `size`, made once."""
+        if size not in named:
+            named[size] = _Named(tokens, size, salt, self._index)
+        return named[size]
 
-    def _candidate(self, worker: _Worker, device_tokens: int, coming: Plan) -> Candidate:
+    def _from_tiers(
+        self, worker: _Worker, named: dict[int, _Named], tokens: Sequence[int], salt: str, held_tokens: int
+    ) -> Plan:
+        """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
+        pages = worker.facts.pages
+        if pages is None or not len(self.holdings):
+            return NOTHING
+        names = self._named(named, tokens, pages.block_size, salt).reusable
+        start = -(-held_tokens // pages.block_size)
+        supply = Supply({tier: learned.prices for tier, learned in worker.moves.items()}, {})
+        compute = Compute(worker.learned.prices, worker.facts.step_tokens, pages.block_size, pages.size_bytes)
+        return plan(self.holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
+
+    def _candidate(self, worker: _Worker, held_tokens: int, coming: Plan) -> Candidate:
+        pages = worker.facts.pages
         return Candidate(
             worker=worker.facts.id,
-            cached_tokens=device_tokens + len(coming.blocks) * (worker.facts.block_size or 0),
+            cached_tokens=held_tokens + (len(coming.blocks) * pages.block_size if pages is not None else 0),
             bring_s=coming.seconds if coming.wait_s else 0.0,  # otherwise it computes meanwhile
             queued=worker.queued,
             decoding=len(worker.running),

@@ -1,4 +1,8 @@
-"""What an engine asks of its node's tiers, and what it is told: values that cross between threads and clocks."""
+"""What an engine asks of its node's tiers, and what it is told: values that cross between threads and clocks.
+
+A page is a block as the tiers keep it. It covers one or more of the engine's own blocks, the same number for all of an
+engine's pages: `places` holds so many of the pool's places for each name, in order.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from jevons.facts.block import Tier
 
 
 class Look(msgspec.Struct, frozen=True):
-    """Which tiers hold these blocks? Answered by Found."""
+    """Which tiers hold these pages? Answered by Found."""
 
     id: int
     names: list[BlockHash]
 
 
 class Bring(msgspec.Struct, frozen=True):
-    """Copy these blocks to these places of the pool, in this order. Answered by Arrived and Missed, ended by Over."""
+    """Copy these pages to these places of the pool, in this order. Answered by Arrived and Missed, ended by Over."""
 
     id: int
     names: list[BlockHash]
@@ -29,7 +33,7 @@ class Save(msgspec.Struct, frozen=True):
     id: int
     names: list[BlockHash]
     places: list[BlockId]
-    depths: list[int]  # tokens before each block
+    depths: list[int]  # tokens before each page
     salt: str
 
 
@@ -40,7 +44,7 @@ class Cancel(msgspec.Struct, frozen=True):
 
 
 class Keep(msgspec.Struct, frozen=True):
-    """The user of these blocks will be back within so many seconds."""
+    """The user of these pages will be back within so many seconds."""
 
     names: list[BlockHash]
     seconds: float
@@ -50,7 +54,7 @@ Ask = Look | Bring | Save | Cancel | Keep
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The nearest tier of each block looked for, and the bytes that others already wait for, by tier."""
+    """The nearest tier of each page looked for, and the bytes that others already wait for, by tier."""
 
     id: int
     tiers: list[Tier | None]
@@ -58,21 +62,21 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Arrived(msgspec.Struct, frozen=True):
-    """Blocks that are in their places now, checked: index in the Bring, and the tier they came from."""
+    """Pages that are in their places now, checked: index in the Bring, and the tier they came from."""
 
     id: int
     blocks: list[tuple[int, Tier]]
 
 
 class Missed(msgspec.Struct, frozen=True):
-    """Blocks that will not come: index in the Bring, and the reason, one of `facts.block.LOST`."""
+    """Pages that will not come: index in the Bring, and the reason, one of `facts.block.LOST`."""
 
     id: int
     blocks: list[tuple[int, str]]
 
 
 class Over(msgspec.Struct, frozen=True):
-    """A Bring or Save is over: its places are touched no more. `refused` blocks of a Save were not taken."""
+    """A Bring or Save is over: its places are touched no more. `refused` pages of a Save were not taken."""
 
     id: int
     refused: int = 0

@@ -17,6 +17,14 @@ class Health(enum.StrEnum):
     DOWN = "down"  # gone: what it ran is lost
 
 
+class Role(enum.StrEnum):
+    """What a worker computes of a request."""
+
+    BOTH = "both"
+    PREFILL = "prefill"  # the prompt and the first token
+    DECODE = "decode"  # the tokens after it, and prompts that are short or mostly cached
+
+
 class IndexMode(enum.StrEnum):
     """Where the knowledge of a worker's blocks comes from."""
 
@@ -24,6 +32,14 @@ class IndexMode(enum.StrEnum):
     DEGRADED = "degraded"  # its KV events, but some were lost: overlaps are too small until it is rebuilt
     APPROXIMATE = "approximate"  # our own placements, with expiry: it sends no events
     NONE = "none"  # its events are expected, none has come yet
+
+
+class PageFacts(msgspec.Struct, frozen=True):
+    """What a worker's blocks are in the tiers."""
+
+    fingerprint: bytes
+    block_size: int  # tokens
+    size_bytes: int
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +53,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int = 2048  # prompt tokens it computes in one step at most (vLLM's default, see its docs)
     sends_events: bool = True
     pid: int | None = None  # of its process, where that is on this host and ours
-    fingerprint: bytes | None = None  # of its blocks in the tiers; None where it cannot use them
-    block_bytes: int = 0  # of one block's page
+    role: Role = Role.BOTH
+    pages: PageFacts | None = None  # its blocks in the tiers; None where it cannot use them
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True):

@@ -30,8 +30,9 @@ from jevons.engine.reference.exchange import Exchange
 from jevons.engine.reference.loop import Done, EngineLoop
 from jevons.engine.reference.runner import Runner
 from jevons.engine.shape import read_shape
+from jevons.facts.model import ModelShape
 from jevons.facts.request import Step
-from jevons.facts.worker import WorkerFacts
+from jevons.facts.worker import PageFacts, WorkerFacts
 from jevons.kv.layout import Identity, Layout, fingerprint
 from jevons.kv.pool import BlockPool
 from jevons.serve.stdio import stdin_closed, tell
@@ -47,6 +48,7 @@ from jevons.wire.channel import (
     Ready,
     Steps,
     Submit,
+    TierConfig,
     ToWorker,
 )
 from jevons.wire.events import Publisher
@@ -58,26 +60,25 @@ HOST = "127.0.0.1"
 class Agent:
     """Between the channel's messages and the engine's loop."""
 
-    def __init__(self, config: AgentConfig, batcher: Batcher, runner: Runner, identity: Identity) -> None:
+    def __init__(self, config: AgentConfig, batcher: Batcher, runner: Runner, identity: Identity | None) -> None:
         self._config = config
-        self._fingerprint = fingerprint(identity)
-        self._block_bytes = identity.layout.page_bytes
-        self._node = None if config.keeper is None else self._to_tiers(config.keeper, runner)
-        self.engine = EngineLoop(batcher, runner, self._from_engine, None if self._node is None else self._node.ask)
         self._batcher = batcher
+        self._pages: PageFacts | None = None
+        ask = None
+        if config.tiers is not None and identity is not None:
+            layout = identity.layout
+            self._pages = PageFacts(fingerprint(identity), layout.block_size, layout.page_bytes)
+            ask = self._to_tiers(Path(config.tiers.socket), Exchange(runner.pages, layout), self._pages).ask
+        self.engine = EngineLoop(batcher, runner, self._from_engine, ask)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher: Publisher | None = None
         self._hello: Hello | None = None
         self._fronts: set[Channel[ToWorker]] = set()
         self._owner: dict[RequestId, Channel[ToWorker]] = {}
 
-    def _to_tiers(self, keeper: str, runner: Runner) -> Node:
-        return Node(
-            Path(keeper),
-            Introduction(self._config.id, self._fingerprint, self._block_bytes),
-            Exchange(runner.pages),
-            lambda answer: self.engine.answer(answer),
-        )
+    def _to_tiers(self, keeper: Path, exchange: Exchange, pages: PageFacts) -> Node:
+        own = Introduction(self._config.id, pages.fingerprint, pages.size_bytes, exchange.blocks)
+        return Node(keeper, own, exchange, lambda answer: self.engine.answer(answer))
 
     async def serve(self, ready: int) -> None:
         """Listen, tell the port on file descriptor `ready`, and serve until standard input closes."""
@@ -103,8 +104,8 @@ class Agent:
             blocks=batcher.pool.blocks,
             step_tokens=config.step_tokens,
             pid=os.getpid(),
-            fingerprint=self._fingerprint,
-            block_bytes=self._block_bytes,
+            role=config.role,
+            pages=self._pages,
         )
         return Hello(facts, batcher.context_tokens, publisher.endpoint, publisher.replay_endpoint)
 
@@ -177,15 +178,24 @@ def build(config: AgentConfig) -> Agent:
         model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
     )
     pool = BlockPool(blocks, config.block_size)
+    identity, restore = None, None
+    if config.tiers is not None:
+        identity = _identity(config.tiers, model_dir, shape, runner.numerics)
+        page_bytes, page_blocks = identity.layout.page_bytes, config.tiers.block_size // config.block_size
+        restore = Restore(pool, page_bytes=page_bytes, page_blocks=page_blocks, step_tokens=config.step_tokens)
     batcher = Batcher(
         pool,
         step_tokens=config.step_tokens,
         max_running=config.max_running,
         context_tokens=shape.context_tokens,
-        restore=Restore(pool, block_bytes=block_bytes, step_tokens=config.step_tokens) if config.keeper else None,
+        restore=restore,
     )
-    layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, config.block_size, "bfloat16")
-    return Agent(config, batcher, runner, Identity(weights_digest(model_dir), layout, runner.numerics))
+    return Agent(config, batcher, runner, identity)
+
+
+def _identity(tiers: TierConfig, model_dir: Path, shape: ModelShape, numerics: str) -> Identity:
+    layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, tiers.block_size, tiers.dtype)
+    return Identity(weights_digest(model_dir), layout, "" if tiers.is_mixed else numerics)
 
 
 def main() -> None:

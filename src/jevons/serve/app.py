@@ -28,7 +28,7 @@ from jevons.serve.openai import refusal
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
 from jevons.serve.tiers import Tiers
 from jevons.serve.tokenizer import Tokenizer
-from jevons.wire.channel import AgentConfig
+from jevons.wire.channel import AgentConfig, TierConfig
 from jevons.wire.events import check_endpoint
 
 log = logging.getLogger("jevons")
@@ -128,7 +128,9 @@ def _embedded(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
             invariant=settings.invariant,
-            keeper=None if fleet.tiers is None else fleet.tiers.config.socket,
+            tiers=None
+            if fleet.tiers is None
+            else TierConfig(socket=fleet.tiers.config.socket, block_size=settings.block_size, dtype="bfloat16"),
         )
         for i in range(settings.embedded_workers)
     ]

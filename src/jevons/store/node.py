@@ -38,17 +38,20 @@ RETRY_S = 0.5
 _READ_BYTES = 1 << 18
 
 
+Page = tuple[Sequence[int], int]  # places of the pool, and where in the arena
+
+
 class Pool(Protocol):
     """The pages of an engine, block by block."""
 
     def attach(self, arena: Arena) -> None:
         """Offsets mean this arena from now on."""
 
-    def copy_out(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy places of the pool to offsets of the arena, as canonical pages."""
+    def copy_out(self, pages: Sequence[Page]) -> None:
+        """Copy places of the pool to the arena, as canonical pages."""
 
-    def copy_in(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy canonical pages at offsets of the arena to places of the pool: pairs (place, offset)."""
+    def copy_in(self, pages: Sequence[Page]) -> None:
+        """Copy canonical pages of the arena to places of the pool."""
 
 
 def tenant(salt: str) -> bytes:
@@ -61,7 +64,8 @@ class Introduction(msgspec.Struct, frozen=True):
 
     who: str  # the engine's name, for people
     fingerprint: bytes  # of its blocks, see `kv.layout.fingerprint`
-    page_bytes: int  # of one
+    page_bytes: int  # of one as the tiers keep it
+    places: int = 1  # of the pool, in a page
 
 
 class Node:
@@ -78,7 +82,7 @@ class Node:
         self.counts: Counter[str] = Counter()
         self.is_attached = False
         self._path, self._who = path, own.who
-        self._fingerprint, self._page_bytes = own.fingerprint, own.page_bytes
+        self._fingerprint, self._page_bytes, self._places = own.fingerprint, own.page_bytes, own.places
         self._pool, self._on_answer = pool, on_answer
         self._inbox: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
@@ -215,7 +219,7 @@ class Node:
             else:
                 bad.append(index)
         if good:
-            self._pool.copy_in([(ask.places[index], offset) for index, offset, _, _ in good])
+            self._pool.copy_in([(self._places_of(ask, index), offset) for index, offset, _, _ in good])
             self._left[id].difference_update(index for index, *_ in good)
             self._on_answer(Arrived(id, [(index, wire.TIER_CODES[code] or Tier.DRAM) for index, _, _, code in good]))
         if bad:
@@ -236,7 +240,7 @@ class Node:
         if not isinstance(ask, Save):
             return
         wanted = [(index, offset) for index, offset in enumerate(offsets) if offset >= 0]
-        self._pool.copy_out([(ask.places[index], offset) for index, offset in wanted])
+        self._pool.copy_out([(self._places_of(ask, index), offset) for index, offset in wanted])
         filled = []
         for index, offset in wanted:
             key = BlockKey(self._fingerprint, ask.names[index])
@@ -244,6 +248,9 @@ class Node:
         if filled:
             line.send(wire.Filled(id, filled))
         self._over(id, refused=len(offsets) - len(wanted))
+
+    def _places_of(self, ask: Bring | Save, index: int) -> Sequence[int]:
+        return ask.places[index * self._places : (index + 1) * self._places]
 
     def _fail(self, id: int, reason: str) -> None:
         """Answer what is outstanding of `id` without the keeper."""

@@ -18,7 +18,7 @@ import msgspec
 from jevons.base.ids import RequestId, WorkerId
 from jevons.facts.move import MoveReport
 from jevons.facts.request import Step, Work
-from jevons.facts.worker import StepReport, WorkerFacts
+from jevons.facts.worker import Role, StepReport, WorkerFacts
 
 MAX_MESSAGE_BYTES = 64 << 20
 _LENGTH_BYTES = 4
@@ -55,6 +55,15 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     step: StepReport | None
 
 
+class TierConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The node's tiers, as a worker uses them."""
+
+    socket: str  # the keeper's
+    block_size: int  # tokens in a page; a multiple of the worker's own
+    dtype: str  # of a page
+    is_mixed: bool = False  # workers of unlike caches share pages: their bits differ, and that is accepted
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker process is started with; sizes in bytes and tokens."""
 
@@ -68,7 +77,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int
     max_running: int
     invariant: bool
-    keeper: str | None = None  # socket of the node's tiers
+    kv_dtype: str = "bfloat16"  # of the cache
+    role: Role = Role.BOTH
+    tiers: TierConfig | None = None
 
 
 class KeeperConfig(msgspec.Struct, frozen=True, kw_only=True):
