@@ -23,14 +23,14 @@ SIZE = 4
 FAST = Prices(per_step_s=1.0, per_token_s=1.0, per_token_context_s=0.0, per_decode_s=1.0)  # beside any tier: slow
 
 
-def batcher(blocks: int = 16, step_tokens: int = 8) -> Batcher:
+def batcher(blocks: int = 16, step_tokens: int = 8, page_blocks: int = 1) -> Batcher:
     pool = BlockPool(blocks, SIZE)
     made = Batcher(
         pool,
         step_tokens=step_tokens,
         max_running=4,
         context_tokens=1_000,
-        restore=Restore(pool, page_bytes=1_000, step_tokens=step_tokens),
+        restore=Restore(pool, page_bytes=1_000, step_tokens=step_tokens, page_blocks=page_blocks),
     )
     made.prices = FAST
     return made
@@ -250,9 +250,10 @@ def test_who_says_it_will_be_back_has_its_blocks_kept() -> None:
 class World:
     """Tiers that answer when they like, and memory whose content is checked at every use."""
 
-    def __init__(self, seed: int, blocks: int) -> None:
+    def __init__(self, seed: int, blocks: int, page_blocks: int) -> None:
         self.draw = random.Random(seed)
-        self.batcher = batcher(blocks)
+        self.batcher = batcher(blocks, page_blocks=page_blocks)
+        self.page_blocks = page_blocks
         assert self.batcher.restore is not None
         if seed % 2:  # as slow as computing: blocks come from the back while the front is computed
             self.batcher.restore._learned[Tier.DRAM] = MoveSeconds(MovePrices(0.001, 0.004))
@@ -312,30 +313,38 @@ class World:
                 tiers = [Tier.DRAM if name in self.store else None for name in names]
                 self._tell(Found(id, tiers, {}))
             case Save(id, names, places):
-                for name, place in zip(names, places, strict=True):
-                    assert block_hashes(self.pages[place], SIZE)[-1] == name, "a place stays while it is saved"
-                    self.store[name] = self.pages[place]
+                for index, name in enumerate(names):
+                    last = self.pages[self._places(places, index)[-1]]
+                    assert block_hashes(last, SIZE * self.page_blocks)[-1] == name, "a place stays while it is saved"
+                    self.store[name] = last
                 self._tell(Over(id))
             case Bring(id, names, places):
-                for index, (name, place) in enumerate(zip(names, places, strict=True)):
+                for index, name in enumerate(names):
                     if self.draw.random() < 0.2 or name not in self.store:
                         self._tell(Missed(id, [(index, "missing")]))
                     elif id in self.cancelled and self.draw.random() < 0.5:
                         self._tell(Missed(id, [(index, "cancelled")]))
                     else:
-                        self.pages[place] = self.store[name]
+                        self._fill(self._places(places, index), self.store[name])
                         self._tell(Arrived(id, [(index, Tier.DRAM)]))
                 self._tell(Over(id))
+
+    def _places(self, places: Sequence[BlockId], index: int) -> Sequence[BlockId]:
+        return places[index * self.page_blocks : (index + 1) * self.page_blocks]
+
+    def _fill(self, places: Sequence[BlockId], tokens: tuple[int, ...]) -> None:
+        for after, place in enumerate(reversed(places)):
+            self.pages[place] = tokens[: len(tokens) - after * SIZE]
 
     def _tell(self, answer: Found | Arrived | Missed | Over) -> None:
         self.batcher.on_answer(answer, self.now_s)
 
 
-@given(seed=st.integers(0, 2**32), blocks=st.integers(9, 24))
+@given(seed=st.integers(0, 2**32), blocks=st.integers(9, 24), page_blocks=st.integers(1, 3))
 def test_whatever_the_tiers_answer_and_when_every_token_is_computed_on_the_right_content(
-    seed: int, blocks: int
+    seed: int, blocks: int, page_blocks: int
 ) -> None:
-    world = World(seed, blocks)
+    world = World(seed, blocks, page_blocks)
     draw = random.Random(seed)
     prefixes = [[draw.randrange(50) for _ in range(draw.randrange(1, 22))] for _ in range(3)]
     finished: set[RequestId] = set()
