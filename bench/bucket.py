@@ -1,6 +1,6 @@
 """The object tier beside the bare client it stands on (PyPI `obstore`), against one server in the same run.
 
-    python bench/bucket.py [--blocks 100] [--rounds 4] [--json]
+    python bench/bucket.py [--blocks 80] [--rounds 4] [--json]
 
 Both sides put and get the same pages, eight at a time, in turns, against moto's S3 server on loopback; medians count.
 The difference is what we add: header, checksum both ways, a copy each way, deadline, bookkeeping. CPU is that of this
@@ -152,7 +152,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=100)
+    parser.add_argument("--blocks", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
