@@ -14,12 +14,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
-from jevons.base.errors import ConfigError, StoreError
-from jevons.facts.block import BlockMeta
-from jevons.kv.layout import checksum
-from jevons.store.disk import DiskStore, Written
-from jevons.store.segment import BLOCKS, HEADERS
 from tests.store.made import (
     FINGERPRINT,
     RECORD,
@@ -35,6 +29,12 @@ from tests.store.made import (
     put,
     small,
 )
+
+from jevons.base.errors import ConfigError, StoreError
+from jevons.facts.block import BlockMeta
+from jevons.kv.layout import checksum
+from jevons.store.disk import DiskStore, Written
+from jevons.store.segment import BLOCKS, HEADERS
 
 
 @pytest.fixture
@@ -248,10 +248,12 @@ def test_readers_never_see_another_page_while_segments_are_recycled(tmp_path: Pa
 
     with ThreadPoolExecutor(3) as threads:
         readers = [threads.submit(read, offset) for offset in (0, 6, 11)]
-        for number in range(1500):
-            put(store, [number], lambda k: k.name[-1] % 2 == 0)
-            newest[0] = number
-        done.set()
+        try:
+            for number in range(400):
+                put(store, [number], lambda k: k.name[-1] % 2 == 0)
+                newest[0] = number
+        finally:
+            done.set()
         seen = set().union(*(reader.result(30) for reader in readers))
 
     assert seen <= {"right", "missing"}
@@ -263,7 +265,7 @@ def test_recycling_leaves_no_file_open(tmp_path: Path) -> None:
     store = small(tmp_path, blocks=2)
     put(store, range(40))
     opened = len(os.listdir("/proc/self/fd"))
-    for number in range(40, 1000):
+    for number in range(40, 400):
         put(store, [number], always)
         outcome(store, number)
 
@@ -328,7 +330,7 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDisk: Any = DiskMachine.TestCase
-TestDisk.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestDisk.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
 def test_blocks_of_another_fingerprint_are_other_blocks(store: DiskStore) -> None:

@@ -317,7 +317,9 @@ class DiskStore:
         oldest = next(iter(self._segments.values()), None)
         if oldest is None or oldest is self._active:
             return False
+        before = len(written.removed)
         self._remove(oldest, written)
+        self._count("full", len(written.removed) - before)
         return True
 
     def _seal(self) -> None:
@@ -329,9 +331,9 @@ class DiskStore:
         written.refused[key] = reason
         self._count(reason)
 
-    def _count(self, reason: str) -> None:
+    def _count(self, reason: str, blocks: int = 1) -> None:
         with self._lock:
-            self.counts[reason] += 1
+            self.counts[reason] += blocks
 
     # The directory.
 
@@ -353,7 +355,7 @@ class DiskStore:
             self._enter()
         finally:
             gone = [key for key in lost if key not in self._index]
-            self.counts["io"] += len(gone)
+            self._count("io", len(gone))
             written.removed.extend(gone)
 
     def _enter(self) -> None:
