@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Iterable
+from functools import partial
 
 import msgspec
 import uvloop
@@ -26,7 +27,7 @@ from jevons.base.ids import BlockHash
 from jevons.control.blocks import Blocks, Change, LeaseId, Move, Offer
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.facts.snapshot import TierSnapshot
-from jevons.serve.lower import Lower, open_lower
+from jevons.serve.lower import Disk, Lower, Remote, open_disk, open_remote
 from jevons.serve.stdio import stdin_closed, tell
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
@@ -41,11 +42,20 @@ Client = Channel[wire.ToKeeper]
 class Keeper:
     """Between the messages of engines and the tiers."""
 
-    def __init__(self, config: KeeperConfig, arena: Arena, blocks: Blocks, lower: dict[Tier, Lower]) -> None:
+    def __init__(self, config: KeeperConfig, arena: Arena, disk: Disk | None, remote: Remote | None) -> None:
+        lower: dict[Tier, Lower] = {}
+        if disk is not None:
+            lower[Tier.DISK] = disk
+        if remote is not None:
+            lower[Tier.REMOTE] = remote
         self._config = config
         self._arena = arena
-        self._blocks = blocks
+        self._blocks = Blocks(config.dram_bytes, lower)
         self._lower = lower
+        self._remote = remote
+        self._followed: dict[bytes, set[BlockKey]] = {}  # what the bucket was known to hold, by fingerprint
+        if disk is not None:
+            self._blocks.found_below(Tier.DISK, disk.held())
         self._clients: dict[Client, int] = {}
         self._by_id: dict[int, Client] = {}
         self._ids = 0
@@ -59,8 +69,6 @@ class Keeper:
 
     async def serve(self, ready: int) -> None:
         """Listen, tell so on file descriptor `ready`, and serve until standard input closes."""
-        for tier, lower in self._lower.items():
-            self._blocks.found_below(tier, await lower.held())
         server = await asyncio.get_running_loop().create_unix_server(
             lambda: Channel(wire.TO_KEEPER, self._on_message, self._on_lost, self._on_made), self._config.socket
         )
@@ -69,7 +77,8 @@ class Keeper:
         try:
             await stdin_closed()
         finally:
-            tick.cancel()
+            for task in (tick, *self._tasks):
+                task.cancel()
             server.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._config.socket)
@@ -98,8 +107,8 @@ class Keeper:
     def _on_message(self, client: Client, message: wire.ToKeeper) -> None:
         now_s, id = time.monotonic(), self._clients[client]
         match message:
-            case wire.Attach(_, page_bytes):
-                self._attach(client, page_bytes)
+            case wire.Attach():
+                self._attach(client, message)
             case wire.Watch():
                 self._watchers.add(client)
                 client.send(self._holding(self._blocks.everything(), fresh=True))
@@ -131,13 +140,24 @@ class Keeper:
         self._reserved.pop(lease, None)
         self._blocks.release(lease)
 
-    def _attach(self, client: Client, page_bytes: int) -> None:
+    def _attach(self, client: Client, asked: wire.Attach) -> None:
         try:
-            self._blocks.welcome(page_bytes)
+            self._blocks.welcome(asked.page_bytes)
         except ConfigError as error:
             client.send(wire.Refused(str(error)))
-        else:
-            client.send(wire.Attached())
+            return
+        client.send(wire.Attached())
+        if self._remote is not None and asked.fingerprint not in self._followed:
+            self._followed[asked.fingerprint] = set()
+            known = partial(self._bucket_holds, asked.fingerprint, asked.page_bytes)
+            self._task(self._remote.follow(asked.fingerprint, known))
+
+    def _bucket_holds(self, fingerprint: bytes, page_bytes: int, keys: set[BlockKey]) -> None:
+        before, self._followed[fingerprint] = self._followed[fingerprint], keys
+        meta = BlockMeta(size_bytes=page_bytes, checksum=0)
+        self._blocks.found_below(Tier.REMOTE, [(key, meta) for key in keys - before])
+        self._blocks.lost_below(Tier.REMOTE, before - keys)
+        self._soon()
 
     def _reserve(self, client: Client, lease: LeaseId, asked: wire.Reserve, now_s: float) -> None:
         keys = _keys(asked.fingerprint, asked.names)
@@ -215,11 +235,11 @@ class Keeper:
 
     async def _write(self, lower: Lower, tier: Tier, moves: list[Move]) -> None:
         pages = [(m.key, m.meta, self._arena.page(m.offset, m.meta.size_bytes)) for m in moves]
-        reasons, removed = await lower.write(pages, self._blocks.is_used)
+        written = await lower.write(pages, self._blocks.is_used)
         self._is_writing[tier] = False
-        for move, reason in zip(moves, reasons, strict=True):
+        for move, reason in zip(moves, written.reasons, strict=True):
             self._blocks.on_written(move, reason)
-        self._blocks.lost_below(tier, removed)
+        self._blocks.lost_below(tier, written.removed)
         self._soon()
 
     def _task(self, work: Coroutine[None, None, None]) -> None:
@@ -275,12 +295,11 @@ def _give(client: Client, fd: int) -> None:
 async def run(config: KeeperConfig, ready: int) -> None:
     """Open the tiers and keep them until standard input closes."""
     try:
-        arena = Arena.create(config.dram_bytes)
-        lower = open_lower(config)
+        keeper = Keeper(config, Arena.create(config.dram_bytes), open_disk(config), open_remote(config))
     except JevonsError as error:
         tell(ready, Failed(str(error)))
         return
-    await Keeper(config, arena, Blocks(config.dram_bytes, lower), lower).serve(ready)
+    await keeper.serve(ready)
 
 
 def main() -> None:

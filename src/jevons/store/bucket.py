@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jevons.base.errors import ConfigError, StoreError
@@ -91,6 +91,10 @@ class Bucket:
         """Whether the block is there, as far as this node knows: by listings, puts and gets. Asks nobody."""
         return self._contents.holds(key)
 
+    def names(self, fingerprint: bytes) -> set[BlockHash]:
+        """Every block it is known to hold under `fingerprint`."""
+        return self._contents.names(fingerprint)
+
     async def put(self, key: BlockKey, meta: BlockMeta, page: memoryview) -> None:
         """Write a block, in place of an older copy. `page` must not change until this returns.
 
@@ -159,15 +163,6 @@ class Bucket:
             finally:
                 self._contents.end(fingerprint, is_whole)
         return listed
-
-    async def follow(self, fingerprint: bytes, every_s: float, on_lost: Callable[[StoreError], None]) -> Never:
-        """Refresh now and then every `every_s` seconds after, until cancelled; failures go to `on_lost`."""
-        while True:
-            try:
-                await self.refresh(fingerprint)
-            except StoreError as lost:
-                on_lost(lost)
-            await asyncio.sleep(every_s)
 
     @asynccontextmanager
     async def _call(

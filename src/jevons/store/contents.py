@@ -39,6 +39,11 @@ class Contents:
         shelf = self._shelves.get(key.fingerprint)
         return shelf is not None and key.name in shelf.names
 
+    def names(self, fingerprint: bytes) -> set[BlockHash]:
+        """A copy of what is held under one fingerprint."""
+        shelf = self._shelves.get(fingerprint)
+        return set() if shelf is None else set(shelf.names)
+
     def add(self, key: BlockKey) -> None:
         """It is there and good: we have just written it, or read it."""
         shelf = self._shelf(key.fingerprint)

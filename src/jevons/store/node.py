@@ -135,7 +135,7 @@ class Node:
 
     def _serve(self, line: _Line) -> bool:
         self._pool.attach(line.arena)
-        line.send(wire.Attach(self._who, self._page_bytes))
+        line.send(wire.Attach(self._who, self._fingerprint, self._page_bytes))
         while True:
             ready, _, _ = select.select([line.socket.fileno(), self._wake_read], [], [])
             if self._wake_read in ready and not self._take_inbox(line):

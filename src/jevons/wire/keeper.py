@@ -35,6 +35,7 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
     """A client introduces itself; answered by Attached or Refused."""
 
     who: str
+    fingerprint: bytes
     page_bytes: int
 
 
