@@ -26,6 +26,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=0, le=256)] | None,
         Meta(description="Embedded engines to start, one process each; 2, or none where engines are attached."),
     ] = None
+    prefill: Annotated[
+        int, Meta(ge=0, le=256, description="Embedded engines for prompts alone; needs decode and dram_bytes.")
+    ] = 0
+    decode: Annotated[
+        int, Meta(ge=0, le=256, description="Embedded engines for what follows, and for prompts not worth moving.")
+    ] = 0
     engines: Annotated[
         list[str],
         Meta(description="Engines to attach: http://HOST:PORT[,kv=tcp://HOST:PORT[,replay=tcp://HOST:PORT]]."),
@@ -67,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def embedded_workers(self) -> int:
+        if self.prefill or self.decode:
+            return self.prefill + self.decode
         if self.workers is None:
             return 0 if self.engines else 2
         return self.workers
@@ -111,6 +119,8 @@ def read(path: Path) -> dict[str, Any]:
 def _check(settings: Settings) -> None:
     if not settings.embedded_workers and not settings.engines:
         raise ConfigError("workers, engines: there must be at least one worker or one attached engine, got 0 and none")
+    if settings.prefill or settings.decode:
+        _check_split(settings)
     if not settings.dram_bytes:
         for key in ("disk_path", "object_url"):
             if getattr(settings, key) is not None:
@@ -127,3 +137,14 @@ def _check(settings: Settings) -> None:
             f"dead_s, hang_s: a worker is suspect before it is given up, got dead_s {settings.dead_s} <= "
             f"hang_s {settings.hang_s}"
         )
+
+
+def _check_split(settings: Settings) -> None:
+    if not (settings.prefill and settings.decode):
+        raise ConfigError(
+            f"prefill, decode: one needs the other, got {settings.prefill} and {settings.decode}; give both, or workers"
+        )
+    if settings.workers is not None:
+        raise ConfigError("workers, prefill, decode: workers do both, give either them or the two others")
+    if not settings.dram_bytes:
+        raise ConfigError("prefill, dram_bytes: prompts are handed over in shared memory, got dram_bytes 0; raise it")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jevons.facts.block import Tier
 from jevons.perf.measured import GUESS_MOVES, MovePrices, MoveSeconds, Prices
-from jevons.policy.source import NOTHING, WAIT_SHARE, Compute, Supply, plan
+from jevons.policy.source import FIRST_WAIT_S, NOTHING, WAIT_SHARE, Compute, Supply, plan
 
 BLOCK = 16
 BYTES = 368_640  # SmolLM2-135M
@@ -25,6 +25,12 @@ def test_from_a_fast_tier_everything_is_brought_first_to_last() -> None:
 
     assert list(chosen.blocks) == list(range(4, 24))
     assert chosen.wait_s == pytest.approx(WAIT_SHARE * COMPUTE.seconds(4, 24))
+
+
+def test_before_a_step_was_measured_blocks_are_waited_for_longer() -> None:
+    guess = Compute(CPU, 128, BLOCK, BYTES, is_measured=False)
+
+    assert plan([Tier.DISK] * 2, 0, supply(1e9), guess).wait_s == FIRST_WAIT_S
 
 
 def test_what_no_tier_holds_is_computed() -> None:

@@ -109,17 +109,34 @@ def test_a_request_without_a_token_goes_elsewhere_unseen(server: Any, wait_until
     assert f'jevons_retries_total{{worker="{victim["id"]}"}}' in server.get("/metrics").decode()
 
 
-def test_a_stream_cut_in_the_middle_ends_with_an_error_event(server: Any) -> None:
-    stream = Stream(server, "Once upon a time", max_tokens=400)
-    assert stream.event()["choices"]
-    os.kill(busy_worker(server)["pid"], signal.SIGKILL)
-    events = []
+def test_a_stream_whose_worker_dies_goes_on_elsewhere_unseen(server: Any) -> None:
+    stream = Stream(server, "Once upon a time", max_tokens=100)
+    events = [stream.event()]
+    victim = busy_worker(server)
+    os.kill(victim["pid"], signal.SIGKILL)
     while (event := stream.event()) is not None:
         events.append(event)
+    stream.close()
+
+    assert all("error" not in event for event in events)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert server.snapshot()["recent"][-1]["worker"] != victim["id"]
+
+
+def test_a_stream_that_nobody_can_go_on_with_ends_with_an_error_event(server: Any) -> None:
+    stream = Stream(server, "Once upon a time", max_tokens=2_000)
+    assert stream.event()["choices"]
+    deadline = time.monotonic() + 60
+    events: list[dict[str, Any]] = []
+    while time.monotonic() < deadline and (not events or "error" not in events[-1]):
+        for worker in server.snapshot()["workers"]:
+            if worker["requests"]:
+                os.kill(worker["pid"], signal.SIGKILL)  # whoever takes it
+        events.append(stream.event() or {})
     rest = stream.response.read()
     stream.close()
 
-    assert rest in (b"", b"\n")  # the body ended as HTTP wants it: the client library would have raised
+    assert b"".join(rest.split()) in (b"", b"data:[DONE]")  # the body ended as HTTP wants it
     assert "the answer is cut after" in events[-1]["error"]["message"]
     assert events[-1]["error"]["type"] == "server_error"
 

@@ -25,6 +25,9 @@ from jevons.kv.hashing import chain, root
 from jevons.kv.pool import BlockPool, FullBlocks
 from jevons.perf.measured import GUESS_PRICES, Prices
 
+# So long a handover waits for its blocks to be saved: a millisecond as a rule. Then the other worker computes them.
+HANDOVER_S = 0.5
+
 
 class Chunk(msgspec.Struct, frozen=True):
     """Tokens of one sequence to compute in this step, and whether the token after them is wanted."""
@@ -87,6 +90,7 @@ class Batcher:
         self._max_running = max_running
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
+        self._leaving: list[tuple[_Sequence, float]] = []  # to be handed over, once saved or at that time
         self._coming: Counter[BlockHash] = Counter()  # blocks that running prompts will fill
         self.preemptions = 0
         self._now_s = 0.0  # of the call under way
@@ -173,7 +177,25 @@ class Batcher:
         for seq in self._running:
             self._pass_over(seq)
 
+    def handed_over(self, now_s: float) -> list[Step]:
+        """Sequences whose blocks have reached the tiers, or had the time to: others may go on with them."""
+        ready = [seq for seq, until_s in self._leaving if until_s <= now_s or not self._is_saving(seq)]
+        if ready:
+            self._leaving = [(seq, until_s) for seq, until_s in self._leaving if seq not in ready]
+        return [Step(id=seq.work.id, finish="handover") for seq in ready]
+
+    @property
+    def wake_s(self) -> float | None:
+        """When something will be due that no answer brings, the earliest."""
+        waits = [until_s for _, until_s in self._leaving]
+        if self.restore is not None and self.restore.wake_s is not None:
+            waits.append(self.restore.wake_s)
+        return min(waits, default=None)
+
     # Inside
+
+    def _is_saving(self, seq: _Sequence) -> bool:
+        return self.restore is not None and any(self.restore.is_saving(id) for id in seq.saves)
 
     def _take(self, seq: _Sequence, budget: int, chunks: list[Chunk]) -> int:
         """Give `seq` up to `budget` tokens of this step. Returns how many."""
@@ -335,6 +357,10 @@ class Batcher:
         elif seq.outputs >= seq.work.max_tokens:
             finish = "length"
         first = seq.outputs == len(seq.work.emitted) + 1
+        if finish is None and seq.work.hand_over:
+            self._running.remove(seq)
+            self._release(seq)
+            self._leaving.append((seq, self._now_s + HANDOVER_S))
         if finish is not None:
             self._running.remove(seq)
             if self.restore is not None and seq.work.keep_s:

@@ -20,7 +20,7 @@ from jevons.base.ids import BlockHash, BlockId
 from jevons.facts.block import Tier
 from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, MoveReport, Over, Save
 from jevons.kv.pool import BlockPool
-from jevons.perf.measured import GUESS_MOVES, MoveSeconds, Prices
+from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, MoveSeconds, Prices
 from jevons.policy.source import Compute, Plan, Supply, plan
 
 LOOK_S = 0.25  # so long a prompt waits to hear which tiers hold its blocks
@@ -128,7 +128,8 @@ class Restore:
         """
         tiers = (coming.tiers or ())[depth - coming.start :][: len(names) - depth]
         supply = Supply({tier: learned.prices for tier, learned in self._learned.items()}, self._queued_bytes)
-        compute = Compute(prices, self._step_tokens, self.page_tokens, self._page_bytes)
+        is_measured = prices is not GUESS_PRICES
+        compute = Compute(prices, self._step_tokens, self.page_tokens, self._page_bytes, is_measured)
         chosen = plan(tiers, depth, supply, compute)
         if chosen.blocks:
             size = self.page_blocks

@@ -8,6 +8,8 @@ A suspect gets no new work while another worker is up, and what it runs goes on:
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from jevons.base.ids import WorkerId
 from jevons.facts.worker import Health
 
@@ -46,10 +48,10 @@ class Roster:
         suspects = [w for w, h in self._health.items() if h is Health.SUSPECT]
         return [w for w in suspects if now_s - self._heard_s[w] > for_s]
 
-    def placeable(self) -> list[WorkerId]:
+    def placeable(self, among: Collection[WorkerId] | None = None) -> list[WorkerId]:
         """Workers that are up, else suspects: work on a slow worker beats none at all."""
         for health in (Health.UP, Health.SUSPECT):
-            found = [w for w, h in self._health.items() if h is health]
+            found = [w for w, h in self._health.items() if h is health and (among is None or w in among)]
             if found:
                 return found
         return []

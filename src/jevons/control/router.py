@@ -15,14 +15,16 @@ from jevons.base.ids import BlockHash, RequestId, WorkerId
 from jevons.control.intake import Intake
 from jevons.control.roster import Roster
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
+from jevons.facts.block import Tier
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, TierSnapshot, WorkerSnapshot
-from jevons.facts.worker import IndexMode, StepReport, WorkerFacts
+from jevons.facts.worker import IndexMode, Role, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
 from jevons.kv.index import PrefixIndex
 from jevons.kv.tiers import Holdings
 from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds, StepSeconds, load_of
-from jevons.policy.route import Candidate, Placement, check_policy, prompt_load, route
+from jevons.policy.disagg import split
+from jevons.policy.route import Candidate, Placement, check_policy, placement, prompt_load, route
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
@@ -53,6 +55,21 @@ class _Named:
         self.depths = index.overlaps(self.reusable)
 
 
+class _Prompt:
+    """A prompt, cut into blocks of every size that is asked for, once."""
+
+    def __init__(self, tokens: Sequence[int], salt: str, index: PrefixIndex) -> None:
+        self.tokens = tokens
+        self._salt = salt
+        self._index = index
+        self._named: dict[int, _Named] = {}
+
+    def named(self, size: int) -> _Named:
+        if size not in self._named:
+            self._named[size] = _Named(self.tokens, size, self._salt, self._index)
+        return self._named[size]
+
+
 class _Worker:
     """What the router keeps of one worker."""
 
@@ -66,6 +83,7 @@ class _Worker:
         self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
         self.queued = Load()  # the sum of `waiting`
         self.running: set[RequestId] = set()  # past their first token
+        self.promised: set[RequestId] = set()  # running elsewhere until their first token, then here
         self._names: dict[RequestId, list[BlockHash]] = {}  # blocks of each of `waiting`
         self._coming: Counter[BlockHash] = Counter()  # how many of `waiting` will have computed a block
 
@@ -200,7 +218,7 @@ class Router:
         model: str | None = None,
         avoid: Collection[WorkerId] = (),
     ) -> Placement:
-        """Choose a worker and count the work against it until `done`.
+        """Choose a worker, or one for the prompt and one for the rest, and count the work against it until `done`.
 
         Args:
             request: a name not in use.
@@ -212,25 +230,32 @@ class Router:
         Raises:
             NoWorker: none is left.
         """
-        named: dict[int, _Named] = {}
-        candidates = []
-        for id in self.roster.placeable():
-            worker = self._workers[id]
-            if worker.shadow is not None:
-                worker.shadow.expire(now_s)
-            if id in avoid or (model is not None and worker.facts.model != model):
-                continue
-            size, depth, coming = worker.block_size, 0, NOTHING
-            if size is not None:
-                names = self._named(named, tokens, size, salt)
-                depth = worker.will_hold(names.reusable, names.depths.get(id, 0), self._index)
-                coming = self._from_tiers(worker, named, tokens, salt, depth * size)
-            candidates.append(self._candidate(worker, depth * (size or 0), coming))
-        placement = route(self.policy, len(tokens), candidates, self._turn)
-        self._turn += 1
-        size = self._workers[placement.worker].block_size
-        self._count(request, placement, len(tokens), named[size].hashes if size is not None else [], now_s)
-        return placement
+        prompt = _Prompt(tokens, salt, self._index)
+        fits = self._fits(model, avoid)
+        decoders = self._candidates(prompt, [w for w in fits if w.facts.role is not Role.PREFILL], now_s)
+        prefillers = self._candidates(prompt, [w for w in fits if w.facts.role is Role.PREFILL], now_s)
+        if prefillers and decoders:
+            placed = self._split(len(tokens), decoders, prefillers)
+        else:
+            placed = route(self.policy, len(tokens), decoders or prefillers, self._turn)
+        return self._count(request, placed, prompt, now_s)
+
+    def go_on(
+        self,
+        request: RequestId,
+        tokens: Sequence[int],
+        now_s: float,
+        *,
+        salt: str = "",
+        model: str | None = None,
+        avoid: Collection[WorkerId] = (),
+    ) -> Placement:
+        """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
+        prompt = _Prompt(tokens, salt, self._index)
+        fits = self._fits(model, avoid)
+        rest = self._candidates(prompt, [w for w in fits if w.facts.role is not Role.PREFILL], now_s)
+        placed = route(self.policy, len(tokens), rest or self._candidates(prompt, fits, now_s), self._turn)
+        return self._count(request, placed, prompt, now_s)
 
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
@@ -293,6 +318,9 @@ class Router:
             worker.unwait(request)
             worker.running.discard(request)
             self._learn(worker, placed)
+        after = None if placed.placement.decode is None else self._workers.get(placed.placement.decode)
+        if after is not None:
+            after.promised.discard(request)
         outcome = Outcome(
             id=request,
             worker=placed.placement.worker,
@@ -318,23 +346,59 @@ class Router:
 
     # Inside
 
-    def _named(self, named: dict[int, _Named], tokens: Sequence[int], size: int, salt: str) -> _Named:
-        """The prompt in blocks of `size`, made once."""
-        if size not in named:
-            named[size] = _Named(tokens, size, salt, self._index)
-        return named[size]
+    def _fits(self, model: str | None, avoid: Collection[WorkerId]) -> list[_Worker]:
+        return [w for w in self._workers.values() if w.facts.id not in avoid and model in (None, w.facts.model)]
 
-    def _from_tiers(
-        self, worker: _Worker, named: dict[int, _Named], tokens: Sequence[int], salt: str, held_tokens: int
-    ) -> Plan:
+    def _candidates(self, prompt: _Prompt, workers: Sequence[_Worker], now_s: float) -> list[Candidate]:
+        """Those of `workers` that may be given work, as they would take this prompt."""
+        candidates = []
+        for id in self.roster.placeable({worker.facts.id for worker in workers}):
+            worker = self._workers[id]
+            if worker.shadow is not None:
+                worker.shadow.expire(now_s)
+            held_tokens, coming = 0, NOTHING
+            size = worker.block_size
+            if size is not None:
+                named = prompt.named(size)
+                held_tokens = size * worker.will_hold(named.reusable, named.depths.get(id, 0), self._index)
+                coming = self._from_tiers(worker, prompt, held_tokens)
+            candidates.append(self._candidate(worker, held_tokens, coming))
+        return candidates
+
+    def _split(self, prompt_tokens: int, decoders: list[Candidate], prefillers: list[Candidate]) -> Placement:
+        if self.policy != "kv":  # the policies to compare with know no seconds: they always split
+            prefill = route(self.policy, prompt_tokens, prefillers, self._turn)
+            decode = route(self.policy, prompt_tokens, decoders, self._turn)
+            return msgspec.structs.replace(prefill, decode=decode.worker)
+        handover_s = {c.worker: self._handover_s(self._workers[c.worker], prompt_tokens, c) for c in decoders}
+        chosen = split(prompt_tokens, decoders, prefillers, handover_s)
+        assert chosen is not None, "there are decoders"
+        after = chosen.decode.worker if chosen.decode is not chosen.prefill else None
+        return placement(self.policy, prompt_tokens, chosen.prefill, after)
+
+    def _handover_s(self, worker: _Worker, prompt_tokens: int, c: Candidate) -> float:
+        """Seconds until `worker` has what of a prompt is computed elsewhere, and its last page computed again."""
+        pages = worker.facts.pages
+        if pages is None:
+            return c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens))
+        missing = max(prompt_tokens - c.cached_tokens, 0) // pages.block_size
+        tail = prompt_tokens % pages.block_size + 1
+        computed_s = c.prices.seconds(
+            msgspec.structs.replace(prompt_load(prompt_tokens, prompt_tokens - tail), steps=1)
+        )
+        return worker.moves[Tier.DRAM].prices.seconds(missing * pages.size_bytes) + computed_s
+
+    def _from_tiers(self, worker: _Worker, prompt: _Prompt, held_tokens: int) -> Plan:
         """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
         pages = worker.facts.pages
         if pages is None or not len(self.holdings):
             return NOTHING
-        names = self._named(named, tokens, pages.block_size, salt).reusable
+        names = prompt.named(pages.block_size).reusable
         start = -(-held_tokens // pages.block_size)
         supply = Supply({tier: learned.prices for tier, learned in worker.moves.items()}, {})
-        compute = Compute(worker.learned.prices, worker.facts.step_tokens, pages.block_size, pages.size_bytes)
+        is_measured = worker.learned.samples > 0
+        prices, step_tokens = worker.learned.prices, worker.facts.step_tokens
+        compute = Compute(prices, step_tokens, pages.block_size, pages.size_bytes, is_measured)
         return plan(self.holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
 
     def _candidate(self, worker: _Worker, held_tokens: int, coming: Plan) -> Candidate:
@@ -344,22 +408,19 @@ class Router:
             cached_tokens=held_tokens + (len(coming.blocks) * pages.block_size if pages is not None else 0),
             bring_s=coming.seconds if coming.wait_s else 0.0,  # otherwise it computes meanwhile
             queued=worker.queued,
-            decoding=len(worker.running),
-            requests=len(worker.waiting) + len(worker.running),
+            decoding=len(worker.running) + len(worker.promised),
+            requests=len(worker.waiting) + len(worker.running) + len(worker.promised),
             prices=worker.learned.prices,
             step_tokens=worker.facts.step_tokens,
             held_blocks=self._index.held(worker.facts.id),
         )
 
-    def _count(
-        self,
-        request: RequestId,
-        placement: Placement,
-        prompt_tokens: int,
-        hashes: list[BlockHash],
-        now_s: float,
-    ) -> None:
-        worker = self._workers[placement.worker]
+    def _count(self, request: RequestId, placement: Placement, prompt: _Prompt, now_s: float) -> Placement:
+        self._turn += 1
+        worker, prompt_tokens = self._workers[placement.worker], len(prompt.tokens)
+        hashes = [] if worker.block_size is None else prompt.named(worker.block_size).hashes
+        if placement.decode is not None:
+            self._workers[placement.decode].promised.add(request)
         own = prompt_load(prompt_tokens, placement.cached_tokens)
         decoding = len(worker.running)
         ahead = Load(
@@ -375,6 +436,7 @@ class Router:
             ahead=ahead,
             decoding=decoding,
         )
+        return placement
 
     def _learn(self, worker: _Worker, placed: _Placed) -> None:
         """Where steps go unreported, learn from the time to first token, with the cached tokens as they really were."""
@@ -403,6 +465,7 @@ class Router:
             id=worker.facts.id,
             model=worker.facts.model,
             kind=worker.facts.kind,
+            role=worker.facts.role,
             pid=worker.facts.pid,
             health=self.roster.health(worker.facts.id),
             index=worker.index_mode,

@@ -27,7 +27,8 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `emitted` are output tokens that were already produced elsewhere: they are computed with the prompt and not sent
     again, and the first token drawn is number `len(emitted)`. `salt` keeps tenants' caches apart. Whoever asks will be
-    back within `keep_s` seconds: until then the tiers keep its blocks.
+    back within `keep_s` seconds: until then the tiers keep its blocks. With `hand_over` the worker draws one token and
+    leaves the rest to another.
     """
 
     id: RequestId
@@ -38,6 +39,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     emitted: list[int] = []
     salt: str = ""
     keep_s: float = 0.0
+    hand_over: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -51,7 +53,8 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one iteration of an engine produced for one sequence.
 
     `cached_tokens` (prompt tokens not computed because their blocks were there) comes with the first step.
-    `finish` is None while more will come, then one of "stop", "length", "cancelled", "error".
+    `finish` is None while more will come, then one of "stop", "length", "cancelled", "error", or "handover": its blocks
+    are in the tiers, another worker can go on.
     """
 
     id: RequestId

@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from jevons.base.ids import RequestId, WorkerId
-from jevons.facts.worker import Health, IndexMode
+from jevons.facts.worker import Health, IndexMode, Role
 
 
 class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     id: WorkerId
     model: str
     kind: str
+    role: Role
     pid: int | None
     health: Health
     index: IndexMode
@@ -41,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class TierSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The tiers of a node, as its keeper tells."""
 
+    pid: int  # the keeper's
     dram_bytes: int
     dram_used_bytes: int
     blocks: dict[str, int]  # by tier

@@ -43,6 +43,7 @@ class Placement(msgspec.Struct, frozen=True):
     ttft_s: float  # predicted seconds to first token
     cached_tokens: int  # predicted tokens of the prompt that need no computing
     reason: str
+    decode: WorkerId | None = None  # who goes on after the first token; None: the same worker
 
 
 def prompt_load(prompt_tokens: int, cached_tokens: int) -> Load:
@@ -122,10 +123,16 @@ def route(policy: str, prompt_tokens: int, candidates: Sequence[Candidate], turn
     """
     if not candidates:
         raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
-    chosen = POLICIES[policy](prompt_tokens, candidates, turn)
+    return placement(policy, prompt_tokens, POLICIES[policy](prompt_tokens, candidates, turn))
+
+
+def placement(policy: str, prompt_tokens: int, chosen: Candidate, decode: WorkerId | None = None) -> Placement:
+    """The placement on one chosen worker, with its reason."""
     seconds = ttft_s(prompt_tokens, chosen)
     reason = (
         f"{chosen.cached_tokens} of {prompt_tokens} tokens cached, {chosen.queued.tokens:.0f} queued, "
         f"{chosen.decoding} decoding: first token in {seconds:.3f} s"
     )
-    return Placement(chosen.worker, policy, seconds, chosen.cached_tokens, reason)
+    if decode is not None:
+        reason += f", the rest on {decode}"
+    return Placement(chosen.worker, policy, seconds, chosen.cached_tokens, reason, decode)

@@ -19,6 +19,8 @@ from jevons.perf.measured import Load, MovePrices, Prices
 
 # Of the seconds that computing the blocks would take: so long may everything wait for them.
 WAIT_SHARE = 0.1
+# Before an engine has measured a step nobody knows what a tenth is: bringing blocks takes milliseconds on most hosts.
+FIRST_WAIT_S = 0.5
 
 
 class Supply(msgspec.Struct, frozen=True):
@@ -41,6 +43,7 @@ class Compute(msgspec.Struct, frozen=True):
     step_tokens: int
     block_size: int
     block_bytes: int
+    is_measured: bool = True  # `prices` are not a guess
 
     def seconds(self, start: int, end: int) -> float:
         """Predicted seconds to compute the blocks [start, end) of a prompt, with nothing else in the steps."""
@@ -74,7 +77,7 @@ def plan(tiers: Sequence[Tier | None], start: int, supply: Supply, compute: Comp
         return NOTHING
     saved_s = _computing(held, compute)
     seconds = supply.seconds(_bytes(held, tiers, start, compute.block_bytes))
-    wait_s = WAIT_SHARE * saved_s
+    wait_s = WAIT_SHARE * saved_s if compute.is_measured else max(WAIT_SHARE * saved_s, FIRST_WAIT_S)
     if seconds <= wait_s:
         return Plan(held, wait_s, seconds, saved_s)
     return _meet(held, tiers, start, supply, compute)

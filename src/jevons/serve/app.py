@@ -20,6 +20,7 @@ from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec, parse_spec
 from jevons.engine.shape import read_shape
+from jevons.facts.worker import Role
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
@@ -116,9 +117,12 @@ def _embedded(
     context = min(shape.context_tokens, settings.kv_bytes // block_bytes * settings.block_size)
     prompts.serve(Served(name, local_encoder(tokenizer), context))
     front.embedded = Embedded(fleet, front.placements, front.metrics, tokenizer, context)
+    tiers = None
+    if fleet.tiers is not None:
+        tiers = TierConfig(socket=fleet.tiers.config.socket, block_size=settings.block_size, dtype="bfloat16")
     agents = [
         AgentConfig(
-            id=WorkerId(f"w{i}"),
+            id=WorkerId(id),
             model=name,
             model_dir=str(model_dir),
             device=settings.device,
@@ -128,15 +132,22 @@ def _embedded(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
             invariant=settings.invariant,
-            tiers=None
-            if fleet.tiers is None
-            else TierConfig(socket=fleet.tiers.config.socket, block_size=settings.block_size, dtype="bfloat16"),
+            role=role,
+            tiers=tiers,
         )
-        for i in range(settings.embedded_workers)
+        for id, role in _roles(settings)
     ]
     for config in agents:
         fleet.add_embedded(config)
     return agents
+
+
+def _roles(settings: Settings) -> list[tuple[str, Role]]:
+    """Names and roles of the embedded workers."""
+    if not settings.prefill:
+        return [(f"w{i}", Role.BOTH) for i in range(settings.embedded_workers)]
+    prefill = [(f"p{i}", Role.PREFILL) for i in range(settings.prefill)]
+    return prefill + [(f"d{i}", Role.DECODE) for i in range(settings.decode)]
 
 
 def _checked(text: str) -> EngineSpec:

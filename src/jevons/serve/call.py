@@ -80,6 +80,7 @@ class Placements:
         self._metrics = metrics
         self._since_s: dict[RequestId, float] = {}  # arrival, then the last token
         self._begun: set[RequestId] = set()
+        self._going_on: set[RequestId] = set()  # its first token is not the answer's first
         self.now_s = now_s
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
@@ -90,12 +91,26 @@ class Placements:
         self._since_s[id] = call.arrived_s
         return placement
 
+    def go_on(self, call: Call, id: RequestId, tokens: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
+        """Place what follows the output so far, which `tokens` end with. Raises NoWorker if none is left."""
+        now_s = self.now_s()
+        placement = self._router.go_on(
+            id, tokens, now_s, salt=call.asked.cache_salt or "", model=call.asked.model, avoid=avoid
+        )
+        self._since_s[id] = now_s
+        self._going_on.add(id)
+        return placement
+
     async def place_again(
-        self, call: Call, id: RequestId, prompt: list[int], failed: Collection[WorkerId], other: Collection[WorkerId]
+        self,
+        place: Callable[[Collection[WorkerId]], Placement],
+        failed: Collection[WorkerId],
+        other: Collection[WorkerId],
     ) -> Placement:
         """Place a request whose worker was lost: where none was lost under it, else where one is back, waiting for it.
 
         Args:
+            place: places it, avoiding some workers.
             failed: workers that were lost under it.
             other: workers of another kind.
 
@@ -105,9 +120,9 @@ class Placements:
         until_s = self.now_s() + RETURN_S
         while True:
             with suppress(NoWorker):
-                return self.place(call, id, prompt, {*failed, *other})
+                return place({*failed, *other})
             try:
-                return self.place(call, id, prompt, other)
+                return place(other)
             except NoWorker:
                 if self.now_s() > until_s:
                     raise
@@ -118,11 +133,13 @@ class Placements:
         now_s = self.now_s()
         gap_s = now_s - self._since_s[id]
         self._since_s[id] = now_s
-        if id in self._begun:
-            self._metrics.itl.labels(worker).observe(gap_s)
-        else:
+        is_first = id not in self._begun
+        if is_first:
             self._begun.add(id)
             self._router.on_first(id, now_s)
+        if not is_first or id in self._going_on:
+            self._metrics.itl.labels(worker).observe(gap_s)
+        else:
             self._metrics.ttft.labels(worker).observe(gap_s)
         self._metrics.output_tokens.labels(worker).inc(tokens)
 
@@ -138,6 +155,7 @@ class Placements:
         """It is over, whichever way."""
         self._since_s.pop(id, None)
         self._begun.discard(id)
+        self._going_on.discard(id)
         outcome = self._router.done(id)
         if outcome is not None:
             self._metrics.placed(outcome)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
-from jevons.base.errors import EngineError, EngineGone
+from jevons.base.errors import EngineError, EngineGone, NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.facts.request import Sampling, Step, Work
 from jevons.policy.route import Placement
@@ -144,6 +144,9 @@ class _Run:
                 seq = self._live[step.id]
                 if step.finish == GONE:
                     await self._lost(seq, step)
+                elif step.finish == "handover":
+                    self._over(step.id)
+                    await self._place_again(seq)
                 elif step.finish == "error":
                     raise EngineError(step.error or "the engine failed without a word")
                 else:
@@ -159,7 +162,8 @@ class _Run:
     def _submit(self, seq: Sequence, id: RequestId, placement: Placement) -> None:
         self._live[id] = seq
         seq.worker = placement.worker
-        self._fleet.links[placement.worker].submit(seq.work_as(id), self._steps)
+        work = seq.work_as(id, hand_over=placement.decode is not None)
+        self._fleet.links[placement.worker].submit(work, self._steps)
 
     def _book(self, seq: Sequence, step: Step) -> None:
         assert seq.worker is not None
@@ -167,25 +171,42 @@ class _Run:
         self._placements.token(step.id, seq.worker, len(step.tokens))
 
     async def _lost(self, seq: Sequence, step: Step) -> None:
-        """Its worker is gone: start it elsewhere if nothing of it was seen, else give up.
+        """Its worker is gone: go on elsewhere with what there is; the client sees nothing of it.
 
         Raises:
-            EngineGone: its answer has begun, or too many workers were lost.
+            EngineGone: too many workers were lost, or none is left and the answer has begun.
             NoWorker: none is left.
         """
         worker = seq.worker
         assert worker is not None
         self._over(step.id)
-        if seq.started:
-            self._metrics.cut.labels(worker).inc()
-            raise EngineGone(f"{step.error}; the answer is cut after {len(seq.tokens)} tokens")
         seq.failed.append(worker)
         if len(seq.failed) >= MAX_ATTEMPTS:
-            raise EngineGone(f"request: {len(seq.failed)} workers were lost before its first token")
+            raise self._cut(seq, f"{len(seq.failed)} workers were lost under it")
         self._metrics.retries.labels(worker).inc()
+        try:
+            await self._place_again(seq)
+        except NoWorker as error:
+            if seq.started:
+                raise self._cut(seq, str(error)) from error
+            raise
+
+    def _cut(self, seq: Sequence, reason: str) -> EngineGone:
+        if not seq.started:
+            return EngineGone(f"request: {reason} before its first token")
+        self._metrics.cut.labels(seq.worker or WorkerId("")).inc()
+        return EngineGone(f"{reason}; the answer is cut after {len(seq.tokens)} tokens")
+
+    async def _place_again(self, seq: Sequence) -> None:
+        """Place a sequence as far as it has come."""
         id, others = self._call.attempt(), self._fleet.attached
-        placed = await self._placements.place_again(self._call, id, seq.work.prompt, seq.failed, others)
-        self._submit(seq, id, placed)
+
+        def place(avoid: Collection[WorkerId]) -> Placement:
+            if seq.started:
+                return self._placements.go_on(self._call, id, [*seq.work.prompt, *seq.tokens], avoid)
+            return self._placements.place(self._call, id, seq.work.prompt, avoid)
+
+        self._submit(seq, id, await self._placements.place_again(place, seq.failed, others))
 
     def _over(self, id: RequestId) -> None:
         seq = self._live.pop(id)

@@ -271,6 +271,7 @@ class Keeper:
     def _state(self) -> TierSnapshot:
         blocks = self._blocks
         return TierSnapshot(
+            pid=os.getpid(),
             dram_bytes=self._config.dram_bytes,
             dram_used_bytes=blocks.used_bytes,
             blocks={str(tier): count for tier, count in blocks.held_blocks.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from functools import partial
 
 from jevons.base.errors import EngineGone
 from jevons.base.ids import RequestId, WorkerId
@@ -47,7 +48,8 @@ class Relay:
                     raise
                 id = call.attempt()
                 self._metrics.retries.labels(placement.worker).inc()
-                placement = await self._placements.place_again(call, id, call.prompts[0], failed, self._fleet.links)
+                place = partial(self._placements.place, call, id, call.prompts[0])
+                placement = await self._placements.place_again(place, failed, self._fleet.links)
 
     async def _attempt(self, call: Call, id: RequestId, attached: Attached, reply: Reply) -> None:
         scope = attached.enter(id)

@@ -36,9 +36,9 @@ class Sequence:
     def started(self) -> bool:
         return bool(self.tokens)
 
-    def work_as(self, id: RequestId) -> Work:
-        """The work under the name of one placement."""
-        return msgspec.structs.replace(self.work, id=id)
+    def work_as(self, id: RequestId, *, hand_over: bool) -> Work:
+        """What is left of the work, under the name of one placement."""
+        return msgspec.structs.replace(self.work, id=id, emitted=list(self.tokens), hand_over=hand_over)
 
     def push(self, step: Step) -> Delta:
         """Take what an engine step produced. Sets `finish` when the sequence is over, by a stop string too."""

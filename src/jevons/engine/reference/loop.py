@@ -94,6 +94,9 @@ class EngineLoop:
             self._admit()
             has_worked = self._step()
             self._send_asks()
+            left = self._batcher.handed_over(time.monotonic())
+            if left:
+                self._tell(left)
 
     def _step(self) -> bool:
         """Returns whether there was something to do."""
@@ -114,6 +117,7 @@ class EngineLoop:
         report = _report(self._chunks, time.perf_counter() - began)
         self._learned.measured(load_of(report), report.seconds)
         self._batcher.prices = self._learned.prices
+        self._send_asks()  # saving begins before anyone hears of the tokens
         self._tell(steps, report)
         return True
 
@@ -129,8 +133,7 @@ class EngineLoop:
 
     def _wait_s(self) -> float | None:
         """How long there may be nothing to do; None: until something comes in."""
-        restore = self._batcher.restore
-        wake_s = None if restore is None else restore.wake_s
+        wake_s = self._batcher.wake_s
         return None if wake_s is None else max(0.0, wake_s - time.monotonic())
 
     def _take(self, wait_s: float | None) -> None:
