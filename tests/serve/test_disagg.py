@@ -80,10 +80,7 @@ def test_when_the_prefill_worker_dies_the_decode_worker_computes_unseen(
     server: Any, expected: list[list[tuple[str, float]]], wait_until: Callable[[Callable[[], bool], float], float]
 ) -> None:
     answers: dict[int, dict[str, Any]] = {}
-    threads = [
-        threading.Thread(target=lambda i=i: answers.update({i: ask(server, i)}))  # type: ignore[misc]
-        for i in range(len(TALKS))
-    ]
+    threads = [threading.Thread(target=lambda i=i: answers.update({i: ask(server, i)})) for i in range(len(TALKS))]
     for thread in threads:
         thread.start()
     wait_until(lambda: server.worker("p0")["requests"] > 0, 30)
