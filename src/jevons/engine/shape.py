@@ -142,3 +142,8 @@ def _rope(config: _Config) -> tuple[float, RopeScaling | None]:
         high_freq_factor=part.number("high_freq_factor", float),
         original_context_tokens=part.number("original_max_position_embeddings", int),
     )
+
+
+def mock_shape(real: ModelShape) -> ModelShape:
+    """A model's shape with a cache of 32 bytes a token, for `engine.mock`."""
+    return msgspec.structs.replace(real, layers=1, kv_heads=1, head_dim=8)

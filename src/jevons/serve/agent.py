@@ -26,10 +26,11 @@ from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher
 from jevons.control.restore import Restore
 from jevons.engine.digest import weights_digest
+from jevons.engine.mock import MockRunner
 from jevons.engine.reference.exchange import Exchange
 from jevons.engine.reference.loop import Done, EngineLoop
 from jevons.engine.reference.runner import Runner
-from jevons.engine.shape import read_shape
+from jevons.engine.shape import mock_shape, read_shape
 from jevons.facts.model import ModelShape
 from jevons.facts.request import Step
 from jevons.facts.worker import PageFacts, WorkerFacts
@@ -60,7 +61,9 @@ HOST = "127.0.0.1"
 class Agent:
     """Between the channel's messages and the engine's loop."""
 
-    def __init__(self, config: AgentConfig, batcher: Batcher, runner: Runner, identity: Identity | None) -> None:
+    def __init__(
+        self, config: AgentConfig, batcher: Batcher, runner: Runner | MockRunner, identity: Identity | None
+    ) -> None:
         self._config = config
         self._batcher = batcher
         self._pages: PageFacts | None = None
@@ -167,16 +170,20 @@ def build(config: AgentConfig) -> Agent:
     """
     torch.set_num_threads(config.threads)
     model_dir = Path(config.model_dir)
-    shape = read_shape(model_dir)
+    shape = mock_shape(read_shape(model_dir)) if config.mock else read_shape(model_dir)
     block_bytes = shape.kv_bytes_per_token() * config.block_size
     blocks = config.kv_bytes // block_bytes
     if not blocks:
         raise ConfigError(
             f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model), got {config.kv_bytes}"
         )
-    runner = Runner(
-        model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
-    )
+    runner: Runner | MockRunner
+    if config.mock:
+        runner = MockRunner(shape, blocks, config.block_size)
+    else:
+        runner = Runner(
+            model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
+        )
     pool = BlockPool(blocks, config.block_size)
     identity, restore = None, None
     if config.tiers is not None:

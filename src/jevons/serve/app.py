@@ -19,7 +19,7 @@ from jevons.base.ids import WorkerId
 from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec, parse_spec
-from jevons.engine.shape import read_shape
+from jevons.engine.shape import mock_shape, read_shape
 from jevons.facts.worker import Role
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
@@ -102,6 +102,8 @@ def _embedded(
     """Set up the embedded model and its workers."""
     assert model_dir is not None, "embedded workers need a model"
     shape, tokenizer = read_shape(model_dir), Tokenizer(model_dir)
+    if settings.mock:
+        shape = mock_shape(shape)
     name = settings.served_name or model_dir.name
     block_bytes = shape.kv_bytes_per_token() * settings.block_size
     if settings.kv_bytes < block_bytes:
@@ -133,6 +135,7 @@ def _embedded(
             max_running=settings.max_running,
             invariant=settings.invariant,
             role=role,
+            mock=settings.mock,
             tiers=tiers,
         )
         for id, role in _roles(settings)

@@ -79,6 +79,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     invariant: bool
     kv_dtype: str = "bfloat16"  # of the cache
     role: Role = Role.BOTH
+    mock: bool = False
     tiers: TierConfig | None = None
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from jevons.base.errors import CapacityError
 from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher, Chunk, Drawn
-from jevons.engine.reference.runner import Abandoned, Runner, Sampled, Slice
+from jevons.engine.reference.runner import Abandoned, Sampled, Slice
 from jevons.facts.event import KvEvent
 from jevons.facts.move import Answer, Ask, MoveReport
 from jevons.facts.request import Step, Work
@@ -40,8 +41,14 @@ OnDone = Callable[[Done], None]
 ABANDON_SHARE = 0.5
 
 
+class Steps(Protocol):
+    """What computes: `reference.Runner` or `mock.MockRunner`."""
+
+    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool]) -> list[Sampled | None]: ...
+
+
 class EngineLoop:
-    """Drives a `Batcher` and a `Runner`. `submit`, `cancel`, `answer`, `stop` and `in_progress` are for other threads.
+    """Drives a `Batcher` and a runner. `submit`, `cancel`, `answer`, `stop` and `in_progress` are for other threads.
 
     Args:
         on_done: called in the loop's thread after each turn that came to something.
@@ -49,7 +56,7 @@ class EngineLoop:
     """
 
     def __init__(
-        self, batcher: Batcher, runner: Runner, on_done: OnDone, ask: Callable[[Ask], None] | None = None
+        self, batcher: Batcher, runner: Steps, on_done: OnDone, ask: Callable[[Ask], None] | None = None
     ) -> None:
         self._batcher = batcher
         self._runner = runner

@@ -1,0 +1,67 @@
+"""An engine without a model: its tokens are drawn from what its cache holds, so a wrong block shows in the answer.
+
+For whatever tests everything but computing: queues, routing, tiers, failures, churn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from jevons.engine.reference.plan import Slice
+from jevons.engine.reference.runner import never
+from jevons.engine.reference.sampling import Sampled
+from jevons.facts.model import ModelShape
+from jevons.facts.request import TokenLogprob
+
+FIRST, COUNT = 1_000, 30_000  # tokens it draws: none that ends an answer
+_MASK = (1 << 64) - 1
+
+
+def mix(digest: int, token: int) -> int:
+    """The digest of a sequence that goes on with `token`."""
+    mixed = ((digest ^ token) * 0x9E3779B97F4A7C15 + 1) & _MASK
+    return mixed ^ mixed >> 29
+
+
+def next_token(tokens: Sequence[int], block_size: int) -> int:
+    """What the engine answers after `tokens`, if every block of its cache is right."""
+    digest = seen = 0
+    for position, token in enumerate(tokens, 1):
+        digest = mix(digest, token)
+        if position % block_size == 0 or position == len(tokens):
+            seen ^= digest
+    return FIRST + mix(seen, 0) % COUNT
+
+
+class MockRunner:
+    """Steps like `reference.Runner`; takes no time."""
+
+    numerics = "mock"
+
+    def __init__(self, shape: ModelShape, blocks: int, block_size: int) -> None:
+        size = (blocks, shape.layers, 2, shape.kv_heads, block_size, shape.head_dim)
+        self.pages = torch.zeros(size, dtype=torch.bfloat16)  # digests where keys would be, tokens where values would
+        slots = self.pages.view(torch.int64).numpy().view(np.uint64)
+        self._digests, self._tokens = slots[:, 0, 0, 0, :, 0], slots[:, 0, 1, 0, :, 0]  # [blocks, block_size]
+        self._block_size = block_size
+
+    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
+        """Write the digests of `slices` and draw the tokens wanted."""
+        return [self._advance(s) for s in slices]
+
+    def _advance(self, s: Slice) -> Sampled | None:
+        size = self._block_size
+        digest = int(self._digests[s.table[(s.start - 1) // size], (s.start - 1) % size]) if s.start else 0
+        for position, token in enumerate(s.tokens, s.start):
+            digest = mix(digest, token)
+            block = s.table[position // size]
+            self._digests[block, position % size], self._tokens[block, position % size] = digest, token
+        if s.sampling is None:
+            return None
+        full = list(s.table[: s.end // size])
+        seen = int(np.bitwise_xor.reduce(self._digests[full, -1])) if full else 0
+        token = FIRST + mix(seen ^ digest if s.end % size else seen, 0) % COUNT
+        return Sampled(token, None if s.sampling.logprobs is None else TokenLogprob(0.0))
