@@ -33,7 +33,16 @@ class Talker:
         self._draw = random.Random(seed)
         self._tokenizer = Tokenizer(model_dir)
         self._prefixes = [self._tokens(tokens) for _ in range(prefixes)]
-        self._connections = local()
+        self._own = local()
+        self._connections: list[http.client.HTTPConnection] = []
+
+    def others(self, prefixes: int) -> Talker:
+        """One with other prefixes."""
+        return Talker(self.model_dir, prefixes, self._draw.randrange(1 << 30))
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
     def _tokens(self, count: int) -> list[int]:
         return [self._draw.randrange(1_000, 40_000) for _ in range(count)]
@@ -53,15 +62,21 @@ class Talker:
     def ask(self, port: int, asked: Asked, **headers: str) -> tuple[str, int]:
         """The answer, and how many of its prompt's tokens were cached."""
         body = {"model": "smol", "prompt": asked.prompt, "max_tokens": OUTPUT, "temperature": 0}
-        connection: http.client.HTTPConnection | None = getattr(self._connections, str(port), None)
-        if connection is None:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-            setattr(self._connections, str(port), connection)
+        connection = self._connection(port)
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
         response = connection.getresponse()
         answer: dict[str, Any] = json.loads(response.read())
         assert response.status == 200, answer
         return answer["choices"][0]["text"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    def _connection(self, port: int) -> http.client.HTTPConnection:
+        """This thread's own."""
+        connection: http.client.HTTPConnection | None = getattr(self._own, str(port), None)
+        if connection is None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+            setattr(self._own, str(port), connection)
+            self._connections.append(connection)
+        return connection
 
     def check(self, port: int, asks: Sequence[Asked], parallel: int = 8) -> int:
         """Ask all; every answer must be right. Returns cached tokens."""

@@ -34,7 +34,16 @@ def begin(model_dir: Path) -> Iterator[Callable[..., Jevons]]:
     begun: list[Jevons] = []
 
     def start(*flags: str) -> Jevons:
-        sizes = ["--mock", "--served-name", "smol", "--model", str(model_dir), "--kv-bytes", str(POOL)]
+        sizes = [
+            "--mock-tokens-per-s",
+            "3000",
+            "--served-name",
+            "smol",
+            "--model",
+            str(model_dir),
+            "--kv-bytes",
+            str(POOL),
+        ]
         running = Jevons(*sizes, "--dram-bytes", str(DRAM), *flags)
         begun.append(running)
         until(lambda: len(running.healthy()) == 2, START_S)
@@ -51,8 +60,10 @@ def begin(model_dir: Path) -> Iterator[Callable[..., Jevons]]:
 
 
 @pytest.fixture
-def talker(model_dir: Path) -> Talker:
-    return Talker(model_dir, prefixes=30, seed=2)
+def talker(model_dir: Path) -> Iterator[Talker]:
+    made = Talker(model_dir, prefixes=30, seed=2)
+    yield made
+    made.close()
 
 
 def counts(running: Jevons) -> dict[str, int]:
@@ -161,7 +172,7 @@ def test_a_conversation_that_will_be_back_is_kept_while_others_come_and_go(
     [kept, other] = talker.make(2)
     for asked, headers in ((kept, {"x-jevons-keep-s": "600"}), (other, {})):
         assert talker.ask(running.port, asked, **headers)[0] == asked.answer
-    talker.check(running.port, Talker(talker.model_dir, prefixes=60, seed=9).make(120))
+    talker.check(running.port, talker.others(60).make(120))
 
     assert talker.ask(running.port, kept)[1] == (len(kept.prompt) - 1) // BLOCK * BLOCK
     assert talker.ask(running.port, other)[1] == 0

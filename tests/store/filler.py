@@ -16,7 +16,7 @@ from tests.store.made import block, numbered
 from jevons.facts.block import BlockKey
 from jevons.store.disk import DiskStore
 
-PAGE_BYTES = 100_000
+PAGE_BYTES = 368_640  # as large as real ones, so that a kill finds writes under way
 KEPT = (0, 7, 14)  # numbers that are worth keeping: as many as a third of a segment of 10 holds
 
 

@@ -15,6 +15,7 @@ from jevons.store.header import record_bytes
 
 SIZE = 512  # bytes of a page
 RECORD = record_bytes(SIZE)  # what it takes on disk
+NOISE = random.Random(0).randbytes(1 << 20)  # pages of up to half of it
 FINGERPRINT = b"fingerprint 0001"
 
 
@@ -23,7 +24,9 @@ def key(number: int, fingerprint: bytes = FINGERPRINT) -> BlockKey:
 
 
 def page(number: int, size: int = SIZE) -> bytes:
-    return random.Random(number).randbytes(size)
+    """Cheap, so that a process that fills a store spends its time in the store."""
+    start = 997 * number % (len(NOISE) // 2)
+    return (number.to_bytes(16, "big") + NOISE[start : start + size])[:size]
 
 
 def block(number: int, size: int = SIZE, tenant: bytes = b"") -> Block:

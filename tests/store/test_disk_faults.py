@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from tests.store.made import FINGERPRINT, SIZE, key, numbered, outcome, put, sma
 
 from jevons.base.errors import ConfigError, StoreError
 from jevons.facts.block import LOST, BlockKey
+from jevons.store.directory import LOCK
 from jevons.store.disk import DiskStore, Written
 from jevons.store.header import HEADER_BYTES, decode, encode, record_bytes
-from jevons.store.segment import BLOCKS, HEADERS
+from jevons.store.segment import BLOCKS, HEADERS, Segment
 
 ROOT = Path(__file__).parents[2]
 STRIDE = HEADER_BYTES + SIZE  # from block to block in a file of blocks
+PUT_S = 0.003  # longer than most puts of a filler take
 EACH = 50  # blocks in a segment that is going to be damaged
 
 
@@ -46,12 +49,15 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def killed_after(puts: int, directory: Path, size_bytes: int, segment_bytes: int, first: int) -> list[str]:
-    """What a filler told until it was killed while it went on after that many puts."""
+def killed(draw: random.Random, directory: Path, size_bytes: int, segment_bytes: int, first: int) -> list[str]:
+    """What a filler told until it was killed, some puts and a random part of another one after its start."""
     arguments = (str(directory), str(size_bytes), str(segment_bytes), str(first))
     with running("-m", "tests.store.filler", *arguments) as filler:
         assert filler.stdout is not None
-        lines = [filler.stdout.readline() for _ in range(puts)]
+        lines = [filler.stdout.readline() for _ in range(draw.randint(3, 25))]
+        instant_s = time.perf_counter() + draw.random() * PUT_S
+        while time.perf_counter() < instant_s:  # to sleep is not exact enough
+            pass
         filler.send_signal(signal.SIGKILL)
         lines += filler.stdout.readlines()
     return [line for line in lines if line.endswith("\n")]  # a line cut short acknowledges nothing
@@ -65,7 +71,7 @@ def test_killed_at_any_instant_it_loses_nothing_that_was_acknowledged(tmp_path: 
     alive: dict[int, None] = {}  # acknowledged and not reported as removed, oldest first
     first = 0
     for _ in range(6):
-        for line in killed_after(draw.randint(5, 40), tmp_path, size_bytes, segment_bytes, first):
+        for line in killed(draw, tmp_path, size_bytes, segment_bytes, first):
             stored, removed = (part.split() for part in line.split("|"))
             alive |= dict.fromkeys(map(int, stored))
             for number in map(int, removed):
@@ -82,6 +88,30 @@ def test_killed_at_any_instant_it_loses_nothing_that_was_acknowledged(tmp_path: 
         alive = dict.fromkeys(held)
         first = max(held) + 1
         store.close()
+
+
+def test_killed_while_it_recycles_it_has_kept_what_it_was_to_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = Segment.delete
+    instants: list[Path] = []
+
+    def observed(segment: Segment) -> None:
+        instants.append(shutil.copytree(tmp_path / "store", tmp_path / f"at {len(instants)}"))
+        delete(segment)
+
+    monkeypatch.setattr(Segment, "delete", observed)
+    store = small(tmp_path / "store", blocks=6)
+    put(store, range(48))
+    put(store, [48], lambda k: k in (key(1), key(4)))
+    monkeypatch.undo()
+    store.close()
+    for instant in instants:
+        store = small(instant, blocks=6)
+        assert [outcome(store, number) for number in (1, 4, 6, 47)] == ["right"] * 4
+        assert (len(store), store.counts) == (len(store.held()), {})
+        store.close()
+    assert len(instants) == 1
 
 
 def test_a_block_cut_off_by_a_kill_at_any_byte_is_never_served(tmp_path: Path) -> None:
@@ -455,6 +485,18 @@ def test_a_removed_directory_is_made_again_and_what_was_in_it_is_told(tmp_path: 
     assert numbered(k for k, _ in small(tmp_path / "store").held()) == [3]
 
 
+def test_where_only_the_lock_was_removed_nothing_is_lost(tmp_path: Path) -> None:
+    store = small(tmp_path)
+    put(store, range(3))
+    (tmp_path / LOCK).unlink()
+
+    assert put(store, [3]) == Written()
+    assert {outcome(store, number) for number in range(4)} == {"right"}
+    with pytest.raises(ConfigError, match="another process has it"):
+        small(tmp_path)
+    store.close()
+
+
 def test_a_directory_that_cannot_be_made_again_refuses_blocks_until_it_can(tmp_path: Path) -> None:
     store = small(tmp_path / "store")
     put(store, [0])
@@ -525,6 +567,23 @@ def test_after_a_failed_write_the_next_goes_to_another_file(
     store.close()
 
 
+def test_a_disk_that_fails_for_long_leaves_no_files_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = small(tmp_path)
+    put(store, [0])
+    with monkeypatch.context() as patched:
+        patched.setattr("os.pwritev", fails(errno.EIO))
+        put(store, [1])
+        opened = len(os.listdir("/proc/self/fd"))
+        for number in range(2, 20):
+            assert put(store, [number]).refused == {key(number): "io"}
+
+    assert len(os.listdir("/proc/self/fd")) == opened
+    assert len(list(tmp_path.glob(f"*{BLOCKS}"))) == 1
+    assert put(store, [20]).refused == {}
+    assert [outcome(store, number) for number in (0, 20)] == ["right", "right"]
+    store.close()
+
+
 @pytest.mark.parametrize("call", [1, 2], ids=["blocks", "headers"])
 def test_without_space_the_oldest_segment_goes_and_the_write_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
@@ -572,7 +631,7 @@ def test_a_disk_that_takes_some_of_a_write_is_given_the_rest(tmp_path: Path, mon
 
 
 def test_a_second_owner_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
-    size_bytes, segment_bytes = 10_000_000, 1_000_000
+    size_bytes, segment_bytes = 20_000_000, 4_000_000
     with running("-m", "tests.store.filler", str(tmp_path), str(size_bytes), str(segment_bytes), "0") as owner:
         assert owner.stdout is not None
         owner.stdout.readline()

@@ -5,6 +5,7 @@ For whatever tests everything but computing: queues, routing, tiers, failures, c
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,19 +38,21 @@ def next_token(tokens: Sequence[int], block_size: int) -> int:
 
 
 class MockRunner:
-    """Steps like `reference.Runner`; takes no time."""
+    """Steps like `reference.Runner`, at `tokens_per_s`."""
 
     numerics = "mock"
 
-    def __init__(self, shape: ModelShape, blocks: int, block_size: int) -> None:
+    def __init__(self, shape: ModelShape, blocks: int, block_size: int, tokens_per_s: float) -> None:
         size = (blocks, shape.layers, 2, shape.kv_heads, block_size, shape.head_dim)
         self.pages = torch.zeros(size, dtype=torch.bfloat16)  # digests where keys would be, tokens where values would
         slots = self.pages.view(torch.int64).numpy().view(np.uint64)
         self._digests, self._tokens = slots[:, 0, 0, 0, :, 0], slots[:, 0, 1, 0, :, 0]  # [blocks, block_size]
         self._block_size = block_size
+        self._tokens_per_s = tokens_per_s
 
     def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
         """Write the digests of `slices` and draw the tokens wanted."""
+        time.sleep(sum(len(s.tokens) for s in slices) / self._tokens_per_s)
         return [self._advance(s) for s in slices]
 
     def _advance(self, s: Slice) -> Sampled | None:

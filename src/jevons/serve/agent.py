@@ -170,7 +170,7 @@ def build(config: AgentConfig) -> Agent:
     """
     torch.set_num_threads(config.threads)
     model_dir = Path(config.model_dir)
-    shape = mock_shape(read_shape(model_dir)) if config.mock else read_shape(model_dir)
+    shape = mock_shape(read_shape(model_dir)) if config.mock_tokens_per_s else read_shape(model_dir)
     block_bytes = shape.kv_bytes_per_token() * config.block_size
     blocks = config.kv_bytes // block_bytes
     if not blocks:
@@ -178,8 +178,8 @@ def build(config: AgentConfig) -> Agent:
             f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model), got {config.kv_bytes}"
         )
     runner: Runner | MockRunner
-    if config.mock:
-        runner = MockRunner(shape, blocks, config.block_size)
+    if config.mock_tokens_per_s:
+        runner = MockRunner(shape, blocks, config.block_size, config.mock_tokens_per_s)
     else:
         runner = Runner(
             model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant

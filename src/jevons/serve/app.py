@@ -102,7 +102,7 @@ def _embedded(
     """Set up the embedded model and its workers."""
     assert model_dir is not None, "embedded workers need a model"
     shape, tokenizer = read_shape(model_dir), Tokenizer(model_dir)
-    if settings.mock:
+    if settings.mock_tokens_per_s:
         shape = mock_shape(shape)
     name = settings.served_name or model_dir.name
     block_bytes = shape.kv_bytes_per_token() * settings.block_size
@@ -135,7 +135,7 @@ def _embedded(
             max_running=settings.max_running,
             invariant=settings.invariant,
             role=role,
-            mock=settings.mock,
+            mock_tokens_per_s=settings.mock_tokens_per_s,
             tiers=tiers,
         )
         for id, role in _roles(settings)

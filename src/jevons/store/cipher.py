@@ -41,17 +41,16 @@ class Cipher:
         self._master = master
         self._key = lru_cache(TENANT_KEYS)(self._derive)
 
-    def seal(self, tenant: bytes, what: bytes, page: memoryview) -> tuple[bytes, bytearray]:
-        """A fresh nonce, and the page encrypted under it with its tag: `TAG_BYTES` longer. One pass, no other copy.
+    def seal(self, tenant: bytes, what: bytes, page: memoryview, into: memoryview) -> bytes:
+        """Encrypt a page straight into `into`, which is `TAG_BYTES` longer. Returns the nonce, fresh each time.
 
         Args:
             tenant: whose key; empty is a tenant too.
             what: stored beside the page, unencrypted; must be given again to open it.
         """
         nonce = os.urandom(NONCE_BYTES)
-        sealed = bytearray(page.nbytes + TAG_BYTES)
-        self._key(tenant).encrypt_into(nonce, page, what, sealed)
-        return nonce, sealed
+        self._key(tenant).encrypt_into(nonce, page, what, into)
+        return nonce
 
     def open(self, tenant: bytes, what: bytes, nonce: bytes, sealed: memoryview, into: memoryview) -> None:
         """Decrypt straight into `into`, which is `TAG_BYTES` shorter; after an error it holds anything.

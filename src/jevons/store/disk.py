@@ -19,8 +19,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -35,6 +35,7 @@ from jevons.store.segment import MAX_BATCH, Segment
 
 Block = tuple[BlockKey, BlockMeta, memoryview]
 
+BATCH_BYTES = 8 << 20  # of blocks in one write, if there are several; more gains nothing
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -139,7 +140,8 @@ class DiskStore:
         Raises:
             StoreError: it cannot be had; unless `into` has the wrong size, it is not held any more.
         """
-        with self._reading(key) as (segment, header):
+        segment, header = self._enter_segment(key)
+        try:
             if into.nbytes != header.meta.size_bytes:
                 self._count("mismatch")
                 raise StoreError("mismatch", f"a block of {header.meta.size_bytes} bytes read into {into.nbytes}")
@@ -148,7 +150,10 @@ class DiskStore:
             except StoreError as error:
                 self._forget(header, error.reason)
                 raise
-            return header.meta
+        finally:
+            with self._lock:
+                segment.leave()
+        return header.meta
 
     def drop(self, key: BlockKey) -> bool:
         """Forget a block; its bytes stay until its segment is recycled. Whether it was held."""
@@ -163,8 +168,8 @@ class DiskStore:
 
     # Reading.
 
-    @contextmanager
-    def _reading(self, key: BlockKey) -> Iterator[tuple[Segment, Header]]:
+    def _enter_segment(self, key: BlockKey) -> tuple[Segment, Header]:
+        """Where a block is; that file stays open until the caller leaves the segment."""
         with self._lock:
             header = self._index.get(key)
             if header is None:
@@ -172,11 +177,7 @@ class DiskStore:
                 raise StoreError("missing", f"block {key.name.hex()} is not on disk")
             segment = self._segments[header.segment]
             segment.users += 1
-        try:
-            yield segment, header
-        finally:
-            with self._lock:
-                segment.leave()
+            return segment, header
 
     def _read(self, segment: Segment, header: Header, into: memoryview) -> None:
         if header.is_sealed != (self._cipher is not None):
@@ -192,7 +193,7 @@ class DiskStore:
             raise StoreError("corrupt", f"segment {segment.number} has a block whose page does not match its checksum")
 
     def _scratch_of(self, size_bytes: int) -> memoryview:
-        """This thread's buffer: a fresh one would be zeroed and mapped for each block."""
+        """This thread's buffer: mapping fresh memory for each block costs more than encrypting it."""
         buffer = getattr(self._scratch, "buffer", b"")
         if len(buffer) < size_bytes:
             buffer = self._scratch.buffer = bytearray(size_bytes)
@@ -238,24 +239,28 @@ class DiskStore:
         segment = self._active
         if segment is None or segment.size_bytes + need > self._room.segment_bytes:
             segment = self._roll(need, is_worth, written)
-        records = []
-        room = self._room.segment_bytes - segment.size_bytes
-        for key, meta, page in pending[:MAX_BATCH]:
+        room = min(BATCH_BYTES, self._room.segment_bytes - segment.size_bytes)
+        count = 0
+        for _, meta, _ in pending[:MAX_BATCH]:
             room -= self._record_bytes(meta)
-            if room < 0:
+            if count and room < 0:  # the first fits, however large
                 break
-            records.append(self._record(key, meta, page))
-        headers = segment.append(records)
+            count += 1
+        headers = segment.append(self._records(pending[:count]))
         with self._lock:
             self._index.update((header.key, header) for header in headers)
-        return len(records)
+        return count
 
-    def _record(self, key: BlockKey, meta: BlockMeta, page: memoryview) -> Record:
-        page = page.cast("B")
+    def _records(self, blocks: Sequence[Block]) -> list[Record]:
         if self._cipher is None:
-            return Record(key, meta, page)
-        nonce, sealed = self._cipher.seal(meta.tenant, what(key, meta), page)
-        return Record(key, meta, sealed, nonce)
+            return [Record(key, meta, page.cast("B")) for key, meta, page in blocks]
+        records = []
+        scratch = self._scratch_of(sum(meta.size_bytes + TAG_BYTES for _, meta, _ in blocks))
+        for key, meta, page in blocks:
+            sealed, scratch = scratch[: meta.size_bytes + TAG_BYTES], scratch[meta.size_bytes + TAG_BYTES :]
+            nonce = self._cipher.seal(meta.tenant, what(key, meta), page.cast("B"), sealed)
+            records.append(Record(key, meta, sealed, nonce))
+        return records
 
     def _record_bytes(self, meta: BlockMeta) -> int:
         return record_bytes(meta.size_bytes + self._tag_bytes)
@@ -284,7 +289,7 @@ class DiskStore:
                 continue
             if fresh.size_bytes - began + record_bytes(header.stored_bytes) > spare:
                 break
-            stored = memoryview(bytearray(header.stored_bytes))
+            stored = self._scratch_of(header.stored_bytes)
             try:
                 oldest.read(header, stored)
                 (moved,) = fresh.append([Record(key, header.meta, stored, header.nonce)])
@@ -323,9 +328,11 @@ class DiskStore:
         return True
 
     def _seal(self) -> None:
-        if self._active is not None:
-            self._active.seal()
-            self._active = None
+        active, self._active = self._active, None
+        if active is not None:
+            active.seal()
+            if not active.keys:  # the write that failed was its first
+                self._remove(active, Written())
 
     def _refuse(self, key: BlockKey, reason: str, written: Written) -> None:
         written.refused[key] = reason

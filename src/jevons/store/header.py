@@ -16,10 +16,11 @@ MAGIC = b"jevons\x00\x01"  # the last byte is the version of all that follows
 HEADER_BYTES = 128  # pages of a multiple of 64 bytes then start at one too
 NO_NONCE = bytes(NONCE_BYTES)
 
-_WHERE = "8sQQI"  # magic, segment, offset, bytes stored
+_WHERE = Struct("<8sQQI")  # magic, segment, offset, bytes stored
 _WHAT = Struct("<IQQ16s16s16s")  # page bytes, depth, checksum, fingerprint, name, tenant
-_HEADER = Struct(f"<{_WHERE}{_WHAT.format[1:]}{NONCE_BYTES}s12xQ")
-_CHECKED_BYTES = HEADER_BYTES - 8  # all but the checksum over them
+_REST = Struct(f"<{NONCE_BYTES}s12x")
+_HEADER = Struct(_WHERE.format + _WHAT.format[1:] + _REST.format[1:] + "Q")  # and a checksum over all before it
+_CHECKED_BYTES = HEADER_BYTES - 8
 _NO_TENANT = bytes(16)
 
 
@@ -47,7 +48,7 @@ class Record(msgspec.Struct, frozen=True):
 
     key: BlockKey
     meta: BlockMeta
-    stored: memoryview | bytearray
+    stored: memoryview
     nonce: bytes = NO_NONCE
 
 
@@ -66,11 +67,9 @@ def what(key: BlockKey, meta: BlockMeta) -> bytes:
 
 def encode(header: Header) -> bytes:
     """128 bytes."""
-    raw = bytearray(HEADER_BYTES)
-    fields = _WHAT.unpack(what(header.key, header.meta))
-    _HEADER.pack_into(raw, 0, MAGIC, header.segment, header.offset, header.stored_bytes, *fields, header.nonce, 0)
-    raw[_CHECKED_BYTES:] = xxhash.xxh3_64_intdigest(memoryview(raw)[:_CHECKED_BYTES]).to_bytes(8, "little")
-    return bytes(raw)
+    where = _WHERE.pack(MAGIC, header.segment, header.offset, header.stored_bytes)
+    raw = where + what(header.key, header.meta) + _REST.pack(header.nonce)
+    return raw + xxhash.xxh3_64_intdigest(raw).to_bytes(8, "little")
 
 
 def decode(raw: bytes | bytearray) -> Iterator[Header | None]:

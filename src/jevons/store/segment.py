@@ -24,7 +24,7 @@ from jevons.store.header import HEADER_BYTES, MAGIC, Header, Record, decode, enc
 BLOCKS, HEADERS = ".blocks", ".headers"
 MAX_BATCH = 512  # blocks in one write: Linux takes 1,024 pieces (IOV_MAX), a header and a page each
 
-_SEARCH_BYTES = 1 << 20
+_SEARCH_BYTES = 1 << 16
 _FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -115,8 +115,8 @@ class Segment:
 
     def delete(self) -> None:
         """Remove its files; those who are reading it can go on. Raises OSError."""
+        self._headers_path.unlink(missing_ok=True)  # first: a list of blocks that are not there looks like a loss
         self._blocks_path.unlink(missing_ok=True)
-        self._headers_path.unlink(missing_ok=True)
 
     def append(self, records: Sequence[Record]) -> list[Header]:
         """Write blocks in one go, at most `MAX_BATCH`; when it returns they are found again after a crash of ours.
@@ -125,7 +125,7 @@ class Segment:
             OSError: nothing was appended.
         """
         headers: list[Header] = []
-        parts: list[bytes | memoryview | bytearray] = []
+        parts: list[bytes | memoryview] = []
         end = self.end
         for record in records:
             size = len(record.stored)
@@ -157,10 +157,10 @@ class Segment:
             raise StoreError("io", f"reading {self._blocks_path}: {error.strerror}") from error
         if done != HEADER_BYTES + into.nbytes:
             raise StoreError("missing", f"{self._blocks_path} ends before byte {header.end}")
-        (found,) = decode(raw)
-        if found is None:
-            raise StoreError("corrupt", f"{self._blocks_path} has no sound header at byte {header.offset}")
-        if found != header:
+        if raw != encode(header):
+            (found,) = decode(raw)
+            if found is None:
+                raise StoreError("corrupt", f"{self._blocks_path} has no sound header at byte {header.offset}")
             raise StoreError("mismatch", f"{self._blocks_path} has another block at byte {header.offset}")
 
     def _recover(self, lost: Counter[str]) -> list[Header]:
@@ -237,7 +237,7 @@ class Segment:
             self._blocks_fd = -1
 
 
-def _write(fd: int, parts: Sequence[bytes | memoryview | bytearray], offset: int) -> None:
+def _write(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
     """All of `parts`, however many calls it takes; a disk that is nearly full takes some of a write."""
     left = [memoryview(part) for part in parts]
     while left:

@@ -79,7 +79,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     invariant: bool
     kv_dtype: str = "bfloat16"  # of the cache
     role: Role = Role.BOTH
-    mock: bool = False
+    mock_tokens_per_s: float = 0.0  # 0: the model
     tiers: TierConfig | None = None
 
 
