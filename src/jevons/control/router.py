@@ -83,6 +83,7 @@ class _Worker:
         self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
         self.queued = Load()  # the sum of `waiting`
         self.running: set[RequestId] = set()  # past their first token
+        self.tier_counts: dict[str, int] = {}
         self.promised: set[RequestId] = set()  # running elsewhere until their first token, then here
         self._names: dict[RequestId, list[BlockHash]] = {}  # blocks of each of `waiting`
         self._coming: Counter[BlockHash] = Counter()  # how many of `waiting` will have computed a block
@@ -301,6 +302,12 @@ class Router:
         if report.tokens:
             known.computed(report.tokens)
 
+    def on_tier_counts(self, worker: WorkerId, counts: dict[str, int]) -> None:
+        """A worker tells what became of its pages since it started, by reason."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.tier_counts = counts
+
     def on_moves(self, worker: WorkerId, reports: Sequence[MoveReport]) -> None:
         """A worker reports what bringing blocks took."""
         known = self._workers.get(worker)
@@ -477,6 +484,7 @@ class Router:
             prefill_tokens_per_s=prices.prefill_rate,
             step_s=prices.per_step_s,
             measurements=worker.learned.samples,
+            tier_counts=worker.tier_counts,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )
 

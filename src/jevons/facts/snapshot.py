@@ -25,6 +25,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float  # learned so far, an empty step
     measurements: int
     event_counts: dict[str, int]
+    tier_counts: dict[str, int]  # pages saved, and those that could not be brought, by reason
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,7 +134,8 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            beat = Beat(self.engine.in_progress)
+            restore = self._batcher.restore
+            beat = Beat(self.engine.in_progress, {} if restore is None else dict(restore.counts))
             for front in self._fronts:
                 front.send(beat)
             await asyncio.sleep(BEAT_S)

@@ -146,8 +146,9 @@ class Link:
                 self._router.on_beat(self.id, self._now_s())
                 for step in steps:
                     self._on_step(step)
-            case Beat(step):
+            case Beat(step, tiers):
                 self._router.on_beat(self.id, self._now_s(), step)
+                self._router.on_tier_counts(self.id, tiers)
             case Hello():
                 self.context_tokens = message.context_tokens
                 self._router.join(message.facts)

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jevons.control.router import Router
-from jevons.facts.snapshot import Outcome
+from jevons.facts.snapshot import FleetSnapshot, Outcome
 from jevons.facts.worker import Health, IndexMode
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -106,7 +106,13 @@ class _FleetCollector(Collector):
             "rate": GaugeMetricFamily("jevons_worker_prefill_tokens_per_second", "Learned so far.", labels=["worker"]),
         }
         events = CounterMetricFamily("jevons_worker_events", "Blocks of KV events by fate.", labels=["worker", "fate"])
+        pages = CounterMetricFamily(
+            "jevons_worker_tier_pages", "Pages saved, or not brought, by fate.", labels=["worker", "fate"]
+        )
+        yield from _tiers(snapshot)
         for worker in snapshot.workers:
+            for fate, count in worker.tier_counts.items():
+                pages.add_metric([worker.id, fate], count)
             values = {
                 "up": worker.health is Health.UP,
                 "exact": worker.index is IndexMode.EXACT,
@@ -121,3 +127,21 @@ class _FleetCollector(Collector):
                 events.add_metric([worker.id, fate], count)
         yield from gauges.values()
         yield events
+        yield pages
+
+
+def _tiers(snapshot: FleetSnapshot) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    """The node's tiers, while their keeper is there."""
+    tiers = snapshot.tiers
+    if tiers is None:
+        return
+    yield GaugeMetricFamily("jevons_dram_used_bytes", "Of the arena.", tiers.dram_used_bytes)
+    yield GaugeMetricFamily("jevons_leases", "Blocks lent to engines.", tiers.leases)
+    blocks = GaugeMetricFamily("jevons_tier_blocks", "Blocks a tier holds.", labels=["tier"])
+    for tier, count in tiers.blocks.items():
+        blocks.add_metric([tier], count)
+    yield blocks
+    fates = CounterMetricFamily("jevons_tier_events", "What tiers refused, lost or gave up.", labels=["reason"])
+    for reason, count in tiers.counts.items():
+        fates.add_metric([reason], count)
+    yield fates

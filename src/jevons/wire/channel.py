@@ -50,9 +50,13 @@ class Steps(msgspec.Struct, frozen=True, tag="steps"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """The worker lives. `step` is the one in progress, with the seconds it has run so far."""
+    """The worker lives. `step` is the one in progress, with the seconds it has run so far.
+
+    `tiers` counts pages saved and those that could not be brought, by reason.
+    """
 
     step: StepReport | None
+    tiers: dict[str, int] = {}
 
 
 class TierConfig(msgspec.Struct, frozen=True, kw_only=True):
