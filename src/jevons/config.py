@@ -35,6 +35,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     device: Annotated[str, Meta(description="Torch device of the embedded engines.")] = "cpu"
     threads: Annotated[int, Meta(ge=1, le=256, description="CPU threads of one embedded engine.")] = 1
+    tensor_parallel: Annotated[
+        int, Meta(ge=1, le=8, description="Ranks one embedded engine is split over, each with its own threads.")
+    ] = 1
     kv_bytes: Annotated[int, Meta(ge=1, description="Memory of one embedded engine's KV pool, in bytes.")] = 192 << 20
     block_size: Annotated[int, Meta(ge=1, le=1024, description="Tokens in one block of that pool.")] = 16
     step_tokens: Annotated[int, Meta(ge=1, description="Tokens an embedded engine computes in one step at most.")] = 128

@@ -16,14 +16,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import torch
 import uvloop
 
-from jevons.base.errors import ConfigError, JevonsError
+from jevons.base.errors import ConfigError, EngineGone, JevonsError
 from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher
+from jevons.engine.reference.leader import Leader
 from jevons.engine.reference.loop import EngineLoop
 from jevons.engine.reference.runner import Runner
 from jevons.engine.shape import read_shape
@@ -143,7 +145,7 @@ def build(config: AgentConfig) -> Agent:
     """Load the model and set up its pool.
 
     Raises:
-        ConfigError: the pool cannot hold a block.
+        ConfigError: the pool cannot hold a block, or the model not be split over so many ranks.
         ModelError: the model cannot be loaded.
     """
     torch.set_num_threads(config.threads)
@@ -155,9 +157,7 @@ def build(config: AgentConfig) -> Agent:
         raise ConfigError(
             f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model), got {config.kv_bytes}"
         )
-    runner = Runner(
-        model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
-    )
+    runner = _runner(config, model_dir, blocks)
     batcher = Batcher(
         BlockPool(blocks, config.block_size),
         step_tokens=config.step_tokens,
@@ -165,6 +165,29 @@ def build(config: AgentConfig) -> Agent:
         context_tokens=shape.context_tokens,
     )
     return Agent(config, batcher, runner)
+
+
+def _runner(config: AgentConfig, model_dir: Path, blocks: int) -> Runner:
+    if config.tensor_parallel == 1:
+        return Runner(
+            model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
+        )
+    leader = Leader(
+        model_dir,
+        ranks=config.tensor_parallel,
+        blocks=blocks,
+        block_size=config.block_size,
+        device=config.device,
+        invariant=config.invariant,
+    )
+    leader.watch(_end_without)
+    return leader
+
+
+def _end_without(lost: EngineGone) -> NoReturn:
+    """A part of the model is gone: the fleet starts us again."""
+    print(f"jevons.agent: {lost}", file=sys.stderr, flush=True)  # noqa: T201 — a worker has no other voice
+    os._exit(1)
 
 
 def main() -> None:
@@ -177,7 +200,10 @@ def main() -> None:
         _tell(ready, Failed(str(error)))
         sys.exit(1)
     threading.Thread(target=_serve, args=(agent, ready), name="channel", daemon=True).start()
-    agent.engine.run()
+    try:
+        agent.engine.run()
+    except EngineGone as lost:
+        _end_without(lost)
 
 
 def _serve(agent: Agent, ready: int) -> None:

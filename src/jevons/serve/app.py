@@ -116,6 +116,7 @@ def _embedded(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
             invariant=settings.invariant,
+            tensor_parallel=settings.tensor_parallel,
         )
         for i in range(settings.embedded_workers)
     ]

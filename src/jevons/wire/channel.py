@@ -66,6 +66,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int
     max_running: int
     invariant: bool
+    tensor_parallel: int = 1  # processes that share the model; `threads` are of each
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jevons.facts.model import ModelShape
+from jevons.engine.reference.share import Share
+from jevons.kv.layout import Layout
 
 Ints = npt.NDArray[np.int64]
+Buffer = memoryview | npt.NDArray[np.uint8]
 
 
 def zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -23,22 +25,25 @@ def zeros(size: tuple[int, ...], device: torch.device) -> torch.Tensor:
 class Pages:
     """`tensor`: [blocks, layers, 2 (k, v), kv_heads, block_size, head_dim] in bf16, one block one contiguous object.
 
+    The heads are those of this rank's share. `layout` is that of a block of the whole model outside, a page.
+
     `write` and `read` index rows of the flat memory. A row's number is the same for every layer, counted from the
     layer's own offset, so indices are made once a step and not once a layer.
 
     Args:
-        shape: the model's.
+        share: this rank's part of the model.
         blocks: how many.
         block_size: tokens in each.
         key_multiple: positions are read in whole multiples of this.
         device: any.
     """
 
-    def __init__(
-        self, shape: ModelShape, *, blocks: int, block_size: int, key_multiple: int, device: torch.device
-    ) -> None:
+    def __init__(self, share: Share, *, blocks: int, block_size: int, key_multiple: int, device: torch.device) -> None:
+        whole, shape = share.whole, share.part
         size = (blocks, shape.layers, 2, shape.kv_heads, block_size, shape.head_dim)
         self.tensor = zeros(size, device)
+        self.layout = Layout(whole.layers, whole.kv_heads, whole.head_dim, block_size, "bfloat16")
+        self._own_heads = share.kv_heads
         self._block_size, self._head_dim = block_size, shape.head_dim
         self._step = int(np.lcm(block_size, key_multiple))
         self._heads = 2 * shape.kv_heads  # of keys and of values, in one layer
@@ -79,3 +84,19 @@ class Pages:
         gathered = self._by_head[layer * self._heads :].index_select(0, rows.view(-1)).to(dtype)
         keys, values = gathered.view(2, rows.shape[1], -1, self._head_dim).unbind(0)
         return keys, values
+
+    def copy_out(self, place: int, page: Buffer) -> None:
+        """Copy a block's keys and values into their heads of `page`, which holds `layout.page_bytes` writable bytes.
+
+        For any thread, also while a step computes other blocks: torch lets others run meanwhile.
+        """
+        self._heads_of(page).copy_(self.tensor[place])
+
+    def copy_in(self, place: int, page: Buffer) -> None:
+        """The way back."""
+        self.tensor[place].copy_(self._heads_of(page))
+
+    def _heads_of(self, page: Buffer) -> torch.Tensor:
+        """This rank's part of a page: [layers, 2, own kv_heads, block_size, head_dim]."""
+        heads = torch.frombuffer(page, dtype=torch.bfloat16).view(self.layout.shape)
+        return heads[:, :, self._own_heads.start : self._own_heads.stop]
