@@ -22,7 +22,7 @@ from statistics import median
 import torch
 
 from jevons.engine.pull import resolve
-from jevons.engine.reference.runner import Runner, Slice
+from jevons.engine.reference.runner import Cache, Runner, Slice
 from jevons.engine.reference.weights import compute_dtype
 from jevons.facts.model import ModelShape
 from jevons.facts.request import Sampling
@@ -129,7 +129,7 @@ def main() -> None:
     dtype = compute_dtype(torch.device("cpu"))
     flops_per_s, bytes_per_s = product_flops_per_s(dtype), copy_bytes_per_s()
     loaded_s = time.perf_counter()
-    runner = Runner(resolve(args.model), blocks=600, block_size=BLOCK, invariant=args.invariant)
+    runner = Runner(resolve(args.model), Cache(600, BLOCK), invariant=args.invariant)
     loaded_s = time.perf_counter() - loaded_s
     rows = [prefill(runner, tokens, flops_per_s) for tokens in PREFILLS]
     rows += [decode(runner, batch, context, bytes_per_s) for batch, context in DECODES]

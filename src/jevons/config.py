@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.kv.layout import DTYPE_BYTES
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,8 +42,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     device: Annotated[str, Meta(description="Torch device of the embedded engines.")] = "cpu"
     threads: Annotated[int, Meta(ge=1, le=256, description="CPU threads of one embedded engine.")] = 1
+    tensor_parallel: Annotated[
+        int, Meta(ge=1, le=8, description="Ranks one embedded engine is split over, each with its own threads.")
+    ] = 1
     kv_bytes: Annotated[int, Meta(ge=1, description="Memory of one embedded engine's KV pool, in bytes.")] = 192 << 20
     block_size: Annotated[int, Meta(ge=1, le=1024, description="Tokens in one block of that pool.")] = 16
+    kv_dtype: Annotated[str, Meta(description="Numbers in that pool: bfloat16, float16 or float32.")] = "bfloat16"
+    prefill_block_size: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(description="Tokens in one block of the prefill engines' pools; block_size by default."),
+    ] = None
+    prefill_kv_dtype: Annotated[
+        str | None, Meta(description="Numbers in the prefill engines' pools; kv_dtype by default.")
+    ] = None
     step_tokens: Annotated[int, Meta(ge=1, description="Tokens an embedded engine computes in one step at most.")] = 128
     max_running: Annotated[int, Meta(ge=1, description="Sequences an embedded engine advances together at most.")] = 16
     invariant: Annotated[
@@ -122,6 +134,7 @@ def read(path: Path) -> dict[str, Any]:
 def _check(settings: Settings) -> None:
     if not settings.embedded_workers and not settings.engines:
         raise ConfigError("workers, engines: there must be at least one worker or one attached engine, got 0 and none")
+    _check_cache(settings)
     if settings.prefill or settings.decode:
         _check_split(settings)
     if not settings.dram_bytes:
@@ -140,6 +153,22 @@ def _check(settings: Settings) -> None:
             f"dead_s, hang_s: a worker is suspect before it is given up, got dead_s {settings.dead_s} <= "
             f"hang_s {settings.hang_s}"
         )
+
+
+def _check_cache(settings: Settings) -> None:
+    for key in ("kv_dtype", "prefill_kv_dtype"):
+        value = getattr(settings, key)
+        if value is not None and value not in DTYPE_BYTES:
+            raise ConfigError(f"{key}: must be one of {', '.join(DTYPE_BYTES)}, got {value!r}")
+    prefill = settings.prefill_block_size
+    if prefill is not None and max(prefill, settings.block_size) % min(prefill, settings.block_size):
+        raise ConfigError(
+            f"prefill_block_size, block_size: one must be a multiple of the other, got {prefill} and "
+            f"{settings.block_size}"
+        )
+    for key in ("prefill_block_size", "prefill_kv_dtype"):
+        if getattr(settings, key) is not None and not settings.prefill:
+            raise ConfigError(f"{key}, prefill: there are no prefill engines, give prefill and decode")
 
 
 def _check_split(settings: Settings) -> None:

@@ -22,7 +22,7 @@ def layout(block_size: int, dtype: str = "bfloat16") -> Layout:
 
 
 def attached(tensor: torch.Tensor, pages: Layout, arena: Arena) -> Exchange:
-    exchange = Exchange(tensor, pages)
+    exchange = Exchange(tensor, pages, range(HEADS))
     exchange.attach(arena)
     return exchange
 
@@ -69,3 +69,16 @@ def test_a_bf16_cache_goes_through_float32_pages_unchanged(arena: Arena) -> None
     attached(back, layout(16, "float32"), arena).copy_in([([1], 0)])
 
     assert torch.equal(back[1], own[0])
+
+
+def test_each_of_two_ranks_copies_its_own_heads(arena: Arena) -> None:
+    whole = cache(2, 16)
+    ranks = [whole[:, :, :, :1].clone(), whole[:, :, :, 1:].clone()]
+    for own, heads in zip(ranks, (range(1), range(1, 2)), strict=True):
+        exchange = Exchange(own, layout(16), heads)
+        exchange.attach(arena)
+        exchange.copy_out([([1], 0)])
+    back = torch.zeros_like(whole)
+    attached(back, layout(16), arena).copy_in([([0], 0)])
+
+    assert torch.equal(back[0], whole[1])

@@ -9,7 +9,7 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from jevons.engine.reference.runner import Abandoned, Runner, Sampled, Slice
+from jevons.engine.reference.runner import Abandoned, Cache, Runner, Sampled, Slice
 from jevons.engine.reference.tiny import TINY, write_random_model
 from jevons.facts.model import ModelShape, RopeScaling
 from jevons.facts.request import Sampling
@@ -47,7 +47,7 @@ def tiny_dir(shape: ModelShape, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def runner(tiny_dir: Path) -> Runner:
-    return Runner(tiny_dir, blocks=64, block_size=16)
+    return Runner(tiny_dir, Cache(64, 16))
 
 
 def naive_logprobs(model_dir: Path, shape: ModelShape, prompt: list[int]) -> torch.Tensor:
@@ -163,7 +163,7 @@ def test_chunks_prefixes_and_decodes_of_many_sequences_share_a_step(
 
 
 def test_decodes_of_very_different_lengths_are_padded_apart(tiny_dir: Path, shape: ModelShape) -> None:
-    runner = Runner(tiny_dir, blocks=256, block_size=16)
+    runner = Runner(tiny_dir, Cache(256, 16))
     texts = [tokens(n, seed=n) for n in (1700, 40, 90)]
     tables = [range(110), range(110, 113), range(120, 126)]
     runner.step([Slice(text[:-1], 0, table, None) for text, table in zip(texts, tables, strict=True)])
@@ -174,7 +174,7 @@ def test_decodes_of_very_different_lengths_are_padded_apart(tiny_dir: Path, shap
 
 @pytest.mark.parametrize("block_size", [4, 7, 32])
 def test_any_block_size_gives_the_same_answer(tiny_dir: Path, shape: ModelShape, block_size: int) -> None:
-    runner = Runner(tiny_dir, blocks=30, block_size=block_size)
+    runner = Runner(tiny_dir, Cache(30, block_size))
     text = tokens(60)
     runner.step([Slice(text[:50], 0, range(29, 10, -1), None)])
     [sampled] = runner.step([Slice(text[50:], 50, range(29, 10, -1), ALL)])

@@ -15,7 +15,7 @@ from jevons.base.errors import EngineError
 from jevons.engine.reference import runner as runner_module
 from jevons.engine.reference import weights
 from jevons.engine.reference.rotary import rotate
-from jevons.engine.reference.runner import Runner, Sampled, Slice
+from jevons.engine.reference.runner import Cache, Runner, Sampled, Slice
 from jevons.engine.reference.tiles import TILES, UNIT, agreeing, cover
 from jevons.engine.reference.tiny import TINY, write_random_model
 from jevons.facts.request import Sampling
@@ -88,7 +88,7 @@ def runner(request: pytest.FixtureRequest, tiny_dir: Path) -> Runner:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "float32":
             patch.setattr(weights, "has_fast_bf16", lambda: False)
-        return Runner(tiny_dir, blocks=BLOCKS, block_size=BLOCK_SIZE, invariant=True)
+        return Runner(tiny_dir, Cache(BLOCKS, BLOCK_SIZE), invariant=True)
 
 
 def alone(runner: Runner, prompt: Sequence[int], outputs: int) -> tuple[list[Sampled], torch.Tensor]:
@@ -145,8 +145,8 @@ def test_a_prefix_computed_by_another_runner_gives_the_same_bits(runner: Runner,
 
 
 def test_the_mode_changes_no_more_than_rounding(tiny_dir: Path) -> None:
-    fast = Runner(tiny_dir, blocks=BLOCKS, block_size=BLOCK_SIZE)
-    slow = Runner(tiny_dir, blocks=BLOCKS, block_size=BLOCK_SIZE, invariant=True)
+    fast = Runner(tiny_dir, Cache(BLOCKS, BLOCK_SIZE))
+    slow = Runner(tiny_dir, Cache(BLOCKS, BLOCK_SIZE), invariant=True)
     piece = Slice(tokens(200), 0, range(13), Sampling(temperature=0, logprobs=0))
     [one], [other] = fast.step([piece]), slow.step([piece])
     assert one is not None
@@ -177,7 +177,7 @@ def test_a_model_whose_bits_depend_on_the_batch_does_not_start(tiny_dir: Path, m
 
     monkeypatch.setattr(runner_module, "rotate", by_batch)
     with pytest.raises(EngineError, match="this model gives other bits in another batch"):
-        Runner(tiny_dir, blocks=BLOCKS, block_size=BLOCK_SIZE, invariant=True)
+        Runner(tiny_dir, Cache(BLOCKS, BLOCK_SIZE), invariant=True)
 
 
 def test_a_machine_that_cannot_do_it_is_an_error() -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from jevons.base.errors import ModelError
-from jevons.engine.reference.runner import Runner, Sampled, Slice
+from jevons.engine.reference.runner import Cache, Runner, Sampled, Slice
 from jevons.engine.reference.tiny import TINY, hf_config, write_random_model
 from jevons.engine.shape import read_shape
 from jevons.facts.model import ModelShape, RopeScaling
@@ -38,7 +38,7 @@ def change_tensors(model_dir: Path, change: Callable[[dict[str, torch.Tensor]], 
 
 
 def first_token(model_dir: Path) -> Sampled | None:
-    runner = Runner(model_dir, blocks=4, block_size=16)
+    runner = Runner(model_dir, Cache(4, 16))
     return runner.step([Slice([1, 2, 3], 0, [0], Sampling(temperature=0, logprobs=5))])[0]
 
 
@@ -133,25 +133,25 @@ def test_weights_in_float32_are_taken_too(tiny_dir: Path) -> None:
 def test_a_missing_tensor_is_named(tiny_dir: Path) -> None:
     change_tensors(tiny_dir, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ModelError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
-        Runner(tiny_dir, blocks=4, block_size=16)
+        Runner(tiny_dir, Cache(4, 16))
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(tiny_dir: Path) -> None:
     change_tensors(tiny_dir, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
     with pytest.raises(ModelError, match=r"model\.norm\.weight: config\.json asks for shape \(64,\), got \(63,\)"):
-        Runner(tiny_dir, blocks=4, block_size=16)
+        Runner(tiny_dir, Cache(4, 16))
 
 
 def test_quantised_weights_are_refused(tiny_dir: Path) -> None:
     change_tensors(tiny_dir, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
     with pytest.raises(ModelError, match=r"model\.norm\.weight: must be bf16, f16 or f32, got torch\.int8"):
-        Runner(tiny_dir, blocks=4, block_size=16)
+        Runner(tiny_dir, Cache(4, 16))
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path)
     with pytest.raises(ModelError, match=r"holds neither model\.safetensors nor model\.safetensors\.index\.json"):
-        Runner(tmp_path, blocks=4, block_size=16)
+        Runner(tmp_path, Cache(4, 16))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
@@ -159,7 +159,7 @@ def test_a_broken_file_of_weights_is_named(tmp_path: Path, name: str) -> None:
     write_config(tmp_path)
     (tmp_path / name).write_text("no weights")
     with pytest.raises(ModelError, match=f"{name}: is not"):
-        Runner(tmp_path, blocks=4, block_size=16)
+        Runner(tmp_path, Cache(4, 16))
 
 
 def test_an_index_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_index_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
     index = {"weight_map": {"model.embed_tokens.weight": "gone.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"gone\.safetensors: is not a readable safetensors file"):
-        Runner(tmp_path, blocks=4, block_size=16)
+        Runner(tmp_path, Cache(4, 16))
 
 
 def test_an_index_that_names_the_wrong_file_is_refused(tiny_dir: Path) -> None:
@@ -177,4 +177,4 @@ def test_an_index_that_names_the_wrong_file_is_refused(tiny_dir: Path) -> None:
     index = {"weight_map": dict.fromkeys(names, "one.safetensors")}
     (tiny_dir / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"one\.safetensors: model\.norm\.weight: cannot be read"):
-        Runner(tiny_dir, blocks=4, block_size=16)
+        Runner(tiny_dir, Cache(4, 16))

@@ -9,6 +9,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -74,6 +75,46 @@ def test_answers_are_the_same_bits_whether_they_are_handed_over_or_not(
     handed = [o for o in recent if o["worker"] == "d0" and (o["cached_tokens"] or 0) > 100]
     assert handed, "what p0 computed reached d0"
     assert server.snapshot()["tiers"]["leases"] == 0
+
+
+def test_a_cache_of_other_block_size_is_handed_over_bit_for_bit(
+    start: Callable[..., Any], expected: list[list[tuple[str, float]]]
+) -> None:
+    running = start(
+        *("--served-name", "smol", "--invariant", "--prefill", "1", "--decode", "1"),
+        *("--dram-bytes", str(128 << 20), "--prefill-block-size", "16", "--block-size", "32"),
+    )
+    try:
+        with ThreadPoolExecutor(len(TALKS)) as pool:
+            answers = list(pool.map(lambda i: ask(running, i), range(len(TALKS))))
+        recent = running.snapshot()["recent"]
+    finally:
+        assert running.stop() == 0
+
+    assert [rows(answer) for answer in answers] == expected
+    assert any(o["worker"] == "d0" and (o["cached_tokens"] or 0) > 100 for o in recent)
+
+
+def test_a_float32_cache_is_handed_over_to_a_bf16_one_within_its_rounding(
+    start: Callable[..., Any], expected: list[list[tuple[str, float]]]
+) -> None:
+    running = start(
+        *("--served-name", "smol", "--invariant", "--prefill", "1", "--decode", "1"),
+        *("--dram-bytes", str(128 << 20), "--prefill-kv-dtype", "float32"),
+    )
+    try:
+        with ThreadPoolExecutor(len(TALKS)) as pool:
+            answers = [rows(a) for a in pool.map(lambda i: ask(running, i), range(len(TALKS)))]
+        recent = running.snapshot()["recent"]
+    finally:
+        assert running.stop() == 0
+
+    assert any(o["worker"] == "d0" and (o["cached_tokens"] or 0) > 100 for o in recent)
+    for ours, theirs in zip(answers, expected, strict=True):
+        alike = takewhile(lambda pair: pair[0][0] == pair[1][0], zip(ours, theirs, strict=False))
+        drift = [abs(a[1] - b[1]) for a, b in alike]
+        assert len(drift) >= 1
+        assert max(drift) < 0.1  # while the tokens are the same
 
 
 def test_when_the_prefill_worker_dies_the_decode_worker_computes_unseen(

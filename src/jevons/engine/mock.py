@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from jevons.engine.reference.exchange import Exchange
 from jevons.engine.reference.plan import Slice
-from jevons.engine.reference.runner import never
+from jevons.engine.reference.runner import Cache, never
 from jevons.engine.reference.sampling import Sampled
 from jevons.facts.model import ModelShape
 from jevons.facts.request import TokenLogprob
+from jevons.kv.layout import Layout
 
 FIRST, COUNT = 1_000, 30_000  # tokens it draws: none that ends an answer
 _MASK = (1 << 64) - 1
@@ -42,11 +44,14 @@ class MockRunner:
 
     numerics = "mock"
 
-    def __init__(self, shape: ModelShape, blocks: int, block_size: int, tokens_per_s: float) -> None:
-        size = (blocks, shape.layers, 2, shape.kv_heads, block_size, shape.head_dim)
+    def __init__(self, shape: ModelShape, cache: Cache, tokens_per_s: float) -> None:
+        block_size = cache.block_size
+        size = (cache.blocks, shape.layers, 2, shape.kv_heads, block_size, shape.head_dim)
         self.pages = torch.zeros(size, dtype=torch.bfloat16)  # digests where keys would be, tokens where values would
         slots = self.pages.view(torch.int64).numpy().view(np.uint64)
         self._digests, self._tokens = slots[:, 0, 0, 0, :, 0], slots[:, 0, 1, 0, :, 0]  # [blocks, block_size]
+        page = cache.page or Layout(shape.layers, shape.kv_heads, shape.head_dim, block_size, cache.dtype)
+        self.exchange = Exchange(self.pages, page, range(shape.kv_heads))
         self._block_size = block_size
         self._tokens_per_s = tokens_per_s
 

@@ -16,28 +16,29 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import torch
 import uvloop
 
-from jevons.base.errors import ConfigError, JevonsError
+from jevons.base.errors import ConfigError, EngineGone, JevonsError
 from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher
 from jevons.control.restore import Restore
 from jevons.engine.digest import weights_digest
 from jevons.engine.mock import MockRunner
-from jevons.engine.reference.exchange import Exchange
+from jevons.engine.reference.leader import Leader
 from jevons.engine.reference.loop import Done, EngineLoop
-from jevons.engine.reference.runner import Runner
+from jevons.engine.reference.runner import Cache, Runner
 from jevons.engine.shape import mock_shape, read_shape
 from jevons.facts.model import ModelShape
 from jevons.facts.request import Step
 from jevons.facts.worker import PageFacts, WorkerFacts
-from jevons.kv.layout import Identity, Layout, fingerprint
+from jevons.kv.layout import DTYPE_BYTES, Identity, Layout, fingerprint
 from jevons.kv.pool import BlockPool
 from jevons.serve.stdio import stdin_closed, tell
-from jevons.store.node import Introduction, Node
+from jevons.store.node import Introduction, Node, Pool
 from jevons.wire.channel import (
     TO_WORKER,
     AgentConfig,
@@ -71,7 +72,7 @@ class Agent:
         if config.tiers is not None and identity is not None:
             layout = identity.layout
             self._pages = PageFacts(fingerprint(identity), layout.block_size, layout.page_bytes)
-            ask = self._to_tiers(Path(config.tiers.socket), Exchange(runner.pages, layout), self._pages).ask
+            ask = self._to_tiers(config.tiers, runner.exchange, self._pages).ask
         self.engine = EngineLoop(batcher, runner, self._from_engine, ask)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._publisher: Publisher | None = None
@@ -79,9 +80,10 @@ class Agent:
         self._fronts: set[Channel[ToWorker]] = set()
         self._owner: dict[RequestId, Channel[ToWorker]] = {}
 
-    def _to_tiers(self, keeper: Path, exchange: Exchange, pages: PageFacts) -> Node:
-        own = Introduction(self._config.id, pages.fingerprint, pages.size_bytes, exchange.blocks)
-        return Node(keeper, own, exchange, lambda answer: self.engine.answer(answer))
+    def _to_tiers(self, tiers: TierConfig, exchange: Pool, pages: PageFacts) -> Node:
+        blocks = tiers.block_size // self._config.block_size
+        own = Introduction(self._config.id, pages.fingerprint, pages.size_bytes, blocks)
+        return Node(Path(tiers.socket), own, exchange, lambda answer: self.engine.answer(answer))
 
     async def serve(self, ready: int) -> None:
         """Listen, tell the port on file descriptor `ready`, and serve until standard input closes."""
@@ -166,31 +168,26 @@ def build(config: AgentConfig) -> Agent:
     """Load the model and set up its pool.
 
     Raises:
-        ConfigError: the pool cannot hold a block.
+        ConfigError: the pool cannot hold a block, or the model not be split over so many ranks.
         ModelError: the model cannot be loaded.
     """
     torch.set_num_threads(config.threads)
     model_dir = Path(config.model_dir)
     shape = mock_shape(read_shape(model_dir)) if config.mock_tokens_per_s else read_shape(model_dir)
-    block_bytes = shape.kv_bytes_per_token() * config.block_size
+    block_bytes = shape.kv_bytes_per_token(DTYPE_BYTES[config.kv_dtype]) * config.block_size
     blocks = config.kv_bytes // block_bytes
     if not blocks:
         raise ConfigError(
             f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model), got {config.kv_bytes}"
         )
-    runner: Runner | MockRunner
-    if config.mock_tokens_per_s:
-        runner = MockRunner(shape, blocks, config.block_size, config.mock_tokens_per_s)
-    else:
-        runner = Runner(
-            model_dir, blocks=blocks, block_size=config.block_size, device=config.device, invariant=config.invariant
-        )
+    layout = None if config.tiers is None else _layout(config.tiers, shape)
+    runner = _runner(config, shape, Cache(blocks, config.block_size, config.kv_dtype, layout))
     pool = BlockPool(blocks, config.block_size)
     identity, restore = None, None
-    if config.tiers is not None:
-        identity = _identity(config.tiers, model_dir, shape, runner.numerics)
-        page_bytes, page_blocks = identity.layout.page_bytes, config.tiers.block_size // config.block_size
-        restore = Restore(pool, page_bytes=page_bytes, page_blocks=page_blocks, step_tokens=config.step_tokens)
+    if config.tiers is not None and layout is not None:
+        identity = Identity(weights_digest(model_dir), layout, "" if config.tiers.is_mixed else runner.numerics)
+        page_blocks = layout.block_size // config.block_size
+        restore = Restore(pool, page_bytes=layout.page_bytes, page_blocks=page_blocks, step_tokens=config.step_tokens)
     batcher = Batcher(
         pool,
         step_tokens=config.step_tokens,
@@ -201,9 +198,25 @@ def build(config: AgentConfig) -> Agent:
     return Agent(config, batcher, runner, identity)
 
 
-def _identity(tiers: TierConfig, model_dir: Path, shape: ModelShape, numerics: str) -> Identity:
-    layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, tiers.block_size, tiers.dtype)
-    return Identity(weights_digest(model_dir), layout, "" if tiers.is_mixed else numerics)
+def _layout(tiers: TierConfig, shape: ModelShape) -> Layout:
+    return Layout(shape.layers, shape.kv_heads, shape.head_dim, tiers.block_size, tiers.dtype)
+
+
+def _runner(config: AgentConfig, shape: ModelShape, cache: Cache) -> Runner | MockRunner:
+    model_dir = Path(config.model_dir)
+    if config.mock_tokens_per_s:
+        return MockRunner(shape, cache, config.mock_tokens_per_s)
+    if config.tensor_parallel == 1:
+        return Runner(model_dir, cache, device=config.device, invariant=config.invariant)
+    leader = Leader(model_dir, cache, ranks=config.tensor_parallel, device=config.device, invariant=config.invariant)
+    leader.watch(_end_without)
+    return leader
+
+
+def _end_without(lost: EngineGone) -> NoReturn:
+    """A part of the model is gone: the fleet starts us again."""
+    print(f"jevons.agent: {lost}", file=sys.stderr, flush=True)  # noqa: T201 — a worker has no other voice
+    os._exit(1)
 
 
 def main() -> None:
@@ -216,7 +229,10 @@ def main() -> None:
         tell(ready, Failed(str(error)))
         sys.exit(1)
     threading.Thread(target=_serve, args=(agent, ready), name="channel", daemon=True).start()
-    agent.engine.run()
+    try:
+        agent.engine.run()
+    except EngineGone as lost:
+        _end_without(lost)
 
 
 def _serve(agent: Agent, ready: int) -> None:

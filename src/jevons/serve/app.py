@@ -20,7 +20,9 @@ from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec, parse_spec
 from jevons.engine.shape import mock_shape, read_shape
+from jevons.facts.model import ModelShape
 from jevons.facts.worker import Role
+from jevons.kv.layout import DTYPE_BYTES
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
@@ -105,7 +107,7 @@ def _embedded(
     if settings.mock_tokens_per_s:
         shape = mock_shape(shape)
     name = settings.served_name or model_dir.name
-    block_bytes = shape.kv_bytes_per_token() * settings.block_size
+    block_bytes = max(_block_bytes(settings, shape, role) for _, role in _roles(settings))
     if settings.kv_bytes < block_bytes:
         raise ConfigError(
             f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
@@ -116,12 +118,14 @@ def _embedded(
             f"dram_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
             f"{settings.block_size}), got {settings.dram_bytes}; raise it or set it to 0"
         )
-    context = min(shape.context_tokens, settings.kv_bytes // block_bytes * settings.block_size)
+    fit = min(
+        settings.kv_bytes // _block_bytes(settings, shape, role) * _block_size(settings, role)
+        for _, role in _roles(settings)
+    )
+    context = min(shape.context_tokens, fit)
     prompts.serve(Served(name, local_encoder(tokenizer), context))
     front.embedded = Embedded(fleet, front.placements, front.metrics, tokenizer, context)
-    tiers = None
-    if fleet.tiers is not None:
-        tiers = TierConfig(socket=fleet.tiers.config.socket, block_size=settings.block_size, dtype="bfloat16")
+    tiers = None if fleet.tiers is None else _tier_config(settings, fleet.tiers.config.socket)
     agents = [
         AgentConfig(
             id=WorkerId(id),
@@ -130,13 +134,15 @@ def _embedded(
             device=settings.device,
             threads=settings.threads,
             kv_bytes=settings.kv_bytes,
-            block_size=settings.block_size,
+            block_size=_block_size(settings, role),
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
             invariant=settings.invariant,
+            kv_dtype=_kv_dtype(settings, role),
             role=role,
             mock_tokens_per_s=settings.mock_tokens_per_s,
             tiers=tiers,
+            tensor_parallel=settings.tensor_parallel,
         )
         for id, role in _roles(settings)
     ]
@@ -151,6 +157,29 @@ def _roles(settings: Settings) -> list[tuple[str, Role]]:
         return [(f"w{i}", Role.BOTH) for i in range(settings.embedded_workers)]
     prefill = [(f"p{i}", Role.PREFILL) for i in range(settings.prefill)]
     return prefill + [(f"d{i}", Role.DECODE) for i in range(settings.decode)]
+
+
+def _block_bytes(settings: Settings, shape: ModelShape, role: Role) -> int:
+    return shape.kv_bytes_per_token(DTYPE_BYTES[_kv_dtype(settings, role)]) * _block_size(settings, role)
+
+
+def _block_size(settings: Settings, role: Role) -> int:
+    return (settings.prefill_block_size if role is Role.PREFILL else None) or settings.block_size
+
+
+def _kv_dtype(settings: Settings, role: Role) -> str:
+    return (settings.prefill_kv_dtype if role is Role.PREFILL else None) or settings.kv_dtype
+
+
+def _tier_config(settings: Settings, socket: str) -> TierConfig:
+    """Pages hold whole blocks of every worker, in the numbers of those that read most of them."""
+    roles = {role for _, role in _roles(settings)}
+    return TierConfig(
+        socket=socket,
+        block_size=max(_block_size(settings, role) for role in roles),
+        dtype=settings.kv_dtype,
+        is_mixed=len({_kv_dtype(settings, role) for role in roles}) > 1,
+    )
 
 
 def _checked(text: str) -> EngineSpec:

@@ -85,6 +85,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     role: Role = Role.BOTH
     mock_tokens_per_s: float = 0.0  # 0: the model
     tiers: TierConfig | None = None
+    tensor_parallel: int = 1  # processes that share the model; `threads` are of each
 
 
 class KeeperConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,18 +12,22 @@ from jevons.store.node import Page
 
 
 class Exchange:
-    """Copies whole blocks between the cache and an arena's canonical pages, for one thread beside the engine's own.
+    """Copies blocks between a rank's cache and an arena's canonical pages, for one thread beside the engine's own.
+
+    A page holds all heads of a whole number of blocks, in the page's dtype; each rank copies its own heads.
 
     Args:
-        cache: [blocks, layers, 2, kv_heads, block_size, head_dim].
-        layout: of the arena's pages; a page holds a whole number of the cache's blocks.
+        cache: [blocks, layers, 2, own kv_heads, block_size, head_dim].
+        layout: of the arena's pages.
+        heads: which of the page's kv heads are the cache's.
     """
 
-    def __init__(self, cache: torch.Tensor, layout: Layout) -> None:
+    def __init__(self, cache: torch.Tensor, layout: Layout, heads: range) -> None:
         self._cache = cache
         self._layout = layout
-        self.blocks = layout.block_size // cache.shape[4]
-        assert self.blocks * cache.shape[4] == layout.block_size, "a page holds whole blocks"
+        self._heads = slice(heads.start, heads.stop)
+        self._blocks = layout.block_size // cache.shape[4]
+        assert self._blocks * cache.shape[4] == layout.block_size, "a page holds whole blocks"
         self._arena = torch.empty(0, dtype=torch.uint8)
 
     def attach(self, arena: Arena) -> None:
@@ -31,20 +35,20 @@ class Exchange:
         self._arena = torch.frombuffer(arena.memory, dtype=torch.uint8)
 
     def copy_out(self, pages: Sequence[Page]) -> None:
-        """Copy places of the cache to the arena."""
+        """Copy places of the cache to the arena. A step may run meanwhile if it writes none of them."""
         for places, offset in pages:
             for part, place in zip(self._parts(offset), places, strict=True):
                 part.copy_(self._cache[place])
 
     def copy_in(self, pages: Sequence[Page]) -> None:
-        """Copy pages of the arena to places of the cache."""
+        """Copy pages of the arena to places of the cache, which no step in progress may use."""
         for places, offset in pages:
             for part, place in zip(self._parts(offset), places, strict=True):
                 self._cache[place].copy_(part)
 
     def _parts(self, offset: int) -> Sequence[torch.Tensor]:
-        """The page at `offset`, as views of one block of the cache each."""
+        """The page at `offset`, own heads, as views of one block of the cache each."""
         layout = self._layout
         raw = self._arena[offset : offset + layout.page_bytes]
         page = raw.view(getattr(torch, layout.dtype)).view(layout.shape)
-        return page.chunk(self.blocks, dim=3)
+        return page[:, :, self._heads].chunk(self._blocks, dim=3)

@@ -8,21 +8,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 
 from jevons.engine.reference.attention import ALONE_KEYS, KEY_MULTIPLE, Attention
-from jevons.engine.reference.pages import Pages
+from jevons.engine.reference.exchange import Exchange
+from jevons.engine.reference.group import ALONE, RankGroup
+from jevons.engine.reference.pages import Cache, Pages
 from jevons.engine.reference.plan import Group, Plan, Slice, plan_step, step_order
 from jevons.engine.reference.prove import blocks_needed, prove
 from jevons.engine.reference.rotary import Rotary, rotate
 from jevons.engine.reference.sampling import Sampled, sample
+from jevons.engine.reference.share import share_of
 from jevons.engine.reference.tiles import make_invariant
 from jevons.engine.reference.weights import Layer, compute_dtype, give_back_memory, load
 from jevons.engine.shape import read_shape
+from jevons.kv.layout import Layout
+from jevons.store.node import Pool
 
-__all__ = ["Abandoned", "Runner", "Sampled", "Slice"]
+__all__ = ["Abandoned", "Cache", "Runner", "Sampled", "Slice"]
 
 Factors = tuple[torch.Tensor, torch.Tensor]
-
 
 # Rows that go through the MLP together: its intermediate tensors stay small enough to be allocated cheaply.
 TILE_ROWS = 512
@@ -44,45 +49,60 @@ def never() -> bool:
 class Runner:
     """A model and its pages; `step` computes. For one thread at a time.
 
+    Another thread may meanwhile copy blocks that no step writes to, between the pages and an arena of canonical pages.
+
     Args:
         model_dir: a Hugging Face directory: config.json and safetensors.
-        blocks: size of the pages, in blocks.
-        block_size: tokens in a block.
+        cache: its pages.
         device: any torch device; on "cpu" the weights are packed by oneDNN where it multiplies bf16.
         invariant: a sequence's tokens, log-probabilities and KV are the same bits whatever else is in the batch,
             however its prompt is cut and whoever computed its prefix (same kind of machine, same number of threads).
+        group: the ranks that share the model; `shape` and `pages` are then of this rank's part of it.
 
     Raises:
         ModelError: the model is missing, broken or not of a kind we compute.
         EngineError: `invariant`, on a machine that cannot give it.
+        EngineGone: another rank is.
     """
 
     def __init__(
-        self, model_dir: Path, *, blocks: int, block_size: int, device: str = "cpu", invariant: bool = False
+        self,
+        model_dir: Path,
+        cache: Cache,
+        *,
+        device: str = "cpu",
+        invariant: bool = False,
+        group: RankGroup = ALONE,
     ) -> None:
-        self.shape = read_shape(model_dir)
+        self._share = share_of(read_shape(model_dir), group.rank, group.size)
+        self.shape = self._share.part
         place = torch.device(device)
         self._dtype = compute_dtype(place)
-        weights = load(model_dir, self.shape, place, self._dtype)
+        weights = load(model_dir, self._share, place, self._dtype)
         self._invariant = invariant
         self._weights = make_invariant(weights, self.shape, self._dtype) if invariant else weights
         self._rotary = Rotary(self.shape, place)
         self._attention = Attention(self._dtype, place)
+        self._sum, self._ranks = group.sum, group.size
+        group.meet(place)
         if invariant:
-            self._pages = self._make_pages(blocks_needed(block_size), block_size)
-            prove(self.step, self.shape.vocab, block_size)
+            self._pages = self._make_pages(replace(cache, blocks=blocks_needed(cache.block_size)))
+            self._prove(cache.block_size)
         give_back_memory()
-        self._pages = self._make_pages(blocks, block_size)
+        self._pages = self._make_pages(cache)
+        whole = self._share.whole
+        page = cache.page or Layout(whole.layers, whole.kv_heads, whole.head_dim, cache.block_size, cache.dtype)
+        self.exchange: Pool = Exchange(self._pages.tensor, page, self._share.kv_heads)
 
-    def _make_pages(self, blocks: int, block_size: int) -> Pages:
-        multiple = KEY_MULTIPLE[self._dtype]
-        return Pages(
-            self.shape, blocks=blocks, block_size=block_size, key_multiple=multiple, device=self._rotary.device
-        )
+    def _prove(self, block_size: int) -> None:
+        prove(self.step, self.shape.vocab, block_size)
+
+    def _make_pages(self, cache: Cache) -> Pages:
+        return Pages(self._share, cache, key_multiple=KEY_MULTIPLE[self._dtype], device=self._rotary.device)
 
     @property
     def pages(self) -> torch.Tensor:
-        """[blocks, layers, 2 (k, v), kv_heads, block_size, head_dim], bf16: a block is one contiguous object."""
+        """[blocks, layers, 2 (k, v), kv_heads, block_size, head_dim]: a block is one contiguous object."""
         return self._pages.tensor
 
     @property
@@ -91,7 +111,8 @@ class Runner:
         if not self._invariant:
             return ""
         cpu = torch.backends.cpu.get_cpu_capability()
-        return f"{self._dtype} {self._rotary.device} {cpu} {torch.get_num_threads()} threads torch {torch.__version__}"
+        where = f"{self._rotary.device} {cpu} {torch.get_num_threads()} threads torch {torch.__version__}"
+        return f"{self._dtype} {self._pages.tensor.dtype} {where} {self._ranks} ranks"
 
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
@@ -142,9 +163,9 @@ class Runner:
 
     def _after_attention(self, layer: Layer, attended: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """attended [rows, heads * d] and the residual x [rows, hidden] to the layer's result."""
-        x = layer.out(attended).add_(x)
+        x = self._sum(layer.out(attended)).add_(x)
         normed = self._norm(x, layer.norm_mlp)
-        return layer.down(layer.gate.silu(normed).mul_(layer.up(normed))).add_(x)
+        return self._sum(layer.down(layer.gate.silu(normed).mul_(layer.up(normed)))).add_(x)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.shape.norm_eps)
@@ -155,6 +176,7 @@ class Runner:
         wanted = [(int(row), s.sampling, s.draw) for row, s in zip(last, slices, strict=True) if s.sampling is not None]
         if not wanted:
             return [None] * len(slices)
+        assert self._weights.head is not None, "only the leader's slices want tokens"
         rows, samplings, draws = zip(*wanted, strict=True)
         logits = self._weights.head(self._norm(x[torch.tensor(rows, device=x.device)], self._weights.norm))
         drawn = iter(sample(logits, samplings, draws))

@@ -46,11 +46,11 @@ def make_invariant(weights: Weights, shape: ModelShape, dtype: torch.dtype) -> W
     tiles: tuple[int, ...] = TILES
     for product, width in products:
         tiles = agreeing(product, draw(TRIED_ROWS, width), tiles)
-    head_tiles = agreeing(weights.head, draw(TRIED_HEAD_ROWS, h), HEAD_TILES)
+    head = weights.head
+    if head is not None:
+        head = Tiled(head, agreeing(head, draw(TRIED_HEAD_ROWS, h), HEAD_TILES))
     _prove_attention(shape, draw)
-    return replace(
-        weights, layers=[_tiled(each, tiles) for each in weights.layers], head=Tiled(weights.head, head_tiles)
-    )
+    return replace(weights, layers=[_tiled(each, tiles) for each in weights.layers], head=head)
 
 
 def agreeing(product: Product, x: torch.Tensor, tiles: Sequence[int]) -> tuple[int, ...]:

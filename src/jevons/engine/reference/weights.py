@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -13,15 +13,15 @@ from safetensors import SafetensorError, safe_open
 
 from jevons.base.errors import ModelError
 from jevons.engine.reference.linear import Linear, has_fast_bf16, pack
+from jevons.engine.reference.share import Share
 from jevons.engine.shape import read_shape
-from jevons.facts.model import ModelShape
 
 __all__ = ["Layer", "Weights", "compute_dtype", "give_back_memory", "load", "read_shape"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer layer; h hidden, d head_dim."""
+    """One transformer layer, or a rank's share of it; h hidden, d head_dim."""
 
     norm_in: torch.Tensor  # [h]
     qkv: Linear  # h -> (heads + 2 kv_heads) * d
@@ -36,12 +36,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model's weights, on one device."""
+    """A model's weights, or a rank's share of them, on one device."""
 
     embedding: torch.Tensor  # [vocab, h], bf16
     layers: list[Layer]
     norm: torch.Tensor  # [h]
-    head: Linear  # h -> vocab
+    head: Linear | None  # h -> vocab; None on ranks that do not draw
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -49,19 +49,20 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type != "cpu" or has_fast_bf16() else torch.float32
 
 
-def load(model_dir: Path, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Weights:
-    """Weights on `device` in `dtype`; beyond the result, one layer of the mapped files is in memory at a time.
+def load(model_dir: Path, share: Share, device: torch.device, dtype: torch.dtype) -> Weights:
+    """A share's weights on `device` in `dtype`; beyond the result, a layer of the mapped files is in memory at a time.
 
     Raises:
-        ModelError: a file is missing or broken, or a tensor missing or of another shape than `shape` asks for.
+        ModelError: a file is missing or broken, or a tensor missing or of another shape than `share.whole` asks for.
     """
-    source = _Source(model_dir, device, dtype)
+    source, shape = _Source(model_dir, device, dtype), share.whole
     embedding = source.take("model.embed_tokens.weight", shape.vocab, shape.hidden, dtype=torch.bfloat16)
     norm = source.take("model.norm.weight", shape.hidden)
-    head = source.linear(("model.embed_tokens" if shape.tied_embeddings else "lm_head", shape.vocab, shape.hidden))
-    layers = [_layer(source, f"model.layers.{i}.", shape) for i in range(shape.layers)]
+    head = _Part("model.embed_tokens" if shape.tied_embeddings else "lm_head", (shape.vocab, shape.hidden))
+    packed_head = source.linear(head) if share.has_head else None
+    layers = [_layer(source, f"model.layers.{i}.", share) for i in range(shape.layers)]
     source.close()
-    return Weights(embedding, layers, norm, head)
+    return Weights(embedding, layers, norm, packed_head)
 
 
 def give_back_memory() -> None:
@@ -101,14 +102,15 @@ class _Source:
         """A copy of the tensor, in `dtype` or else the one we compute in."""
         return self.view(name, *size).to(self._device, dtype or self._dtype, copy=True)
 
-    def linear(self, *parts: tuple[str, int, int], biased: bool = False) -> Linear:
-        """One product for several weights with the same input: (name without suffix, out, in) each."""
-        weight = self._joined([self.view(f"{name}.weight", rows, columns) for name, rows, columns in parts])
-        bias = [self.view(f"{name}.bias", rows) for name, rows, _ in parts] if biased else None
+    def linear(self, *parts: _Part, biased: bool = False) -> Linear:
+        """One product for several weights with the same input."""
+        weight = self._joined([self.view(f"{p.name}.weight", *p.size)[p.rows, p.columns] for p in parts])
+        bias = [self.view(f"{p.name}.bias", p.size[0])[p.rows] for p in parts] if biased else None
         return pack(weight, None if bias is None else self._joined(bias))
 
     def _joined(self, views: list[torch.Tensor]) -> torch.Tensor:
-        return (views[0] if len(views) == 1 else torch.cat(views)).to(self._device, self._dtype)
+        joined = views[0] if len(views) == 1 else torch.cat(views)
+        return joined.to(self._device, self._dtype).contiguous()
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
@@ -136,20 +138,34 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def _layer(source: _Source, name: str, shape: ModelShape) -> Layer:
+class _Part(NamedTuple):
+    """What is wanted of a weight: its name without suffix, its whole size [out, in], and the rows and columns."""
+
+    name: str
+    size: tuple[int, int]
+    rows: slice = slice(None)
+    columns: slice = slice(None)
+
+
+def _layer(source: _Source, name: str, share: Share) -> Layer:
     source.close()
+    shape = share.whole
     h, d, wide = shape.hidden, shape.head_dim, shape.intermediate
     q, kv = shape.heads * d, shape.kv_heads * d
     attn, mlp = name + "self_attn.", name + "mlp."
-    qkv = ((attn + "q_proj", q, h), (attn + "k_proj", kv, h), (attn + "v_proj", kv, h))
+    qkv = (
+        _Part(attn + "q_proj", (q, h), share.q_rows),
+        _Part(attn + "k_proj", (kv, h), share.kv_rows),
+        _Part(attn + "v_proj", (kv, h), share.kv_rows),
+    )
     return Layer(
         norm_in=source.take(name + "input_layernorm.weight", h),
         qkv=source.linear(*qkv, biased=shape.qkv_bias),
         norm_q=source.take(attn + "q_norm.weight", d) if shape.qk_norm else None,
         norm_k=source.take(attn + "k_norm.weight", d) if shape.qk_norm else None,
-        out=source.linear((attn + "o_proj", h, q)),
+        out=source.linear(_Part(attn + "o_proj", (h, q), columns=share.q_rows)),
         norm_mlp=source.take(name + "post_attention_layernorm.weight", h),
-        gate=source.linear((mlp + "gate_proj", wide, h)),
-        up=source.linear((mlp + "up_proj", wide, h)),
-        down=source.linear((mlp + "down_proj", h, wide)),
+        gate=source.linear(_Part(mlp + "gate_proj", (wide, h), share.wide_rows)),
+        up=source.linear(_Part(mlp + "up_proj", (wide, h), share.wide_rows)),
+        down=source.linear(_Part(mlp + "down_proj", (h, wide), columns=share.wide_rows)),
     )
