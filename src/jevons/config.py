@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     object_url: Annotated[str | None, Meta(description="S3 bucket for KV blocks: s3://BUCKET/PREFIX.")] = None
     object_endpoint: Annotated[str | None, Meta(description="URL of an S3-compatible server; AWS by default.")] = None
     mock_tokens_per_s: Annotated[
-        float, Meta(ge=0, description="Above 0: no model, tokens drawn from the cache at this rate; to test the rest.")
+        float, Meta(ge=0, description="Above 0: no model; tokens drawn from the cache at this rate, in real seconds.")
     ] = 0.0
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body, in bytes.")] = 16 << 20
     request_timeout_s: Annotated[float, Meta(gt=0, description="Longest life of one request, in seconds.")] = 600.0
