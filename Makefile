@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The constraints pin what was tested; pyproject.toml keeps the ranges wide.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint bench test-vllm clean help
+.PHONY: demo test check lint bench chaos test-vllm clean help
 
 demo: $(VENV)/.engine ## Two policies, one workload, a real model: what KV-aware routing saves
 	$(BIN)/jevons demo
@@ -24,6 +24,9 @@ check: lint test ## Everything CI holds
 
 bench: $(VENV)/.bench ## Every benchmark beside its peer, one after another; nothing else should run
 	for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+chaos: $(VENV)/.dev ## 20,000 requests, 50 kills, lines of all speeds: a quarter of an hour
+	$(BIN)/python -m pytest -q -s -m chaos tests/chaos $(ARGS)
 
 test-vllm: $(VENV)/.dev ## Against a real vLLM on CPU: a 3 GB environment of its own; JEVONS_VLLM=PROGRAM takes yours
 	test -n "$$JEVONS_VLLM" || $(BIN)/python tests/vllm/install.py .vllm
