@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -219,8 +220,15 @@ def _end_without(lost: EngineGone) -> NoReturn:
     os._exit(1)
 
 
+def _end_with(args: threading.ExceptHookArgs) -> None:
+    """A thread of ours failed: without it the others would wait for ever. The fleet starts us again."""
+    traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    os._exit(1)
+
+
 def main() -> None:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=AgentConfig)
+    threading.excepthook = _end_with
     ready = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the line we promise
     try:

@@ -247,6 +247,7 @@ def _start(leader: RankConfig, rank: int) -> _Process:
             start_new_session=True,  # a Ctrl-C at the terminal is the leader's to handle
         )
         config = msgspec.structs.replace(leader, rank=rank, steps=its_steps.fileno())
-    control.sendall(msgspec.json.encode(config) + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # if it has ended already: the first wait for it tells
+        control.sendall(msgspec.json.encode(config) + b"\n")
     steps.settimeout(ANSWER_S)
     return _Process(process, control, steps)
