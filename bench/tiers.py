@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,10 +99,14 @@ def reusable(tokenizer: Tokenizer, talk: Conversation, turns: list[Turn]) -> lis
     return counts
 
 
-def serve(*flags: str) -> Jevons:
+@contextmanager
+def serving(*flags: str) -> Iterator[Jevons]:
     running = Jevons("--workers", "2", "--invariant", *flags)
-    until(lambda: len(running.healthy()) == 2, 120.0)
-    return running
+    try:
+        until(lambda: len(running.healthy()) == 2, 120.0)
+        yield running
+    finally:
+        running.stop()
 
 
 def main() -> None:
@@ -111,22 +117,20 @@ def main() -> None:
     model_dir = resolve(MODEL)
     kv_bytes = read_shape(model_dir).kv_bytes_per_token()
 
-    running = serve()
-    began = time.perf_counter()
-    cold = play(running.url, talks, salted=True)
-    cold_s = time.perf_counter() - began
-    running.stop()
+    with serving() as running:
+        began = time.perf_counter()
+        cold = play(running.url, talks, salted=True)
+        cold_s = time.perf_counter() - began
     working_set = sum(turns[-1].prompt + OUTPUT for turns in cold) * kv_bytes
     pool, dram = working_set // 8 // 2, working_set // 3  # a pool must hold one conversation: 20 and more
 
     with tempfile.TemporaryDirectory() as disk:
         sizes = ["--kv-bytes", str(pool), "--dram-bytes", str(dram), "--disk-bytes", str(4 * working_set)]
-        running = serve(*sizes, "--disk-path", disk)
-        began = time.perf_counter()
-        warm = play(running.url, talks, salted=False)
-        warm_s = time.perf_counter() - began
-        tiers = running.snapshot()["tiers"]
-        running.stop()
+        with serving(*sizes, "--disk-path", disk) as running:
+            began = time.perf_counter()
+            warm = play(running.url, talks, salted=False)
+            warm_s = time.perf_counter() - began
+            tiers = running.snapshot()["tiers"]
 
     tokenizer = Tokenizer(Path(model_dir))
     infinite = sum(sum(reusable(tokenizer, talk, turns)) for talk, turns in zip(talks, cold, strict=True))
