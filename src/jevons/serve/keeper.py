@@ -214,16 +214,22 @@ class Keeper:
 
     def _start_loads(self, tier: Tier) -> None:
         lower = self._lower[tier]
-        room = lower.parallel_reads - self._reading[tier]
-        for move in self._blocks.take_loads(tier, room, time.monotonic()):
+        while self._reading[tier] < lower.parallel_reads:
+            moves = self._blocks.take_loads(tier, lower.batch, time.monotonic())
+            if not moves:
+                return
             self._reading[tier] += 1
-            self._task(self._load(lower, tier, move))
+            self._task(self._load(lower, tier, moves))
 
-    async def _load(self, lower: Lower, tier: Tier, move: Move) -> None:
-        reason = await lower.read(move.key, move.meta, self._arena.page(move.offset, move.meta.size_bytes))
+    async def _load(self, lower: Lower, tier: Tier, moves: list[Move]) -> None:
+        reasons = await lower.read(self._pages(moves))
         self._reading[tier] -= 1
-        self._blocks.on_loaded(move, reason, time.monotonic())
+        for move, reason in zip(moves, reasons, strict=True):
+            self._blocks.on_loaded(move, reason, time.monotonic())
         self._soon()
+
+    def _pages(self, moves: Iterable[Move]) -> list[tuple[BlockKey, BlockMeta, memoryview]]:
+        return [(move.key, move.meta, self._arena.page(move.offset, move.meta.size_bytes)) for move in moves]
 
     def _start_write(self, tier: Tier) -> None:
         if self._is_writing[tier]:
@@ -234,8 +240,7 @@ class Keeper:
             self._task(self._write(self._lower[tier], tier, moves))
 
     async def _write(self, lower: Lower, tier: Tier, moves: list[Move]) -> None:
-        pages = [(m.key, m.meta, self._arena.page(m.offset, m.meta.size_bytes)) for m in moves]
-        written = await lower.write(pages, self._blocks.is_used)
+        written = await lower.write(self._pages(moves), self._blocks.is_used)
         self._is_writing[tier] = False
         for move, reason in zip(moves, written.reasons, strict=True):
             self._blocks.on_written(move, reason)

@@ -37,7 +37,8 @@ class Written(msgspec.Struct, frozen=True):
 class Lower(Protocol):
     """One tier below the arena."""
 
-    parallel_reads: int
+    parallel_reads: int  # calls of `read` at once
+    batch: int  # blocks of one
 
     @property
     def counts(self) -> Counter[str]: ...
@@ -48,8 +49,8 @@ class Lower(Protocol):
     async def write(self, pages: Sequence[Page], is_used: Callable[[BlockKey], bool]) -> Written:
         """Keep these. `is_used` tells which of those that would have to go for them are worth keeping."""
 
-    async def read(self, key: BlockKey, meta: BlockMeta, into: memoryview) -> str:
-        """Read a block, checked. The reason why not, or nothing."""
+    async def read(self, pages: Sequence[Page]) -> list[str]:
+        """Read blocks into their pages, checked. For each the reason why not, or nothing."""
 
     async def close(self) -> None: ...
 
@@ -57,7 +58,8 @@ class Lower(Protocol):
 class Disk:
     """A `DiskStore`, in threads: one writes, two read."""
 
-    parallel_reads = 4
+    parallel_reads = 2
+    batch = 8  # a call of a thread costs half as much as reading a block from the page cache
 
     def __init__(self, store: DiskStore) -> None:
         self._store = store
@@ -81,9 +83,15 @@ class Disk:
         written = await put
         return Written([written.refused.get(key, "") for key, _, _ in pages], written.removed)
 
-    async def read(self, key: BlockKey, meta: BlockMeta, into: memoryview) -> str:
+    async def read(self, pages: Sequence[Page]) -> list[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, pages)
+
+    def _read(self, pages: Sequence[Page]) -> list[str]:
+        return [self._read_one(key, into) for key, _, into in pages]
+
+    def _read_one(self, key: BlockKey, into: memoryview) -> str:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._readers, self._store.get, key, into)
+            self._store.get(key, into)
         except StoreError as error:
             return error.reason
         return ""
@@ -98,6 +106,7 @@ class Remote:
     """A `Bucket`, left alone for a while when it fails."""
 
     parallel_reads = 16
+    batch = 1
 
     def __init__(self, bucket: Bucket) -> None:
         self._counts: Counter[str] = Counter()
@@ -115,7 +124,10 @@ class Remote:
     async def write(self, pages: Sequence[Page], is_used: Callable[[BlockKey], bool]) -> Written:
         return Written(list(await asyncio.gather(*(self._put(*page) for page in pages))))
 
-    async def read(self, key: BlockKey, meta: BlockMeta, into: memoryview) -> str:
+    async def read(self, pages: Sequence[Page]) -> list[str]:
+        return [await self._get(key, into) for key, _, into in pages]
+
+    async def _get(self, key: BlockKey, into: memoryview) -> str:
         if not self._breaker.admit(time.monotonic()):
             return "gone"
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from jevons.kv.layout import Layout
@@ -29,20 +31,33 @@ class Exchange:
         self._blocks = layout.block_size // cache.shape[4]
         assert self._blocks * cache.shape[4] == layout.block_size, "a page holds whole blocks"
         self._arena = torch.empty(0, dtype=torch.uint8)
+        self._is_plain = cache.shape[1:] == layout.shape and cache.dtype == getattr(torch, layout.dtype)
+        # Bytes of both where nothing is to be converted: views of tensors cost as much as copying a small block.
+        self._own_bytes = _bytes(cache) if self._is_plain and cache.device.type == "cpu" else None
+        self._arena_bytes = np.empty(0, np.uint8)
 
     def attach(self, arena: Arena) -> None:
         """Offsets mean this arena from now on."""
         self._arena = torch.frombuffer(arena.memory, dtype=torch.uint8)
+        self._arena_bytes = self._arena.numpy()
 
     def copy_out(self, pages: Sequence[Page]) -> None:
         """Copy places of the cache to the arena. A step may run meanwhile if it writes none of them."""
+        own, size = self._own_bytes, self._layout.page_bytes
         for places, offset in pages:
+            if own is not None:
+                self._arena_bytes[offset : offset + size] = own[places[0]]
+                continue
             for part, place in zip(self._parts(offset), places, strict=True):
                 part.copy_(self._cache[place])
 
     def copy_in(self, pages: Sequence[Page]) -> None:
         """Copy pages of the arena to places of the cache, which no step in progress may use."""
+        own, size = self._own_bytes, self._layout.page_bytes
         for places, offset in pages:
+            if own is not None:
+                own[places[0]] = self._arena_bytes[offset : offset + size]
+                continue
             for part, place in zip(self._parts(offset), places, strict=True):
                 self._cache[place].copy_(part)
 
@@ -52,3 +67,9 @@ class Exchange:
         raw = self._arena[offset : offset + layout.page_bytes]
         page = raw.view(getattr(torch, layout.dtype)).view(layout.shape)
         return page[:, :, self._heads].chunk(self._blocks, dim=3)
+
+
+def _bytes(cache: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """A CPU tensor's memory, [blocks, bytes]."""
+    raw: npt.NDArray[np.uint8] = cache.view(len(cache), -1).view(torch.uint8).numpy()
+    return raw
