@@ -160,9 +160,8 @@ def main() -> None:
     for name, (gb_s, cpu, kept) in medians.items():
         peer = "memcpy" if name in ("memcpy", "from the arena") else "plain read, cached"
         share, copied = gb_s / medians[peer][0], gb_s / medians["memcpy"][0]
-        print(
-            f"{name:20} {gb_s:6.2f} GB/s  {share:4.0%} of {peer}, {copied:4.0%} of memcpy; CPU s/GB {cpu:.2f} here, {kept:.2f} keeper"
-        )
+        print(f"{name:20} {gb_s:6.2f} GB/s  {share:4.0%} of {peer}, {copied:4.0%} of memcpy", end="")
+        print(f"; CPU s/GB {cpu:.2f} here, {kept:.2f} keeper")
 
 
 if __name__ == "__main__":
