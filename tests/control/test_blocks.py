@@ -82,7 +82,7 @@ def test_who_waits_for_a_filler_that_leaves_is_turned_away() -> None:
     reserve(b, A, 1)
     fetch(b, B, 1)
 
-    b.release_client(A.client)
+    b.release_client(A.client, 0.0)
     assert [(o.lease, o.reason) for o in b.drain_offers()] == [(B, "cancelled")]
     assert (b.leases, b.used_bytes) == (0, 0)
 
@@ -91,7 +91,7 @@ def test_a_full_arena_gives_up_the_least_recently_used() -> None:
     b = blocks(2)
     fill(b, 1, 2)
     fetch(b, B, 1)
-    b.release(B)
+    b.release(B, 0.0)
     fill(b, 3)
 
     assert [b.tier(key(n)) for n in (1, 2, 3)] == [Tier.DRAM, None, Tier.DRAM]
@@ -103,7 +103,7 @@ def test_what_is_lent_is_not_given_up() -> None:
     fetch(b, B, 1, 2)
 
     assert reserve(b, A, 3) == [-1]
-    b.release(B, [key(2)])
+    b.release(B, 0.0, [key(2)])
     assert reserve(b, A, 4)[0] >= 0
     assert b.tier(key(1)) is Tier.DRAM
 
@@ -111,13 +111,13 @@ def test_what_is_lent_is_not_given_up() -> None:
 def test_what_is_kept_for_somebody_is_not_given_up_until_then() -> None:
     b = blocks(2)
     fill(b, 1, 2)
-    b.keep([key(1)], until_s=10.0)
+    b.keep([key(1)], until_s=10.0, now_s=0.0)
     assert b.reserve(A, [(key(3), BlockMeta(PAGE, 0))], 5.0)[0] >= 0
     assert b.tier(key(1)) is Tier.DRAM
 
-    b.release(A)
-    b.expire(11.0)
-    fill(b, 4, 5)
+    b.release(A, 0.0)
+    b.reserve(A, [(key(4), BlockMeta(PAGE, 0))], 11.0)
+    b.reserve(A, [(key(5), BlockMeta(PAGE, 0))], 11.0)
     assert b.tier(key(1)) is None
 
 
@@ -161,7 +161,7 @@ def test_loads_wait_for_a_place_and_go_on_when_a_lease_ends() -> None:
     for move in moves:
         b.on_loaded(move, "", 0.0)
     assert b.take_loads(Tier.DISK, 8, 0.0) == []
-    b.release(B, [key(0)])
+    b.release(B, 0.0, [key(0)])
     assert len(b.take_loads(Tier.DISK, 8, 0.0)) == 1
 
 
@@ -181,7 +181,7 @@ def test_a_load_nobody_waits_for_any_more_is_not_started() -> None:
     b = blocks(2, Tier.DISK)
     b.found_below(Tier.DISK, [(key(1), BlockMeta(PAGE, 0))])
     fetch(b, B, 1)
-    b.release(B)
+    b.release(B, 0.0)
 
     assert b.take_loads(Tier.DISK, 4, 0.0) == []
     assert (b.leases, b.queued_bytes[Tier.DISK]) == (0, 0)
@@ -196,7 +196,7 @@ def test_a_copy_found_corrupt_is_never_lent_again_and_its_place_is_free_when_its
     assert b.tier(key(1)) is None
     assert fetch(b, C, 1)[0].reason == "missing"
     assert b.used_bytes == PAGE
-    b.release(B)
+    b.release(B, 0.0)
     assert b.used_bytes == 0
 
 
@@ -270,7 +270,7 @@ class World:
 
     def end(self, lease: LeaseId) -> None:
         self.look()
-        self.blocks.release(lease)
+        self.blocks.release(lease, 0.0)
         self.lent = [o for o in self.lent if o.lease != lease]
         self.outstanding = {at: n for at, n in self.outstanding.items() if at[0] != lease}
 
@@ -278,7 +278,7 @@ class World:
         if self.draw.random() < 0.2:
             client = self.draw.randrange(3)
             self.look()
-            self.blocks.release_client(client)
+            self.blocks.release_client(client, 0.0)
             self.filling = [f for f in self.filling if f[0].client != client]
             self.lent = [o for o in self.lent if o.lease.client != client]
             self.outstanding = {at: n for at, n in self.outstanding.items() if at[0].client != client}

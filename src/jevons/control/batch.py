@@ -344,7 +344,7 @@ class Batcher:
         seq.offered = end
         if is_computed:
             names, places = self._page_names(seq)[start:end], seq.table[start * size : end * size]
-            saving = restore.save(names, places, start, seq.work.salt, self._now_s)
+            saving = restore.save(names, places, start, seq.work.salt, self.prices, self._now_s)
             if saving is not None:
                 seq.saves.append(saving)
 

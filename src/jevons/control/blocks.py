@@ -19,13 +19,18 @@ import msgspec
 
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.kv.slabs import Slabs
-from jevons.policy.evict import Lru
+from jevons.policy.evict import Evictor
+from jevons.policy.pins import Pins
 
 LOWER = (Tier.DISK, Tier.REMOTE)
 # A tier that answers so does not hold the block any more.
 GONE_FOR_GOOD = ("missing", "corrupt", "mismatch", "undecryptable")
 # Share of the arena that may wait to be written below. What comes beyond it stays in dram alone.
 WAITING_SHARE = 0.5
+# Seconds to compute a block, until an engine with such blocks tells. GUESS: equal for all, so recency decides.
+GUESS_WORTH_S = 0.05
+# Share of it that users who said they will be back may keep.
+KEPT_SHARE = 0.5
 
 
 class LeaseId(NamedTuple):
@@ -115,12 +120,13 @@ class Blocks:
         self._slabs: Slabs | None = None  # made for the first page size seen
         self._blocks: dict[BlockKey, _Block] = {}
         self._leases: dict[LeaseId, _Lease] = {}
-        self._evictor: Lru[BlockKey] = Lru()
+        self._evictor: Evictor[BlockKey] = Evictor()
+        self._pins: Pins[BlockKey] = Pins(int(KEPT_SHARE * dram_bytes))
+        self._worth_s: dict[int, float] = {}  # by page size: seconds to compute one, as told last
         self._writes: dict[Tier, deque[tuple[BlockKey, _Copy]]] = {tier: deque() for tier in self.below}
         self._loads: dict[Tier, deque[BlockKey]] = {tier: deque() for tier in self.below}
         self._writing: dict[tuple[Tier, int], _Copy] = {}
         self._loading: dict[BlockKey, tuple[Tier, int]] = {}  # tier and size of what is asked for, until it is over
-        self._kept_until: dict[BlockKey, float] = {}
         self._offers: list[Offer] = []
         self._changes: list[Change] = []
 
@@ -170,6 +176,10 @@ class Blocks:
             self._slabs = Slabs(self.dram_bytes, page_bytes)
         self._slabs.check(page_bytes)
 
+    def is_worth(self, size_bytes: int, seconds: float) -> None:
+        """Computing a block of this size takes so long."""
+        self._worth_s[size_bytes] = seconds
+
     def reserve(self, lease: LeaseId, blocks: Sequence[tuple[BlockKey, BlockMeta]], now_s: float) -> list[int]:
         """Places for blocks an engine has computed: an offset each, -1 where it is not wanted (held, or no room).
 
@@ -199,33 +209,34 @@ class Blocks:
             if block is None:
                 self._offers.append(Offer(lease, key, reason="missing"))
             elif block.copy is not None and block.copy.filled:
-                self._evictor.hit(key, now_s)
                 self._lend(lease, key, block, Tier.DRAM)
             else:
                 self._wait(lease, key, block)
 
-    def release(self, lease: LeaseId, keys: Iterable[BlockKey] | None = None) -> None:
-        """The lease on these blocks is over; on all, if none are named."""
+    def release(self, lease: LeaseId, now_s: float, keys: Sequence[BlockKey] | None = None) -> None:
+        """The lease on these blocks is over; on all, if none are named.
+
+        Given first to last, they count as used last to first: a chain loses its tail before its head.
+        """
         holder = self._leases.get(lease)
         if holder is not None:
-            for key in [*holder.copies, *holder.waits] if keys is None else keys:
+            for key in reversed([*holder.copies, *holder.waits] if keys is None else keys):
+                copy = holder.copies.get(key)
+                if copy is not None and copy.filled and not copy.condemned:
+                    self._evictor.hit(key, now_s)
                 self._end(lease, key)
 
-    def release_client(self, client: int) -> None:
+    def release_client(self, client: int, now_s: float) -> None:
         """A client is gone, and all its leases."""
         for lease in [lease for lease in self._leases if lease.client == client]:
-            self.release(lease)
+            self.release(lease, now_s)
 
-    def keep(self, keys: Iterable[BlockKey], until_s: float) -> None:
-        """Do not give up these blocks' places in the arena before then."""
-        for key in keys:
-            if key in self._blocks:
-                self._kept_until[key] = max(until_s, self._kept_until.get(key, 0.0))
-
-    def expire(self, now_s: float) -> None:
-        """Forget what is kept no longer."""
-        for key in [key for key, until_s in self._kept_until.items() if until_s <= now_s]:
-            del self._kept_until[key]
+    def keep(self, keys: Iterable[BlockKey], until_s: float, now_s: float) -> None:
+        """Do not give up these blocks' places in the arena before then, as far as there is room for such wishes."""
+        known = [key for key in keys if key in self._blocks]
+        if known:
+            size_bytes = self._blocks[known[0]].meta.size_bytes
+            self.counts["keep_refused"] += len(known) - self._pins.keep(known, size_bytes, until_s, now_s)
 
     def corrupt(self, keys: Iterable[BlockKey]) -> None:
         """A reader found that these copies in the arena do not match: nobody reads them again."""
@@ -342,7 +353,7 @@ class Blocks:
         """A place in the arena, another block's if need be; None if all are in use, or it could never fit."""
         assert self._slabs is not None, "engines introduce their pages first"
         while (offset := self._slabs.allocate(size_bytes)) is None:
-            victim = self._evictor.victim(lambda key: self._is_kept(key, now_s))
+            victim = self._evictor.victim(lambda key: self._is_kept(key, now_s), now_s)
             if victim is None:
                 return None
             self.counts["dram_evicted"] += 1
@@ -352,13 +363,14 @@ class Blocks:
     def _is_kept(self, key: BlockKey, now_s: float) -> bool:
         copy = self._blocks[key].copy
         assert copy is not None, "the evictor knows filled copies only"
-        return copy.users > 0 or self._kept_until.get(key, now_s) > now_s
+        return copy.users > 0 or self._pins.is_kept(key, now_s)
 
     def _has_arrived(self, key: BlockKey, block: _Block, source: Tier, now_s: float) -> None:
         """The block's copy is filled: who waits gets it."""
         assert block.copy is not None
         block.copy.filled = True
-        self._evictor.insert(key, block.meta.size_bytes, 0.0, now_s)
+        size_bytes = block.meta.size_bytes
+        self._evictor.insert(key, size_bytes, self._worth_s.get(size_bytes, GUESS_WORTH_S), now_s)
         self._change(key, Tier.DRAM, held=True)
         for lease in list(block.waiting):
             self._leases[lease].waits.discard(key)
@@ -490,7 +502,7 @@ class Blocks:
     def _forget_if_nowhere(self, key: BlockKey, block: _Block) -> None:
         if block.copy is None and not block.below and not block.waiting:
             self._blocks.pop(key, None)
-            self._kept_until.pop(key, None)
+            self._pins.drop(key)
 
     def _change(self, key: BlockKey, tier: Tier, *, held: bool) -> None:
         self.held_blocks[tier] += 1 if held else -1

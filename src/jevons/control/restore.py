@@ -20,7 +20,7 @@ from jevons.base.ids import BlockHash, BlockId
 from jevons.facts.block import Tier
 from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, MoveReport, Over, Save
 from jevons.kv.pool import BlockPool
-from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, MoveSeconds, Prices
+from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, Load, MoveSeconds, Prices
 from jevons.policy.source import Compute, Plan, Supply, plan
 
 LOOK_S = 0.25  # so long a prompt waits to hear which tiers hold its blocks
@@ -184,12 +184,17 @@ class Restore:
 
     # Blocks that were computed
 
-    def save(self, names: list[BlockHash], places: list[BlockId], first: int, salt: str, now_s: float) -> int | None:
+    def save(
+        self, names: list[BlockHash], places: list[BlockId], first: int, salt: str, prices: Prices, now_s: float
+    ) -> int | None:
         """Pages `first` and on of a sequence have become full. Returns the ask, until it is over."""
         if self._saving + len(places) > SAVING_SHARE * self._pool.blocks:
             self.counts["save_backlog"] += len(names)
             return None
-        ask = Save(next(self._ids), names, places, [(first + i) * self.page_tokens for i in range(len(names))], salt)
+        depths = [(first + i) * self.page_tokens for i in range(len(names))]
+        # As if it began its prompt: that attention makes deep blocks dearer would make chains lose their heads first.
+        worth_s = prices.seconds(Load(self.page_tokens / self._step_tokens, self.page_tokens))
+        ask = Save(next(self._ids), names, places, depths, salt, worth_s)
         self._pool.take(places)
         self._saving += len(places)
         self._saves[ask.id] = (ask, now_s + SAVE_S)

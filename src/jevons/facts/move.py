@@ -35,6 +35,7 @@ class Save(msgspec.Struct, frozen=True):
     places: list[BlockId]
     depths: list[int]  # tokens before each page
     salt: str
+    worth_s: float = 0.0  # seconds to compute one
 
 
 class Cancel(msgspec.Struct, frozen=True):

@@ -98,7 +98,7 @@ class Keeper:
         id = self._clients.pop(client)
         del self._by_id[id]
         self._watchers.discard(client)
-        self._blocks.release_client(id)
+        self._blocks.release_client(id, time.monotonic())
         for table in (self._names, self._reserved):
             for lease in [lease for lease in table if lease.client == id]:
                 del table[lease]
@@ -123,9 +123,9 @@ class Keeper:
             case wire.Filled(request, blocks):
                 self._filled(LeaseId(id, request), blocks, now_s)
             case wire.Done(request):
-                self._done(LeaseId(id, request))
+                self._done(LeaseId(id, request), now_s)
             case wire.Keep(fingerprint, names, seconds):
-                self._blocks.keep(_keys(fingerprint, names), now_s + seconds)
+                self._blocks.keep(_keys(fingerprint, names), now_s + seconds, now_s)
             case wire.Corrupt(fingerprint, names):
                 self._blocks.corrupt(_keys(fingerprint, names))
         self._soon()
@@ -135,10 +135,10 @@ class Keeper:
         queued = [0 if tier is None else self._blocks.queued_bytes[tier] for tier in wire.TIER_CODES]
         client.send(wire.Found(asked.id, bytes(wire.CODE_OF[tier] for tier in tiers), queued))
 
-    def _done(self, lease: LeaseId) -> None:
+    def _done(self, lease: LeaseId, now_s: float) -> None:
         self._names.pop(lease, None)
         self._reserved.pop(lease, None)
-        self._blocks.release(lease)
+        self._blocks.release(lease, now_s)
 
     def _attach(self, client: Client, asked: wire.Attach) -> None:
         try:
@@ -166,14 +166,15 @@ class Keeper:
             (key, BlockMeta(size_bytes=asked.page_bytes, checksum=0, depth=depth, tenant=asked.tenant))
             for key, depth in zip(keys, asked.depths, strict=True)
         ]
+        self._blocks.is_worth(asked.page_bytes, asked.worth_s)
         client.send(wire.Places(asked.id, self._blocks.reserve(lease, blocks, now_s)))
 
     def _filled(self, lease: LeaseId, blocks: list[tuple[int, int]], now_s: float) -> None:
         keys = self._reserved.pop(lease, None)
         if keys is not None:
-            for index, checksum in blocks:
+            for index, checksum in reversed(blocks):  # the chain's tail is to go before its head
                 self._blocks.filled(lease, keys[index], checksum, now_s)
-            self._blocks.release(lease)
+            self._blocks.release(lease, now_s)
 
     # What follows from it
 
@@ -255,7 +256,6 @@ class Keeper:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._blocks.expire(time.monotonic())
             for watcher in self._watchers:
                 watcher.send(self._holding([]))
             self._soon()

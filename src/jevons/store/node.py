@@ -176,9 +176,9 @@ class Node:
                 line.send(wire.Find(id, self._fingerprint, wire.pack(names)))
             case Bring(id, names):
                 line.send(wire.Fetch(id, self._fingerprint, wire.pack(names)))
-            case Save(id, names, _, depths, salt):
-                packed = wire.pack(names)
-                line.send(wire.Reserve(id, self._fingerprint, packed, self._page_bytes, depths, tenant(salt)))
+            case Save(id, names, _, depths, salt, worth_s):
+                packed, size_bytes = wire.pack(names), self._page_bytes
+                line.send(wire.Reserve(id, self._fingerprint, packed, size_bytes, depths, tenant(salt), worth_s))
             case Cancel(id):
                 if id in self._asked:
                     line.send(wire.Done(id))

@@ -66,6 +66,7 @@ class Reserve(msgspec.Struct, frozen=True, tag="reserve"):
     page_bytes: int
     depths: list[int]  # tokens before each
     tenant: bytes
+    worth_s: float  # seconds to compute one
 
 
 class Filled(msgspec.Struct, frozen=True, tag="filled"):
