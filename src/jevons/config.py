@@ -70,6 +70,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     object_url: Annotated[str | None, Meta(description="S3 bucket for KV blocks: s3://BUCKET/PREFIX.")] = None
     object_endpoint: Annotated[str | None, Meta(description="URL of an S3-compatible server; AWS by default.")] = None
+    peers: Annotated[
+        list[str], Meta(description="Other nodes' HOST:PORT (their peer_listen) whose KV blocks may be fetched.")
+    ] = []
+    peer_listen: Annotated[str | None, Meta(description="HOST:PORT where other nodes may fetch KV blocks.")] = None
+    peer_secret_file: Annotated[
+        str | None, Meta(description="File with the secret that all nodes share, at least 16 bytes.")
+    ] = None
+    peer_link: Annotated[str, Meta(description="How this node's blocks travel to others: tcp, or nixl for RDMA.")] = (
+        "tcp"
+    )
     mock_tokens_per_s: Annotated[
         float, Meta(ge=0, description="Above 0: no model; tokens drawn from the cache at this rate, in real seconds.")
     ] = 0.0
@@ -137,12 +147,7 @@ def _check(settings: Settings) -> None:
     _check_cache(settings)
     if settings.prefill or settings.decode:
         _check_split(settings)
-    if not settings.dram_bytes:
-        for key in ("disk_path", "object_url"):
-            if getattr(settings, key) is not None:
-                raise ConfigError(f"{key}, dram_bytes: blocks pass through shared memory, got dram_bytes 0; raise it")
-    if settings.disk_key_file is not None and settings.disk_path is None:
-        raise ConfigError("disk_key_file, disk_path: there is nothing to encrypt without a disk_path; give one")
+    _check_tiers(settings)
     if settings.max_running > settings.step_tokens:
         raise ConfigError(
             f"max_running, step_tokens: each running sequence needs a token of every step, "
@@ -153,6 +158,19 @@ def _check(settings: Settings) -> None:
             f"dead_s, hang_s: a worker is suspect before it is given up, got dead_s {settings.dead_s} <= "
             f"hang_s {settings.hang_s}"
         )
+
+
+def _check_tiers(settings: Settings) -> None:
+    if not settings.dram_bytes:
+        for key in ("disk_path", "object_url", "peer_listen", "peers"):
+            if getattr(settings, key):
+                raise ConfigError(f"{key}, dram_bytes: blocks pass through shared memory, got dram_bytes 0; raise it")
+    if (settings.peers or settings.peer_listen) and settings.peer_secret_file is None:
+        raise ConfigError("peers, peer_listen, peer_secret_file: nodes need a secret to share, give them the same file")
+    if settings.peer_link not in ("tcp", "nixl"):
+        raise ConfigError(f"peer_link: must be tcp or nixl, got {settings.peer_link!r}")
+    if settings.disk_key_file is not None and settings.disk_path is None:
+        raise ConfigError("disk_key_file, disk_path: there is nothing to encrypt without a disk_path; give one")
 
 
 def _check_cache(settings: Settings) -> None:

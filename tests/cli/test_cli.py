@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jevons.base.units import count, milliseconds
-from jevons.cli.options import make_settings
+from jevons.cli.options import LISTS, make_settings
 from jevons.cli.tables import savings
 from jevons.config import Settings
 
@@ -33,7 +33,8 @@ def test_every_setting_is_an_option_of_serve() -> None:
     shown = jevons("serve", "--help").stdout
 
     for field in msgspec.structs.fields(Settings):
-        assert ("--engine" if field.name == "engines" else "--" + field.name.replace("_", "-")) in shown
+        flag = field.name.removesuffix("s") if field.name in LISTS else field.name
+        assert "--" + flag.replace("_", "-") in shown
 
 
 @pytest.mark.parametrize(

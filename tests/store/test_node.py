@@ -116,7 +116,7 @@ class Engine:
                 case Missed(_, lost):
                     result |= {first + index: reason for index, reason in lost}
         for number, what in result.items():
-            expected = number % 251 if what in ("dram", "disk", "remote") else 255
+            expected = number % 251 if what in list(Tier) else 255
             assert (self.memory.pages[(number + 7) % 64] == expected).all()
         return result
 
@@ -239,3 +239,65 @@ def test_an_arena_too_small_for_a_block_refuses_the_engine(start: Start) -> None
     node = Node(Path(keeper.config.socket), Introduction("test", MARK, PAGE), Memory(), lambda answer: None)
     until(lambda: node.counts["keeper_lost"] > 0, WAIT_S, "it is told")
     node.close()
+
+
+SECRET = "a secret of all nodes"
+
+
+def two_nodes(start: Start, tmp_path: Path, secret: str = SECRET) -> tuple[Keeper, Keeper]:
+    """Keepers of two nodes, the second of which fetches from the first."""
+    first = start(listen="127.0.0.1:0", peer_secret=SECRET)
+    assert isinstance(first.first, Ready)
+    address = f"127.0.0.1:{first.first.port}"
+    return first, start(socket=str(tmp_path / "other"), peers=[address], peer_secret=secret)
+
+
+def test_what_an_engine_of_another_node_saved_is_brought_over_a_link(
+    start: Start, engine: Make, tmp_path: Path
+) -> None:
+    here, there = two_nodes(start, tmp_path)
+    a, b = engine(here), engine(there)
+    a.save(0, 20)
+    until(lambda: b.look(0, 20) == [Tier.PEER] * 20, WAIT_S, "the peer's blocks are known")
+
+    assert b.bring(0, 22) == {n: "peer" if n < 20 else "missing" for n in range(22)}
+    assert b.look(0, 20) == [Tier.DRAM] * 20
+
+
+def test_a_page_that_changed_at_the_peer_is_not_served(start: Start, engine: Make, tmp_path: Path) -> None:
+    here, there = two_nodes(start, tmp_path)
+    a, b = engine(here), engine(there)
+    a.save(0, 3)
+    until(lambda: b.look(0, 3) == [Tier.PEER] * 3, WAIT_S, "the peer's blocks are known")
+    assert a.memory.arena is not None
+    at = bytes(a.memory.arena.memory).index(bytes([1]) * PAGE)
+    a.memory.arena.memory[at + 100] ^= 4
+
+    assert b.bring(0, 3) == {0: "peer", 1: "corrupt", 2: "peer"}
+
+
+def test_a_peer_that_dies_costs_a_reason_and_one_that_returns_is_used_again(
+    start: Start, engine: Make, tmp_path: Path
+) -> None:
+    here, there = two_nodes(start, tmp_path)
+    a, b = engine(here), engine(there)
+    a.save(0, 3)
+    until(lambda: b.look(0, 3) == [Tier.PEER] * 3, WAIT_S, "the peer's blocks are known")
+    os.kill(here.process.pid, signal.SIGSTOP)
+    b.node.ask(Bring(1_000, [name(0)], [BlockId(0)]))
+    here.stop()
+    answer = b.answers.get(timeout=WAIT_S)
+
+    assert isinstance(answer, Missed)
+    assert answer.blocks[0][1] in ("gone", "timeout")
+    assert b.answers.get(timeout=WAIT_S) == Over(1_000)
+    until(lambda: b.look(0, 3) == [None] * 3, WAIT_S, "the peer's blocks are forgotten")
+
+
+def test_who_does_not_know_the_secret_learns_nothing(start: Start, engine: Make, tmp_path: Path) -> None:
+    here, there = two_nodes(start, tmp_path, secret="another secret")
+    a, b = engine(here), engine(there)
+    a.save(0, 3)
+
+    assert b.bring(0, 3) == {0: "missing", 1: "missing", 2: "missing"}
+    assert b.look(0, 3) == [None] * 3

@@ -19,6 +19,8 @@ from jevons.engine.pull import resolve
 
 Command = Callable[..., None]
 
+LISTS = ("engines", "peers")  # settings that are given once for each
+
 
 def settings_options(names: typing.Sequence[str]) -> Callable[[Command], Command]:
     """Decorate a command with an option for each of these settings, described as they are."""
@@ -70,11 +72,12 @@ def log_to_stderr(verbose: bool) -> None:
 
 def _option(name: str, hint: Any, default: Any) -> Callable[[Command], Command]:
     kind, about = _kind(hint)
-    flag = "--engine" if name == "engines" else "--" + name.replace("_", "-")
-    shown = "" if default in (None, msgspec.NODEFAULT) or name == "engines" else f"  [default: {default}]"
+    is_list = isinstance(default, list) or name in LISTS
+    flag = "--" + (name.removesuffix("s") if is_list else name).replace("_", "-")
+    shown = "" if is_list or default in (None, msgspec.NODEFAULT) else f"  [default: {default}]"
     if kind is bool:
         return click.option(flag, name, is_flag=True, default=None, help=about)
-    return click.option(flag, name, type=kind, multiple=name == "engines", default=None, help=about + shown)
+    return click.option(flag, name, type=kind, multiple=is_list, default=None, help=about + shown)
 
 
 def _kind(hint: Any) -> tuple[type, str]:

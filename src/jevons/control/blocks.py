@@ -22,7 +22,8 @@ from jevons.kv.slabs import Slabs
 from jevons.policy.evict import Evictor
 from jevons.policy.pins import Pins
 
-LOWER = (Tier.DISK, Tier.REMOTE)
+LOWER = (Tier.DISK, Tier.PEER, Tier.REMOTE)
+READ_ONLY = (Tier.PEER,)  # others fill it
 # A tier that answers so does not hold the block any more.
 GONE_FOR_GOOD = ("missing", "corrupt", "mismatch", "undecryptable")
 # Share of the arena that may wait to be written below. What comes beyond it stays in dram alone.
@@ -308,8 +309,8 @@ class Blocks:
             moves.append(Move(key, block.meta, tier, offset))
         return moves
 
-    def on_loaded(self, move: Move, reason: str, now_s: float) -> None:
-        """A load is over: the block is in its place, or cannot be had for that reason."""
+    def on_loaded(self, move: Move, reason: str, now_s: float, checksum: int = 0) -> None:
+        """A load is over: the block is in its place, with this checksum, or cannot be had for that reason."""
         key, block = move.key, self._blocks[move.key]
         copy = block.copy
         assert copy is not None, "what is being loaded stays"
@@ -319,6 +320,7 @@ class Blocks:
             if reason in GONE_FOR_GOOD:
                 self._set_below(key, block, move.tier, held=False)
         else:
+            block.meta = copy.meta = msgspec.structs.replace(copy.meta, checksum=checksum)
             self._has_arrived(key, block, move.tier, now_s)
         self._use_over(copy)
         self._load_over(key)
@@ -471,6 +473,8 @@ class Blocks:
     def _offer_below(self, key: BlockKey, copy: _Copy) -> None:
         size_bytes = copy.meta.size_bytes
         for tier in self.below:
+            if tier in READ_ONLY:
+                continue
             if self.waiting_bytes[tier] + size_bytes > WAITING_SHARE * self.dram_bytes:
                 self.counts[f"{tier}_write_backlog"] += 1
                 continue

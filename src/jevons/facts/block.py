@@ -18,6 +18,7 @@ class Tier(enum.StrEnum):
     HBM = "hbm"  # an engine's device pool, whatever the device
     DRAM = "dram"  # the node's shared arena
     DISK = "disk"
+    PEER = "peer"  # another node's dram or disk, over a link
     REMOTE = "remote"  # an object store
 
 

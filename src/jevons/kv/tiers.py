@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from jevons.base.ids import BlockHash
 from jevons.facts.block import Tier
 
-_BIT = {Tier.DRAM: 1, Tier.DISK: 2, Tier.REMOTE: 4}
-_NEAREST = (None, Tier.DRAM, Tier.DISK, Tier.DRAM, Tier.REMOTE, Tier.DRAM, Tier.DISK, Tier.DRAM)  # by set of bits
+_TIERS = (Tier.DRAM, Tier.DISK, Tier.PEER, Tier.REMOTE)  # nearest first
+_BIT = {tier: 1 << i for i, tier in enumerate(_TIERS)}
+_NEAREST = [next((tier for tier in _TIERS if bits & _BIT[tier]), None) for bits in range(1 << len(_TIERS))]
 
 
 class Holdings:
@@ -36,6 +37,16 @@ class Holdings:
 
     def clear(self) -> None:
         self._tiers.clear()
+
+    def holds(self, fingerprint: bytes, name: BlockHash) -> bool:
+        return name in self._tiers.get(fingerprint, ())
+
+    def names(self, fingerprint: bytes) -> list[BlockHash]:
+        """All blocks of one fingerprint."""
+        return list(self._tiers.get(fingerprint, ()))
+
+    def fingerprints(self) -> list[bytes]:
+        return list(self._tiers)
 
     def nearest(self, fingerprint: bytes, names: Sequence[BlockHash]) -> list[Tier | None]:
         """The nearest tier that holds each block."""

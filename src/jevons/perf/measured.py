@@ -147,6 +147,7 @@ class MovePrices(msgspec.Struct, frozen=True):
 GUESS_MOVES = {
     Tier.DRAM: MovePrices(per_move_s=0.001, per_byte_s=1 / 2e9),
     Tier.DISK: MovePrices(per_move_s=0.003, per_byte_s=1 / 500e6),
+    Tier.PEER: MovePrices(per_move_s=0.005, per_byte_s=1 / 300e6),
     Tier.REMOTE: MovePrices(per_move_s=0.05, per_byte_s=1 / 50e6),
 }
 _MOVE_SCALE = (1.0, float(8 << 20))

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import os
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from functools import partial
 
@@ -27,11 +29,14 @@ from jevons.base.ids import BlockHash
 from jevons.control.blocks import Blocks, Change, LeaseId, Move, Offer
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.facts.snapshot import TierSnapshot
-from jevons.serve.lower import Disk, Lower, Remote, open_disk, open_remote
+from jevons.serve.lower import Disk, Load, Lower, Remote, open_disk, open_remote
+from jevons.serve.peers import Peers, host_port
 from jevons.serve.stdio import stdin_closed, tell
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
 from jevons.wire.channel import Channel, Failed, KeeperConfig, Ready, framed
+from jevons.wire.nixl_link import NixlSource
+from jevons.wire.tcp_link import TcpSource
 
 TICK_S = 0.5
 WRITE_BYTES = 16 << 20  # of one batch to a tier below
@@ -46,6 +51,9 @@ class Keeper:
         lower: dict[Tier, Lower] = {}
         if disk is not None:
             lower[Tier.DISK] = disk
+        self._peers: Peers | None = None
+        if config.peers:
+            lower[Tier.PEER] = self._peers = Peers(config.peers, config.peer_secret.encode(), arena, self._peers_have)
         if remote is not None:
             lower[Tier.REMOTE] = remote
         self._config = config
@@ -54,6 +62,9 @@ class Keeper:
         self._lower = lower
         self._remote = remote
         self._followed: dict[bytes, set[BlockKey]] = {}  # what the bucket was known to hold, by fingerprint
+        self._page_bytes: dict[bytes, int] = {}  # by fingerprint, of engines that have attached
+        self._source: TcpSource | NixlSource | None = None  # where peers read the arena
+        self._strangers: set[Client] = set()  # peers that have not shown the secret
         if disk is not None:
             self._blocks.found_below(Tier.DISK, disk.held())
         self._clients: dict[Client, int] = {}
@@ -66,31 +77,72 @@ class Keeper:
         self._reading: dict[Tier, int] = dict.fromkeys(lower, 0)
         self._is_writing: dict[Tier, bool] = dict.fromkeys(lower, False)
         self._is_due = False
+        self._denied = 0  # peers
 
     async def serve(self, ready: int) -> None:
         """Listen, tell so on file descriptor `ready`, and serve until standard input closes."""
         server = await asyncio.get_running_loop().create_unix_server(
             lambda: Channel(wire.TO_KEEPER, self._on_message, self._on_lost, self._on_made), self._config.socket
         )
-        tell(ready, Ready(0))
-        tick = asyncio.create_task(self._tick())
+        servers = [server]
+        if self._config.listen is not None:
+            servers.append(await self._listen(self._config.listen))
+        tell(ready, Ready(servers[-1].sockets[0].getsockname()[1] if self._config.listen is not None else 0))
+        self._task(self._tick())
+        if self._peers is not None:
+            self._task(self._peers.keep())
         try:
             await stdin_closed()
         finally:
-            for task in (tick, *self._tasks):
+            for task in self._tasks:
                 task.cancel()
-            server.close()
+            for each in servers:
+                each.close()
+            if self._source is not None:
+                await self._source.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._config.socket)
             for lower in self._lower.values():
                 await lower.close()
 
+    async def _listen(self, address: str) -> asyncio.Server:
+        """Let keepers of other nodes in, who know the secret."""
+        host, port = host_port(address, "peer_listen")
+        opened = NixlSource.open if self._config.link == "nixl" else TcpSource.open
+        self._source = await opened(self._arena, host)
+        return await asyncio.get_running_loop().create_server(
+            lambda: Channel(wire.TO_KEEPER, self._on_peer, self._on_lost, self._on_knock), host, port
+        )
+
     # Clients
 
-    def _on_made(self, client: Client) -> None:
+    def _on_knock(self, client: Client) -> None:
+        self._enter(client)
+        self._strangers.add(client)
+
+    def _on_peer(self, client: Client, message: wire.ToKeeper) -> None:
+        """Of a peer only what a peer may want; of a stranger only the secret."""
+        if isinstance(message, wire.Admit):
+            if hmac.compare_digest(message.secret, self._config.peer_secret.encode()):
+                assert self._source is not None, "who is let in came through our door"
+                self._strangers.discard(client)
+                client.send(wire.Admitted(self._source.address))
+            else:
+                self._denied += 1
+                client.close()
+        elif client in self._strangers or not isinstance(message, wire.Watch | wire.Fetch | wire.Done):
+            self._denied += 1
+            client.close()
+        else:
+            self._on_message(client, message)
+
+    def _enter(self, client: Client) -> None:
         self._ids += 1
         self._clients[client] = self._ids
         self._by_id[self._ids] = client
+
+    def _on_made(self, client: Client) -> None:
+        self._enter(client)
         with contextlib.suppress(OSError):  # it is gone already
             _give(client, self._arena.fd)
 
@@ -98,6 +150,7 @@ class Keeper:
         id = self._clients.pop(client)
         del self._by_id[id]
         self._watchers.discard(client)
+        self._strangers.discard(client)
         self._blocks.release_client(id, time.monotonic())
         for table in (self._names, self._reserved):
             for lease in [lease for lease in table if lease.client == id]:
@@ -147,10 +200,24 @@ class Keeper:
             client.send(wire.Refused(str(error)))
             return
         client.send(wire.Attached())
+        if asked.fingerprint not in self._page_bytes:
+            self._page_bytes[asked.fingerprint] = asked.page_bytes
+            if self._peers is not None:
+                self._peers_have(self._peers.keys(asked.fingerprint), True)
         if self._remote is not None and asked.fingerprint not in self._followed:
             self._followed[asked.fingerprint] = set()
             known = partial(self._bucket_holds, asked.fingerprint, asked.page_bytes)
             self._task(self._remote.follow(asked.fingerprint, known))
+
+    def _peers_have(self, keys: Iterable[BlockKey], held: bool) -> None:
+        """Peers gained or lost blocks; those of no engine of ours do not concern us."""
+        if not held:
+            self._blocks.lost_below(Tier.PEER, keys)
+        else:
+            sizes = self._page_bytes
+            known = [(key, BlockMeta(sizes[key.fingerprint], 0)) for key in keys if key.fingerprint in sizes]
+            self._blocks.found_below(Tier.PEER, known)
+        self._soon()
 
     def _bucket_holds(self, fingerprint: bytes, page_bytes: int, keys: set[BlockKey]) -> None:
         before, self._followed[fingerprint] = self._followed[fingerprint], keys
@@ -223,14 +290,12 @@ class Keeper:
             self._task(self._load(lower, tier, moves))
 
     async def _load(self, lower: Lower, tier: Tier, moves: list[Move]) -> None:
-        reasons = await lower.read(self._pages(moves))
+        loads = [Load(m.key, m.meta, self._arena.page(m.offset, m.meta.size_bytes), m.offset) for m in moves]
+        results = await lower.read(loads)
         self._reading[tier] -= 1
-        for move, reason in zip(moves, reasons, strict=True):
-            self._blocks.on_loaded(move, reason, time.monotonic())
+        for move, read in zip(moves, results, strict=True):
+            self._blocks.on_loaded(move, read.reason, time.monotonic(), read.checksum)
         self._soon()
-
-    def _pages(self, moves: Iterable[Move]) -> list[tuple[BlockKey, BlockMeta, memoryview]]:
-        return [(move.key, move.meta, self._arena.page(move.offset, move.meta.size_bytes)) for move in moves]
 
     def _start_write(self, tier: Tier) -> None:
         if self._is_writing[tier]:
@@ -241,7 +306,8 @@ class Keeper:
             self._task(self._write(self._lower[tier], tier, moves))
 
     async def _write(self, lower: Lower, tier: Tier, moves: list[Move]) -> None:
-        written = await lower.write(self._pages(moves), self._blocks.is_used)
+        pages = [(m.key, m.meta, self._arena.page(m.offset, m.meta.size_bytes)) for m in moves]
+        written = await lower.write(pages, self._blocks.is_used)
         self._is_writing[tier] = False
         for move, reason in zip(moves, written.reasons, strict=True):
             self._blocks.on_written(move, reason)
@@ -273,6 +339,13 @@ class Keeper:
             fresh=fresh,
         )
 
+    def _doors(self) -> Counter[str]:
+        """What was refused to peers."""
+        refused = Counter(peers_denied=self._denied)
+        if self._source is not None:
+            refused.update({f"link_{reason}": count for reason, count in self._source.counts.items()})
+        return +refused
+
     def _state(self) -> TierSnapshot:
         blocks = self._blocks
         return TierSnapshot(
@@ -284,7 +357,7 @@ class Keeper:
             leases=blocks.leases,
             clients=len(self._clients),
             waiting_bytes={str(tier): size for tier, size in blocks.waiting_bytes.items()},
-            counts={**blocks.counts, **{k: n for lower in self._lower.values() for k, n in lower.counts.items()}},
+            counts=dict(sum((lower.counts for lower in self._lower.values()), blocks.counts + self._doors())),
         )
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -21,10 +21,28 @@ from jevons.store.disk import DiskStore
 from jevons.wire.channel import KeeperConfig
 
 Page = tuple[BlockKey, BlockMeta, memoryview]
+
+
+class Load(NamedTuple):
+    """A block to read."""
+
+    key: BlockKey
+    meta: BlockMeta
+    page: memoryview  # where to
+    offset: int  # the same, in the arena
+
+
 Known = Sequence[tuple[BlockKey, BlockMeta]]
 
 READ_S = 30.0  # of a bucket; engines give up long before, by their own reckoning
 LIST_S = 60.0  # between two looks at what other nodes have put into a bucket
+
+
+class Read(NamedTuple):
+    """What became of a block to read: its checksum, or the reason why it cannot be had."""
+
+    reason: str = ""
+    checksum: int = 0
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -49,8 +67,8 @@ class Lower(Protocol):
     async def write(self, pages: Sequence[Page], is_used: Callable[[BlockKey], bool]) -> Written:
         """Keep these. `is_used` tells which of those that would have to go for them are worth keeping."""
 
-    async def read(self, pages: Sequence[Page]) -> list[str]:
-        """Read blocks into their pages, checked. For each the reason why not, or nothing."""
+    async def read(self, loads: Sequence[Load]) -> list[Read]:
+        """Read blocks into their pages, checked."""
 
     async def close(self) -> None: ...
 
@@ -83,18 +101,17 @@ class Disk:
         written = await put
         return Written([written.refused.get(key, "") for key, _, _ in pages], written.removed)
 
-    async def read(self, pages: Sequence[Page]) -> list[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, pages)
+    async def read(self, loads: Sequence[Load]) -> list[Read]:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, loads)
 
-    def _read(self, pages: Sequence[Page]) -> list[str]:
-        return [self._read_one(key, into) for key, _, into in pages]
+    def _read(self, loads: Sequence[Load]) -> list[Read]:
+        return [self._read_one(load.key, load.page) for load in loads]
 
-    def _read_one(self, key: BlockKey, into: memoryview) -> str:
+    def _read_one(self, key: BlockKey, into: memoryview) -> Read:
         try:
-            self._store.get(key, into)
+            return Read(checksum=self._store.get(key, into).checksum)
         except StoreError as error:
-            return error.reason
-        return ""
+            return Read(error.reason)
 
     async def close(self) -> None:
         self._store.close()
@@ -124,17 +141,18 @@ class Remote:
     async def write(self, pages: Sequence[Page], is_used: Callable[[BlockKey], bool]) -> Written:
         return Written(list(await asyncio.gather(*(self._put(*page) for page in pages))))
 
-    async def read(self, pages: Sequence[Page]) -> list[str]:
-        return [await self._get(key, into) for key, _, into in pages]
+    async def read(self, loads: Sequence[Load]) -> list[Read]:
+        return [await self._get(load.key, load.page) for load in loads]
 
-    async def _get(self, key: BlockKey, into: memoryview) -> str:
+    async def _get(self, key: BlockKey, into: memoryview) -> Read:
         if not self._breaker.admit(time.monotonic()):
-            return "gone"
+            return Read("gone")
         try:
-            await self._bucket.get(key, into, READ_S)
+            meta = await self._bucket.get(key, into, READ_S)
         except StoreError as error:
-            return self._record(error.reason)
-        return self._record("")
+            return Read(self._record(error.reason))
+        self._record("")
+        return Read(checksum=meta.checksum)
 
     async def follow(self, fingerprint: bytes, on_known: Callable[[set[BlockKey]], None]) -> None:
         """Tell what the bucket holds of these blocks, now and every `LIST_S` seconds, until cancelled."""

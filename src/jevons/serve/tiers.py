@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from jevons.base.errors import EngineError
+from jevons.base.errors import ConfigError, EngineError
 from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.serve.substrate import Process
@@ -19,6 +19,7 @@ log = logging.getLogger("jevons.tiers")
 
 RESTART_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # waits before starting it again, one after another
 MODULE = "jevons.serve.keeper"
+SECRET_BYTES = 16
 
 
 class Tiers:
@@ -36,6 +37,10 @@ class Tiers:
             disk_key_file=settings.disk_key_file,
             object_url=settings.object_url,
             object_endpoint=settings.object_endpoint,
+            listen=settings.peer_listen,
+            peers=settings.peers,
+            peer_secret=_secret(settings),
+            link=settings.peer_link,
         )
 
     async def keep(self) -> None:
@@ -94,3 +99,23 @@ class Tiers:
                 tier = wire.TIER_CODES[code]
                 assert tier is not None, "a keeper tells of tiers"
                 change(fingerprint, tier, wire.unpack(names))
+
+
+def _secret(settings: Settings) -> str:
+    """What all nodes share.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds too little.
+    """
+    if settings.peer_secret_file is None:
+        return ""
+    try:
+        secret = Path(settings.peer_secret_file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"peer_secret_file: {settings.peer_secret_file} cannot be read: {error}") from error
+    if len(secret) < SECRET_BYTES:
+        raise ConfigError(
+            f"peer_secret_file: must hold at least {SECRET_BYTES} characters, got {len(secret)} in "
+            f"{settings.peer_secret_file}"
+        )
+    return secret

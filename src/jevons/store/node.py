@@ -203,7 +203,7 @@ class Node:
                     self._missed(line, id, lost)
             case wire.Places(id, offsets):
                 self._fill(line, id, offsets)
-            case wire.Welcome() | wire.Holding():
+            case wire.Welcome() | wire.Admitted() | wire.Holding():
                 pass
 
     def _here(self, line: _Line, id: int, blocks: list[tuple[int, int, int, int]]) -> None:

@@ -98,6 +98,10 @@ class KeeperConfig(msgspec.Struct, frozen=True, kw_only=True):
     disk_key_file: str | None = None
     object_url: str | None = None
     object_endpoint: str | None = None
+    listen: str | None = None  # HOST:PORT for keepers of other nodes
+    peers: list[str] = []  # HOST:PORT of theirs
+    peer_secret: str = ""  # that all share
+    link: str = "tcp"  # or "nixl"
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

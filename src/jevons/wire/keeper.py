@@ -1,6 +1,7 @@
 """What engines and the keeper of a node's tiers say to each other, over a Unix socket in the frames of `wire.channel`.
 
     keeper → client   Welcome first, with the arena's file descriptor
+    peer → keeper     over TCP: Admit first, answered by Admitted; pages are then read over a link, see `wire.link`
     client → keeper   Attach once;  Find → Found;  Fetch → Here and Lost, a block in exactly one of them;
                       Reserve → Places, then Filled;  Done ends a fetch or a reservation and its leases
 
@@ -18,8 +19,9 @@ from jevons.base.ids import BlockHash
 from jevons.facts.block import Tier
 from jevons.facts.snapshot import TierSnapshot
 from jevons.kv.hashing import HASH_BYTES
+from jevons.wire.link import LinkAddress
 
-TIER_CODES = (None, Tier.DRAM, Tier.DISK, Tier.REMOTE)
+TIER_CODES = (None, Tier.DRAM, Tier.DISK, Tier.REMOTE, Tier.PEER)
 CODE_OF = {tier: code for code, tier in enumerate(TIER_CODES)}
 
 
@@ -29,6 +31,12 @@ def pack(names: Iterable[bytes]) -> bytes:
 
 def unpack(names: bytes) -> list[BlockHash]:
     return [BlockHash(names[i : i + HASH_BYTES]) for i in range(0, len(names), HASH_BYTES)]
+
+
+class Admit(msgspec.Struct, frozen=True, tag="admit"):
+    """A keeper of another node knocks. `secret` is what all keepers of a cluster share."""
+
+    secret: bytes
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
@@ -97,13 +105,19 @@ class Corrupt(msgspec.Struct, frozen=True, tag="corrupt"):
     names: bytes
 
 
-ToKeeper = Attach | Watch | Find | Fetch | Reserve | Filled | Done | Keep | Corrupt
+ToKeeper = Admit | Attach | Watch | Find | Fetch | Reserve | Filled | Done | Keep | Corrupt
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     """First message of a keeper; the arena's descriptor comes with its bytes."""
 
     pid: int
+
+
+class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
+    """Where to read this keeper's arena."""
+
+    link: LinkAddress
 
 
 class Attached(msgspec.Struct, frozen=True, tag="attached"):
@@ -152,7 +166,7 @@ class Holding(msgspec.Struct, frozen=True, tag="holding"):
     fresh: bool = False
 
 
-ToClient = Welcome | Attached | Refused | Found | Here | Lost | Places | Holding
+ToClient = Welcome | Admitted | Attached | Refused | Found | Here | Lost | Places | Holding
 
 TO_KEEPER: msgspec.msgpack.Decoder[ToKeeper] = msgspec.msgpack.Decoder(ToKeeper)
 TO_CLIENT: msgspec.msgpack.Decoder[ToClient] = msgspec.msgpack.Decoder(ToClient)
