@@ -35,7 +35,7 @@ def test_of_blocks_worth_the_same_the_least_recently_inserted_goes_first() -> No
 
 
 def test_a_block_used_again_may_wait_twice_as_long() -> None:
-    for now_s, first in ((19.0, "a"), (21.0, "b")):  # a waited 18, then 20 s for twice the worth; b 9, then 11
+    for now_s, first in ((18.0, "a"), (21.0, "b")):  # a waited 17, then 20 s for twice the worth; b 8, then 11
         evictor = filled("a")
         evictor.hit("a", 1.0)
         evictor.insert("b", SIZE, WORTH_S, 10.0)
