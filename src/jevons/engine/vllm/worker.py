@@ -1,0 +1,167 @@
+"""The connector in vLLM's worker: brings blocks for requests that wait, saves blocks that are full.
+
+A request is loaded when its Bring is over, however that ended; blocks that did not come, and all after the first of
+them, are reported as load errors, and vLLM computes them. Each wait has a deadline, at which the Bring is cancelled:
+the node's thread never waits for the keeper, so its Over comes at once, and nobody writes the blocks any more.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from jevons.base.clock import Clock
+from jevons.base.ids import BlockId
+from jevons.engine.vllm.layout import Pool
+from jevons.engine.vllm.step import Fetch, Orders, Store, Told
+from jevons.facts.block import Tier
+from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Missed, MoveReport, Over, Save
+from jevons.kv.layout import Layout
+
+IDLE_S = 0.005  # a step that computes nothing waits so long for something to come, instead of spinning
+
+
+class _Loading:
+    """A Bring that is not over."""
+
+    def __init__(self, fetch: Fetch, now_s: float) -> None:
+        self.fetch = fetch
+        self.began_s = now_s
+        self.until_s = now_s + fetch.wait_s
+        self.came: Counter[Tier] = Counter()
+        self.left = set(range(len(fetch.names)))
+        self.is_late = False
+
+
+class Worker:
+    """Called by vLLM's model runner, in its thread.
+
+    Args:
+        layout: of a block.
+        pool: vLLM's blocks.
+        ask: asks the node.
+        answers: where the node's answers come.
+        clock: the time.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        pool: Pool,
+        ask: Callable[[Ask], None],
+        answers: queue.SimpleQueue[Answer],
+        clock: Clock,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._block_size, self._page_bytes = layout.block_size, layout.page_bytes
+        self._pool = pool
+        self._ask, self._answers, self._clock = ask, answers, clock
+        self._ids = count(1)
+        self._loading: dict[int, _Loading] = {}
+        self._saving: dict[int, list[BlockId]] = {}  # slots
+        self._loaded: set[str] = set()
+        self._errors: set[int] = set()
+        self._moves: list[MoveReport] = []
+        self._began_s = 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._began_s = self._clock.now_s()
+
+    def load(self, orders: Orders) -> None:
+        """Start what this step asks for; what is under way goes on."""
+        for fetch in orders.fetches:
+            id = next(self._ids)
+            self._loading[id] = _Loading(fetch, self._clock.now_s())
+            self._ask(Bring(id, fetch.names, fetch.blocks))
+        for id, loading in self._loading.items():
+            if loading.fetch.request in orders.cancels:
+                self._ask(Cancel(id))
+
+    def end(self, orders: Orders) -> Told:
+        """The step is computed: save what became full in it."""
+        seconds = self._clock.now_s() - self._began_s
+        self._hear()  # slots may be free again
+        for store in orders.stores:
+            self._save(store)
+        moves, self._moves = self._moves, []
+        return Told(orders.number, 0.0 if orders.is_idle else seconds, moves)
+
+    def loaded(self, is_idle: bool) -> set[str]:
+        """Requests whose loads ended since the last call; `take_errors` tells what of them did not come."""
+        self._expire()
+        self._hear(IDLE_S if is_idle and self._loading else 0.0)
+        loaded, self._loaded = self._loaded, set()
+        return loaded
+
+    def take_errors(self) -> set[int]:
+        """vLLM's blocks that did not come, of the requests `loaded` told of last."""
+        errors, self._errors = self._errors, set()
+        return errors
+
+    # Inside
+
+    def _save(self, store: Store) -> None:
+        slots = self._pool.set_aside(store.blocks)
+        taken = len(slots)
+        self.counts["save_backlog"] += len(store.blocks) - taken
+        if taken:
+            id = next(self._ids)
+            self._saving[id] = slots
+            depths = [store.depth + i * self._block_size for i in range(taken)]
+            self._ask(Save(id, store.names[:taken], slots, depths, store.salt))
+
+    def _expire(self) -> None:
+        now_s = self._clock.now_s()
+        for id, loading in self._loading.items():
+            if loading.until_s <= now_s and not loading.is_late:
+                self.counts["load_timeout"] += 1
+                loading.is_late = True
+                self._ask(Cancel(id))
+
+    def _hear(self, wait_s: float = 0.0) -> None:
+        try:
+            self._on_answer(self._answers.get(timeout=wait_s) if wait_s else self._answers.get_nowait())
+            while True:
+                self._on_answer(self._answers.get_nowait())
+        except queue.Empty:
+            pass
+
+    def _on_answer(self, answer: Answer) -> None:
+        match answer:
+            case Arrived(id, blocks):
+                self._arrived(self._loading[id], blocks)
+            case Missed(_, blocks):
+                self.counts.update(reason for _, reason in blocks)
+            case Over(id, refused):
+                self._over(id, refused)
+
+    def _arrived(self, loading: _Loading, blocks: Sequence[tuple[int, Tier]]) -> None:
+        loading.left.difference_update(index for index, _ in blocks)
+        loading.came.update(tier for _, tier in blocks)
+
+    def _over(self, id: int, refused: int) -> None:
+        if id in self._saving:
+            slots = self._saving.pop(id)
+            self._pool.give_back(slots)
+            self.counts["saved"] += len(slots) - refused
+            self.counts["not_saved"] += refused
+            return
+        loading = self._loading.pop(id)
+        fetch = loading.fetch
+        good = min(loading.left, default=len(fetch.names))
+        self._errors.update(fetch.blocks[good:])
+        self._loaded.add(fetch.request)
+        self.counts["loaded"] += good
+        self.counts["load_errors"] += len(fetch.names) - good
+        self._measure(loading)
+
+    def _measure(self, loading: _Loading) -> None:
+        """Learn from what came, or from how little had come until now; what faster tiers took is a small part of it."""
+        if not loading.came and not loading.is_late:
+            return  # nothing came, and not for want of time
+        slowest = max(loading.came or loading.fetch.tiers, key=list(Tier).index)
+        size_bytes = max(loading.came[slowest], 1) * self._page_bytes
+        self._moves.append(MoveReport(slowest, size_bytes, self._clock.now_s() - loading.began_s))
