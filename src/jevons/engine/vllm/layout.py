@@ -127,7 +127,7 @@ def _reads_back(order: str, cache: torch.Tensor, layout: Layout, keys: torch.Ten
     except (ValueError, IndexError):  # too few dimensions, or none that can be split so
         return False
     block_shape = (layout.kv_heads, layout.block_size, layout.head_dim)
-    if any(part.ndim != 4 or part.shape[1:] != block_shape for part in view):
+    if any(part.ndim != 4 or part.shape[1:] != block_shape or len(part) <= max(_PROBED) for part in view):
         return False
     for part, written in zip(view, (keys, values), strict=True):
         wanted = bits(written).reshape(len(_PROBED), layout.block_size, layout.kv_heads, layout.head_dim)
@@ -154,7 +154,7 @@ class Pool:
         _, self._kind = _BITS[DTYPE_BYTES[layout.dtype]]
         self._aside: Bits = np.empty((slots, *layout.shape), self._kind)
         self._free = list(range(slots))
-        self._arena: Arena | None = None
+        self.arena: Arena | None = None
 
     def set_aside(self, blocks: Sequence[int]) -> list[BlockId]:
         """Copy blocks of vLLM, as many of the first as there are slots for. Returns their slots."""
@@ -169,7 +169,7 @@ class Pool:
         self._free.extend(slots)
 
     def attach(self, arena: Arena) -> None:
-        self._arena = arena
+        self.arena = arena
 
     def copy_out(self, pages: Sequence[Page]) -> None:
         for (slot,), offset in pages:
@@ -180,8 +180,8 @@ class Pool:
             self._copy_block(block, self._page(offset), out=False)
 
     def _page(self, offset: int) -> Bits:
-        assert self._arena is not None, "the node attaches before it copies"
-        raw = self._arena.page(offset, self._layout.page_bytes)
+        assert self.arena is not None, "the node attaches before it copies"
+        raw = self.arena.page(offset, self._layout.page_bytes)
         return np.frombuffer(raw, self._kind).reshape(self._layout.shape)
 
     def _copy_block(self, block: int, page: Bits, *, out: bool) -> None:

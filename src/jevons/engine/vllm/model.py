@@ -6,12 +6,12 @@ would be wrong text, and nobody would see it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from huggingface_hub import try_to_load_from_cache
 
@@ -119,7 +119,7 @@ def identity_of(config: Any, layout: Layout) -> Identity:
     directory = _directory(model.model, model.revision)
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(f"model: {directory} holds no safetensors, whose digest would tell its blocks from others'")
-    shape = msgspec.json.encode(model.hf_config.to_dict() | {"_name_or_path": ""}, enc_hook=str, order="deterministic")
+    shape = json.dumps(model.hf_config.to_dict() | {"_name_or_path": ""}, sort_keys=True, default=_plain)
     numerics = (
         f"vllm {VERSION}",
         f"torch {torch.__version__}",
@@ -128,9 +128,14 @@ def identity_of(config: Any, layout: Layout) -> Identity:
         f"quantization {model.quantization}",
         f"load {config.load_config.load_format}",
         "eager" if model.enforce_eager else "compiled",
-        blake2b(shape, digest_size=16).hexdigest(),  # of what vLLM made of config.json, overrides included
+        blake2b(shape.encode(), digest_size=16).hexdigest(),  # of what vLLM made of config.json, overrides included
     )
     return Identity(weights_digest(directory), layout, ", ".join(numerics))
+
+
+def _plain(value: object) -> str:
+    """What JSON has no word for, the same in every process."""
+    return str(value) if isinstance(value, torch.dtype) else type(value).__name__
 
 
 def _directory(model: str, revision: str | None) -> Path:

@@ -31,7 +31,8 @@ FRESH_S = 2.0  # so long it believes what it heard
 # Before steps were measured nobody knows what computing takes; the first ones of a process are slow besides.
 ENOUGH_STEPS = 3
 FIRST_WAIT_S = 2.0
-# A tier believed to be too slow is tried with one block now and then: a slow moment must not be believed for ever.
+# A tier that is late or believed to be too slow is tried with one block now and then: a slow moment must not be
+# believed for ever.
 TRY_EVERY = 16
 
 
@@ -120,7 +121,7 @@ class Scheduler:
         self._steps: dict[int, Load] = {}  # not told of yet
         self._compute = StepSeconds()
         self._moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
-        self._too_slow = 0
+        self._late: set[Tier] = set()  # did not deliver in time when they were last asked
 
     # Requests
 
@@ -196,6 +197,8 @@ class Scheduler:
             self._compute.measured(load, told.seconds)
         for move in told.moves:
             self._moves[move.tier].measured(move.size_bytes, move.seconds)
+            self._late.discard(move.tier)
+        self._late.update(told.late)
 
     def on_loaded(self, id: str) -> None:
         """What was fetched for this request is there, or will not come."""
@@ -246,7 +249,7 @@ class Scheduler:
         compute = Compute(self._compute.prices, self._step_tokens, self._block_size, self._page_bytes)
         size_bytes: dict[Tier, int] = {}
         best, most_s = 0, 0.0
-        for amount, tier in enumerate(held, 1):
+        for amount, tier in enumerate(takewhile(lambda tier: tier not in self._late, held), 1):
             size_bytes[tier] = size_bytes.get(tier, 0) + self._page_bytes
             saved_s = compute.seconds(first, first + amount) - supply.seconds(size_bytes)
             if saved_s > most_s:

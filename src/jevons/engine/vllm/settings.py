@@ -86,7 +86,7 @@ class Keeper:
 
     def revive(self) -> None:
         """Start it again if it has ended; does not wait for it. Costs a microsecond while it runs."""
-        if self._process.poll() is not None and self._clock.now_s() - self._started_s >= RESTART_S:
+        if self.process.poll() is not None and self._clock.now_s() - self._started_s >= RESTART_S:
             self._close_pipes()
             self._start()
 
@@ -94,26 +94,26 @@ class Keeper:
         """End it and wait for it."""
         self._close_pipes()
         try:
-            self._process.wait(END_S)
+            self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
     def _start(self) -> None:
         self._started_s = self._clock.now_s()
         self.starts += 1
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "jevons.serve.keeper"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; `revive` will see it
-            self._process.stdin.write(self._line)
-            self._process.stdin.flush()
+            self.process.stdin.write(self._line)
+            self.process.stdin.flush()
 
     def _await_ready(self) -> None:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], START_S)
-        line = self._process.stdout.readline() if ready else b""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_S)
+        line = self.process.stdout.readline() if ready else b""
         if not line:
             self.close()
             raise ConfigError(f"{WHERE}: the keeper did not start within {START_S:.0f} s, or ended; it says why above")
@@ -123,7 +123,7 @@ class Keeper:
             raise ConfigError(f"{WHERE}: {first.error}")
 
     def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()

@@ -44,3 +44,4 @@ class Told(msgspec.Struct, frozen=True):
     number: int  # of the step
     seconds: float  # of computing it
     moves: list[MoveReport]
+    late: list[Tier]  # of which nothing or not all came in time

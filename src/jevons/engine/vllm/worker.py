@@ -64,6 +64,7 @@ class Worker:
         self._loaded: set[str] = set()
         self._errors: set[int] = set()
         self._moves: list[MoveReport] = []
+        self._late: list[Tier] = []
         self._began_s = 0.0
 
     def begin(self) -> None:
@@ -87,7 +88,8 @@ class Worker:
         for store in orders.stores:
             self._save(store)
         moves, self._moves = self._moves, []
-        return Told(orders.number, 0.0 if orders.is_idle else seconds, moves)
+        late, self._late = self._late, []
+        return Told(orders.number, seconds, moves, late)
 
     def loaded(self, is_idle: bool) -> set[str]:
         """Requests whose loads ended since the last call; `take_errors` tells what of them did not come."""
@@ -159,9 +161,10 @@ class Worker:
         self._measure(loading)
 
     def _measure(self, loading: _Loading) -> None:
-        """Learn from what came, or from how little had come until now; what faster tiers took is a small part of it."""
-        if not loading.came and not loading.is_late:
-            return  # nothing came, and not for want of time
-        slowest = max(loading.came or loading.fetch.tiers, key=list(Tier).index)
-        size_bytes = max(loading.came[slowest], 1) * self._page_bytes
-        self._moves.append(MoveReport(slowest, size_bytes, self._clock.now_s() - loading.began_s))
+        """What came took so long; what faster tiers took of it is a small part."""
+        if loading.is_late:
+            self._late.append(max(loading.fetch.tiers, key=list(Tier).index))
+        elif loading.came:
+            slowest = max(loading.came, key=list(Tier).index)
+            seconds = self._clock.now_s() - loading.began_s
+            self._moves.append(MoveReport(slowest, loading.came[slowest] * self._page_bytes, seconds))
