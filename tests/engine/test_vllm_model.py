@@ -76,7 +76,9 @@ def config(model: str = "", **more: Any) -> Any:
             "dtype": "torch.bfloat16",
             "quantization": None,
             "enforce_eager": True,
-            "hf_config": SimpleNamespace(to_dict=lambda: {"rope_theta": more.get("rope_theta", 1.0), "id2label": {0: "a", 1: "b"}}),
+            "hf_config": SimpleNamespace(
+                to_dict=lambda: {"rope_theta": more.get("rope_theta", 1.0), "id2label": {0: "a", 1: "b"}}
+            ),
         },
     }
     filled = {part: SimpleNamespace(**{k: more.get(k, v) for k, v in values.items()}) for part, values in parts.items()}

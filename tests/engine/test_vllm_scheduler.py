@@ -155,6 +155,17 @@ def test_requests_of_more_than_tokens_and_a_salt_are_left_alone_and_counted(
     assert house.scheduler.counts == {f"skipped_{reason}": 1}
 
 
+def test_after_a_reset_nothing_is_fetched_or_saved(house: House) -> None:
+    before = house.new(request("before"), DRAM)
+    house.scheduler.stop()
+    after = request("after")
+    house.scheduler.on_new(after)
+
+    assert house.scheduler.matched(before, 0) == house.scheduler.matched(after, 0) == 0
+    assert house.scheduler.orders({"before": 22, "after": 22}, lambda id: range(6)).stores == []
+    assert house.scheduler.counts == {"skipped_reset": 1}
+
+
 def test_blocks_are_saved_once_as_they_become_full(house: House) -> None:
     asks = house.new(request())
     names = block_hashes(TOKENS, SIZE)

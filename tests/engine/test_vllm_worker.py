@@ -62,16 +62,18 @@ class Engine:
 
     def save(self, first: int, count: int, block: int) -> None:
         """Save blocks from `block` on, and wait for it."""
-        ended = lambda: sum(self.worker.counts[what] for what in ("saved", "not_saved"))  # noqa: E731
-        before = ended()
+        before = self.ended()
         places = [BlockId(block + i) for i in range(count)]
         self.step(stores=(Store(names(first, count), places, 0, ""),))
 
         def is_over() -> bool:
             self.step()
-            return ended() - before == count
+            return self.ended() - before == count
 
         until(is_over, WAIT_S, "saved")
+
+    def ended(self) -> int:
+        return self.worker.counts["saved"] + self.worker.counts["not_saved"]
 
     def fetch(self, first: int, count: int, block: int) -> set[int]:
         """Fetch blocks to `block` and on. Returns those that did not come."""

@@ -172,6 +172,12 @@ class JevonsConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._scheduler.on_finished(request.request_id)
         return False, None
 
+    def reset_cache(self) -> bool:
+        """Somebody wants nothing of before to be used: new weights, perhaps, which our fingerprint does not tell."""
+        self._scheduler.stop()
+        logger.warning("jevons: the cache was reset; the tiers are not used until vLLM is started again")
+        return True
+
     # The worker's side
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:

@@ -123,11 +123,19 @@ class Scheduler:
         self._moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self._late: set[Tier] = set()  # did not deliver in time when they were last asked
 
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Fetch and save nothing from now on: blocks of before are not valid any more, for the weights changed, say."""
+        self._is_stopped = True
+        for id in list(self._prompts):
+            self.on_finished(id)
+
     # Requests
 
     def on_new(self, request: Request) -> None:
         """A request has arrived: ask for its blocks, so that the answer is there when its turn comes."""
-        reason = _why_not(request)
+        reason = "reset" if self._is_stopped else _why_not(request)
         if reason:
             self.counts[f"skipped_{reason}"] += 1
             return
@@ -181,8 +189,8 @@ class Scheduler:
         number, load, stores = next(self._numbers), Load(steps=1), []
         for id, tokens in scheduled.items():
             prompt = self._prompts.get(id)
+            load = _with(load, prompt.request.num_computed_tokens if prompt else 0, tokens)
             if prompt is not None:
-                load = _with(load, prompt.request.num_computed_tokens, tokens)
                 stores += self._stores(prompt, tokens, blocks_of)
         if scheduled:
             self._steps[number] = load
@@ -193,7 +201,7 @@ class Scheduler:
     def on_told(self, told: Told) -> None:
         """The worker has computed a step."""
         load = self._steps.pop(told.number, None)
-        if load is not None and (load.tokens or load.decodes):
+        if load is not None:
             self._compute.measured(load, told.seconds)
         for move in told.moves:
             self._moves[move.tier].measured(move.size_bytes, move.seconds)
