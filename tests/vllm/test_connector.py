@@ -131,7 +131,7 @@ def flood(server: Any) -> None:
     """Leave nothing of what the pool held."""
     rng = random.Random()
     for _ in range(2):
-        ask(server.url, [rng.randrange(1_000, 40_000) for _ in range(BLOCK_SIZE * POOL_BLOCKS // 2 - 32)], 1)
+        ask(server.url, [rng.randrange(1_000, 40_000) for _ in range(BLOCK_SIZE * (POOL_BLOCKS // 2 + 1))], 1)
 
 
 def test_a_fresh_process_restores_from_disk_what_a_killed_one_computed_and_says_the_same(
