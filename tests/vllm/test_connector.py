@@ -26,8 +26,8 @@ MODEL = "smol"
 BLOCK_SIZE = 32
 PROMPT_TOKENS = 1_000
 PROMPT_BLOCKS = (PROMPT_TOKENS - 1) // BLOCK_SIZE  # that can be restored: one token at least is computed
-PROMPTS = [[random.Random(seed).randrange(1_000, 40_000) for _ in range(PROMPT_TOKENS)] for seed in range(5)]
-RESTORED, CORRUPTED, ORPHANED = (0, 1, 2), 3, 4
+PROMPTS = [[random.Random(seed).randrange(1_000, 40_000) for _ in range(PROMPT_TOKENS)] for seed in range(6)]
+RESTORED, CORRUPTED, ORPHANED, HUNG = (0, 1, 2), 3, 4, 5
 POOL_BLOCKS = 96  # of the second process: three prompts
 OUTPUT_TOKENS = 24
 CLIENT_S = 120.0
@@ -180,6 +180,29 @@ def test_what_a_full_pool_had_to_give_up_is_restored(filled: Filled, second: Any
     assert answer.tokens == filled.answers[RESTORED[0]].tokens
     until(lambda: since(second, before).get("loaded", 0) == PROMPT_BLOCKS, WAIT_S, "its blocks came from the tiers")
     measured.append(f"connector: evicted from the pool, TTFT {answer.ttft_s:.3f} s")
+
+
+def test_requests_that_are_restored_at_once_do_not_mix(filled: Filled, second: Any) -> None:
+    flood(second)
+
+    with ThreadPoolExecutor(len(RESTORED)) as threads:
+        answers = list(threads.map(lambda number: ask(second.url, PROMPTS[number]), RESTORED))
+
+    assert [a.tokens for a in answers] == [filled.answers[number].tokens for number in RESTORED]
+
+
+def test_a_keeper_that_hangs_delays_nobody(filled: Filled, second: Any, measured: list[str]) -> None:
+    before = counted(second.url)
+    (keeper,) = keepers(second)
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        answer = ask(second.url, PROMPTS[HUNG])
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+
+    assert answer.tokens == filled.answers[HUNG].tokens
+    until(lambda: since(second, before).get("look_timeout", 0) == 1, WAIT_S, "the wait in vain is counted")
+    measured.append(f"connector: keeper hung, TTFT {answer.ttft_s:.3f} s")
 
 
 def test_requests_go_on_when_the_keeper_is_killed_and_a_new_one_is_started(
