@@ -10,6 +10,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,20 @@ MODEL = "smol"
 BLOCK_SIZE = 32
 PROMPT_TOKENS = 1_000
 PROMPT_BLOCKS = (PROMPT_TOKENS - 1) // BLOCK_SIZE  # that can be restored: one token at least is computed
-PROMPTS = [[random.Random(seed).randrange(1_000, 40_000) for _ in range(PROMPT_TOKENS)] for seed in range(6)]
 RESTORED, CORRUPTED, ORPHANED, HUNG = (0, 1, 2), 3, 4, 5
 POOL_BLOCKS = 96  # of the second process: three prompts
 OUTPUT_TOKENS = 24
 CLIENT_S = 120.0
 WAIT_S = 30.0
 TTFT_SHARE = 0.3  # of computing it
+
+
+def made_up(seed: str, tokens: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(1_000, 40_000) for _ in range(tokens)]
+
+
+PROMPTS = [made_up(f"prompt {number}", PROMPT_TOKENS) for number in range(6)]
 
 
 class Answer(NamedTuple):
@@ -67,8 +75,8 @@ def ask(url: str, prompt: list[int], output_tokens: int = OUTPUT_TOKENS) -> Answ
 
 def warm(url: str) -> None:
     """The first requests of a process are slow, whatever they are."""
-    for seed in range(2):
-        ask(url, [random.Random(f"warm {seed}").randrange(1_000, 40_000) for _ in range(200)], 4)
+    for number in range(2):
+        ask(url, made_up(f"warm {number}", 200), 4)
 
 
 def counted(url: str) -> dict[str, float]:
@@ -129,9 +137,8 @@ def since(server: Any, before: dict[str, float]) -> dict[str, float]:
 
 def flood(server: Any) -> None:
     """Leave nothing of what the pool held."""
-    rng = random.Random()
     for _ in range(2):
-        ask(server.url, [rng.randrange(1_000, 40_000) for _ in range(BLOCK_SIZE * (POOL_BLOCKS // 2 + 1))], 1)
+        ask(server.url, made_up(f"flood {time.monotonic()}", BLOCK_SIZE * (POOL_BLOCKS // 2 + 1)), 1)
 
 
 def test_a_fresh_process_restores_from_disk_what_a_killed_one_computed_and_says_the_same(
