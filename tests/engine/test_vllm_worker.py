@@ -100,7 +100,7 @@ def clock() -> HandClock:
 
 @pytest.fixture
 def keeper(tmp_path: Path, clock: HandClock) -> Iterator[Keeper]:
-    settings = read_settings({"dram_bytes": 64 * LAYOUT.page_bytes})
+    settings = read_settings({"dram_bytes": 64 * LAYOUT.page_bytes}, LAYOUT.page_bytes)
     made = Keeper(settings, tmp_path / "keeper", clock)
     yield made
     made.close()
@@ -245,7 +245,8 @@ def test_a_keeper_that_dies_is_started_again_but_not_over_and_over(keeper: Keepe
 
 def test_a_keeper_that_cannot_start_says_why(tmp_path: Path, clock: HandClock) -> None:
     (tmp_path / "file").touch()
-    settings = read_settings({"dram_bytes": 1 << 20, "disk_path": str(tmp_path / "file"), "disk_bytes": 1 << 30})
+    tiers = {"dram_bytes": 1 << 20, "disk_path": str(tmp_path / "file"), "disk_bytes": 1 << 30}
+    settings = read_settings(tiers, LAYOUT.page_bytes)
 
     with pytest.raises(ConfigError, match=str(tmp_path / "file")):
         Keeper(settings, tmp_path / "keeper", clock)
@@ -258,16 +259,17 @@ def test_a_keeper_that_cannot_start_says_why(tmp_path: Path, clock: HandClock) -
         ({"sokcet": "/k"}, "sokcet.*known are socket"),
         ({"socket": "/k", "disk_path": "/d"}, "disk_path belongs to one to start"),
         ({"dram_bytes": "4 GB"}, r"Expected `int \| null`, got `str` - at `\$.dram_bytes`"),
-        ({"dram_bytes": 1, "disk_path": "/d"}, "disk_path and disk_bytes belong together"),
+        ({"dram_bytes": 100}, r"dram_bytes: must hold at least one block \(4096 bytes for this model\), got 100"),
+        ({"dram_bytes": 4096, "disk_path": "/d"}, "disk_path and disk_bytes belong together"),
     ],
 )
 def test_settings_that_are_wrong_are_refused_by_name(extra: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=f"kv_connector_extra_config: .*{says}"):
-        read_settings(extra)
+        read_settings(extra, LAYOUT.page_bytes)
 
 
 def test_processes_of_one_vllm_find_the_same_keeper_and_those_of_others_do_not() -> None:
-    own, named = read_settings({"dram_bytes": 1}), read_settings({"socket": "/run/keeper"})
+    own, named = read_settings({"dram_bytes": 1}, 1), read_settings({"socket": "/run/keeper"}, 1)
 
     assert socket_of(own, "one") == socket_of(own, "one") != socket_of(own, "two")
     assert socket_of(named, "one") == Path("/run/keeper")

@@ -85,10 +85,10 @@ class JevonsConnector(KVConnectorBase_V1):  # type: ignore[misc]
             raise ConfigError(f"vllm: must be {VERSION}, got {vllm.__version__}: the connector knows no other's blocks")
         check(vllm_config)
         transfer = vllm_config.kv_transfer_config
-        settings = read_settings(transfer.kv_connector_extra_config)
+        self._layout = layout_of(kv_cache_config)
+        settings = read_settings(transfer.kv_connector_extra_config, self._layout.page_bytes)
         self._config = vllm_config
         self._socket = socket_of(settings, transfer.engine_id)
-        self._layout = layout_of(kv_cache_config)
         self._clock = MonotonicClock()
         self._shown: Counter[str] = Counter()
         self._keeper: Keeper | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count, takewhile
+from itertools import count, groupby, takewhile
 from typing import Any, NamedTuple, Protocol
 
 from jevons.base.clock import Clock
@@ -122,7 +122,6 @@ class Scheduler:
         self._compute = StepSeconds()
         self._moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self._late: set[Tier] = set()  # did not deliver in time when they were last asked
-
         self._is_stopped = False
 
     def stop(self) -> None:
@@ -252,19 +251,25 @@ class Scheduler:
         prompt.look, prompt.tiers, prompt.told_s = None, tiers, self._clock.now_s()
 
     def _choose(self, first: int, held: Sequence[Tier]) -> Chosen:
-        """As many of the blocks as save most: each tier's move has a constant, so a run may end before a slow one."""
+        """As many of the blocks as save most.
+
+        A run may end where another tier begins, for each has a constant; nowhere else, since a prompt's later blocks
+        cost more to compute and no more to bring.
+        """
         supply = Supply({tier: learned.prices for tier, learned in self._moves.items()}, self._queued_bytes)
         compute = Compute(self._compute.prices, self._step_tokens, self._block_size, self._page_bytes)
-        size_bytes: dict[Tier, int] = {}
-        best, most_s = 0, 0.0
-        for amount, tier in enumerate(takewhile(lambda tier: tier not in self._late, held), 1):
-            size_bytes[tier] = size_bytes.get(tier, 0) + self._page_bytes
+        size_bytes: Counter[Tier] = Counter()
+        amount, best, most_s = 0, 0, 0.0
+        for tier, run in groupby(takewhile(lambda tier: tier not in self._late, held)):
+            blocks = len(list(run))
+            amount += blocks
+            size_bytes[tier] += blocks * self._page_bytes
             saved_s = compute.seconds(first, first + amount) - supply.seconds(size_bytes)
             if saved_s > most_s:
                 best, most_s = amount, saved_s
         if held and not best:
             self.counts["too_slow"] += 1
-            best = self.counts["too_slow"] % TRY_EVERY == 0
+            best = int(self.counts["too_slow"] % TRY_EVERY == 0)
         wait_s = compute.seconds(first, first + best)
         if self._compute.samples < ENOUGH_STEPS:
             wait_s = max(wait_s, FIRST_WAIT_S)

@@ -37,11 +37,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     object_endpoint: str | None = None
 
 
-def read_settings(extra: Mapping[str, Any]) -> Settings:
+def read_settings(extra: Mapping[str, Any], page_bytes: int) -> Settings:
     """Check the keys.
 
+    Args:
+        page_bytes: of one block.
+
     Raises:
-        ConfigError: one is unknown, of the wrong kind, missing, or at odds with another.
+        ConfigError: one is unknown, of the wrong kind, missing, too small, or at odds with another.
     """
     try:
         settings = msgspec.convert(dict(extra), Settings)
@@ -54,6 +57,9 @@ def read_settings(extra: Mapping[str, Any]) -> Settings:
         )
     if settings.socket is None and not settings.dram_bytes:
         raise ConfigError(f"{WHERE}: must name a running keeper's socket, or dram_bytes for one to start")
+    if settings.dram_bytes is not None and settings.dram_bytes < page_bytes:
+        rule = f"must hold at least one block ({page_bytes} bytes for this model)"
+        raise ConfigError(f"{WHERE}: dram_bytes: {rule}, got {settings.dram_bytes}")
     if (settings.disk_path is None) != (not settings.disk_bytes):
         raise ConfigError(
             f"{WHERE}: disk_path and disk_bytes belong together, got {settings.disk_path!r} and {settings.disk_bytes}"
