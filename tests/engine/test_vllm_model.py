@@ -65,6 +65,7 @@ def config(model: str = "", **more: Any) -> Any:
         "parallel_config": {
             "tensor_parallel_size": 1,
             "pipeline_parallel_size": 1,
+            "prefill_context_parallel_size": 1,
             "decode_context_parallel_size": 1,
             "data_parallel_size": 1,
         },

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,9 @@ class Filled(NamedTuple):
     disk: Path
 
 
-def ask(url: str, prompt: list[int], output_tokens: int = OUTPUT_TOKENS) -> Answer:
-    with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=CLIENT_S) as client:
+def ask(url: str, prompt: list[int], output_tokens: int = OUTPUT_TOKENS, patience_s: float = CLIENT_S) -> Answer:
+    """Raises openai.APIError: it took longer than `patience_s`, and the client has left."""
+    with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=patience_s) as client:
         began_s, first_s, tokens = time.monotonic(), 0.0, list[int]()
         stream: Any = client.completions.create(
             model=MODEL,
@@ -196,6 +198,28 @@ def test_requests_that_are_restored_at_once_do_not_mix(filled: Filled, second: A
         answers = list(threads.map(lambda number: ask(second.url, PROMPTS[number]), RESTORED))
 
     assert [a.tokens for a in answers] == [filled.answers[number].tokens for number in RESTORED]
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_wrong_behind(filled: Filled, second: Any) -> None:
+    flood(second)
+
+    def come_and_go(number: int) -> None:
+        with suppress(openai.APIError):
+            ask(second.url, PROMPTS[RESTORED[number % 3]], 64, patience_s=random.Random(number).uniform(0.02, 0.6))
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(come_and_go, range(30)))
+    until(lambda: second.running() == 0, WAIT_S, "vLLM runs nothing any more")
+    answers = [ask(second.url, PROMPTS[number]) for number in RESTORED]
+
+    assert [a.tokens for a in answers] == [filled.answers[number].tokens for number in RESTORED]
+    until(lambda: used_share(second) == 0, WAIT_S, "all of the pool is free again")
+
+
+def used_share(server: Any) -> float:
+    """Of the pool's blocks, those in use."""
+    (share,) = re.findall(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", read(server.url + "/metrics").decode(), re.M)
+    return float(share)
 
 
 def test_a_keeper_that_hangs_delays_nobody(filled: Filled, second: Any, measured: list[str]) -> None:

@@ -21,6 +21,12 @@ from jevons.kv.layout import DTYPE_BYTES, Identity, Layout
 
 VERSION = "0.32.0"  # of vLLM: what we know of its blocks was found in this one
 
+_ONE_WORKER = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
+)
 # Of a layer's KV cache, the only values under which a block is keys and values of one head after another.
 _PLAIN: dict[str, tuple[object, ...]] = {
     "sliding_window": (None,),
@@ -50,8 +56,8 @@ def check(config: Any) -> None:
         )
     if transfer.kv_role != "kv_both":
         raise ConfigError(f"kv_role: must be 'kv_both', got {transfer.kv_role!r}")
-    for key in ("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size"):
-        if getattr(parallel, key, 1) != 1:
+    for key in _ONE_WORKER:
+        if getattr(parallel, key) != 1:
             raise ConfigError(
                 f"{key}: must be 1, got {getattr(parallel, key)}: a page holds whole blocks of one worker"
             )
