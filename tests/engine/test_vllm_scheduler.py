@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import queue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jevons.base.clock import HandClock
+from jevons.engine.vllm.answers import Answers
 from jevons.engine.vllm.scheduler import FRESH_S, LOOK_S, TRY_EVERY, Scheduler
 from jevons.engine.vllm.step import Told
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer, Ask, Found, Look, MoveReport
+from jevons.facts.move import Ask, Found, Look, MoveReport
 from jevons.kv.hashing import block_hashes
 from jevons.kv.layout import Layout
 
@@ -43,7 +43,7 @@ class House:
     def __init__(self) -> None:
         self.clock = HandClock()
         self.asked: list[Ask] = []
-        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.answers = Answers(self.clock)
         self.scheduler = Scheduler(LAYOUT, 2048, self.asked.append, self.answers, self.clock)
 
     def new(self, asks: Any, *tiers: Tier | None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +14,13 @@ from tests.processes import until
 from jevons.base.clock import HandClock
 from jevons.base.errors import ConfigError
 from jevons.base.ids import BlockHash, BlockId
+from jevons.engine.vllm.answers import Answers
 from jevons.engine.vllm.layout import ORDERS, Pool, bits
 from jevons.engine.vllm.settings import RESTART_S, Keeper, read_settings, socket_of
 from jevons.engine.vllm.step import Fetch, Orders, Store, Told
 from jevons.engine.vllm.worker import Worker
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer
+from jevons.facts.move import Answer, MoveReport, Over
 from jevons.kv.layout import Layout
 from jevons.store.node import Introduction, Node
 
@@ -41,10 +41,15 @@ class Engine:
         shape = (BLOCKS, LAYOUT.kv_heads, LAYOUT.block_size, 2 * LAYOUT.head_dim)
         self.caches = [torch.rand(shape) for _ in range(LAYOUT.layers)]
         self.pool = Pool([ORDERS["cpu"](bits(cache)) for cache in self.caches], LAYOUT, SLOTS)
-        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self.node = Node(socket, Introduction("vllm", MARK, LAYOUT.page_bytes), self.pool, self.answers.put)
+        self.answers = Answers(clock)
+        self.said: list[Answer] = []  # by the node
+        self.node = Node(socket, Introduction("vllm", MARK, LAYOUT.page_bytes), self.pool, self._on_answer)
         self.worker = Worker(LAYOUT, self.pool, self.node.ask, self.answers, clock)
         self._number = 0
+
+    def _on_answer(self, answer: Answer) -> None:
+        self.answers.put(answer)
+        self.said.append(answer)
 
     def attached(self) -> Engine:
         until(lambda: self.node.is_attached, WAIT_S, "attached to the keeper")
@@ -126,15 +131,27 @@ def test_what_one_saves_another_loads_where_it_wants_it(keeper: Keeper, engine: 
     a, b = engine().attached(), engine().attached()
     a.save(0, 4, block=3)
 
-    b.step(fetches=(fetch(0, 4, block=20),))
-    clock.advance(0.25)
-    assert b.loaded() == set()
+    assert b.fetch(0, 4, block=20) == set()
 
     for i in range(4):
         assert torch.equal(b.block(20 + i), a.block(3 + i))
     assert a.worker.counts["saved"] == b.worker.counts["loaded"] == 4
-    (move,) = b.step().moves
-    assert (move.tier, move.size_bytes, move.seconds) == (Tier.DRAM, 4 * LAYOUT.page_bytes, 0.25)
+    assert b.step().moves == [MoveReport(Tier.DRAM, 4 * LAYOUT.page_bytes, 0.0)]
+
+
+def test_blocks_that_came_in_time_while_a_long_step_was_computed_are_not_late(
+    keeper: Keeper, engine: Make, clock: HandClock
+) -> None:
+    a = engine().attached()
+    a.save(0, 4, block=3)
+
+    a.step(fetches=(fetch(0, 4, block=20, wait_s=1.0),))
+    until(lambda: a.said[-1:] == [Over(2)], WAIT_S, "they are there")
+    clock.advance(3.0)
+
+    assert a.loaded() == set()
+    assert a.step().late == []
+    assert a.worker.counts["load_timeout"] == 0
 
 
 def test_a_missing_block_and_all_after_it_are_told_and_those_before_it_are_good(keeper: Keeper, engine: Make) -> None:

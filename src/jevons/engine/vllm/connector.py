@@ -11,7 +11,6 @@ vLLM makes one in its scheduler's process and one in its worker's. They share th
 
 from __future__ import annotations
 
-import queue
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource  # type: ignore[impo
 
 import vllm  # type: ignore[import-not-found]
 from jevons.base.errors import ConfigError
+from jevons.engine.vllm.answers import Answers
 from jevons.engine.vllm.layout import ORDERS, NoPool, Pool, bits, find_order
 from jevons.engine.vllm.metrics import Counts, Metrics
 from jevons.engine.vllm.model import VERSION, check, identity_of, in_order, layout_of
@@ -39,7 +39,6 @@ from jevons.engine.vllm.settings import Keeper, read_settings, socket_of
 from jevons.engine.vllm.step import Orders, Told
 from jevons.engine.vllm.worker import Worker
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer
 from jevons.kv.layout import Layout, fingerprint
 from jevons.store.node import Introduction, Node
 from jevons.store.node import Pool as NodePool
@@ -129,9 +128,9 @@ class JevonsConnector(KVConnectorBase_V1):  # type: ignore[misc]
     ) -> Metrics:
         return Metrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
-    def _join(self, pool: NodePool) -> tuple[Node, queue.SimpleQueue[Answer]]:
+    def _join(self, pool: NodePool) -> tuple[Node, Answers]:
         identity = identity_of(self._config, self._layout)
-        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        answers = Answers(self._clock)
         own = Introduction("vllm", fingerprint(identity), self._layout.page_bytes)
         logger.info("jevons: keeper at %s, blocks of %s (%s)", self._socket, own.fingerprint.hex(), identity)
         return Node(self._socket, own, pool, answers.put), answers

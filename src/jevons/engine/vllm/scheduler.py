@@ -10,7 +10,6 @@ then is computed.
 
 from __future__ import annotations
 
-import queue
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count, groupby, takewhile
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 
 from jevons.base.clock import Clock
 from jevons.base.ids import BlockHash, BlockId
+from jevons.engine.vllm.answers import Answers
 from jevons.engine.vllm.step import Fetch, Orders, Store, Told
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer, Ask, Found, Look
+from jevons.facts.move import Ask, Found, Look
 from jevons.kv.hashing import chain, root
 from jevons.kv.layout import Layout
 from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds, StepSeconds
@@ -104,7 +104,7 @@ class Scheduler:
         layout: Layout,
         step_tokens: int,
         ask: Callable[[Ask], None],
-        answers: queue.SimpleQueue[Answer],
+        answers: Answers,
         clock: Clock,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -235,20 +235,19 @@ class Scheduler:
                 return False
             self.counts["look_timeout"] += 1
             del self._looks[prompt.look]
-            self._tell(prompt, ())
+            self._tell(prompt, (), self._clock.now_s())
         elif age_s > FRESH_S:
             self._look(prompt)
         return prompt.look is None
 
     def _hear(self) -> None:
-        while not self._answers.empty():
-            answer = self._answers.get()
+        for at_s, answer in self._answers.take():
             if isinstance(answer, Found) and answer.id in self._looks:
                 self._queued_bytes = answer.queued_bytes
-                self._tell(self._looks.pop(answer.id), answer.tiers)
+                self._tell(self._looks.pop(answer.id), answer.tiers, at_s)
 
-    def _tell(self, prompt: _Prompt, tiers: Sequence[Tier | None]) -> None:
-        prompt.look, prompt.tiers, prompt.told_s = None, tiers, self._clock.now_s()
+    def _tell(self, prompt: _Prompt, tiers: Sequence[Tier | None], at_s: float) -> None:
+        prompt.look, prompt.tiers, prompt.told_s = None, tiers, at_s
 
     def _choose(self, first: int, held: Sequence[Tier]) -> Chosen:
         """As many of the blocks as save most.

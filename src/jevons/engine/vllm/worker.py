@@ -7,17 +7,17 @@ the node's thread never waits for the keeper, so its Over comes at once, and nob
 
 from __future__ import annotations
 
-import queue
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 
 from jevons.base.clock import Clock
 from jevons.base.ids import BlockId
+from jevons.engine.vllm.answers import Answers
 from jevons.engine.vllm.layout import Pool
 from jevons.engine.vllm.step import Fetch, Orders, Store, Told
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Missed, MoveReport, Over, Save
+from jevons.facts.move import Arrived, Ask, Bring, Cancel, Missed, MoveReport, Over, Save
 from jevons.kv.layout import Layout
 
 IDLE_S = 0.005  # a step that computes nothing waits so long for something to come, instead of spinning
@@ -51,7 +51,7 @@ class Worker:
         layout: Layout,
         pool: Pool,
         ask: Callable[[Ask], None],
-        answers: queue.SimpleQueue[Answer],
+        answers: Answers,
         clock: Clock,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -93,8 +93,8 @@ class Worker:
 
     def loaded(self, is_idle: bool) -> set[str]:
         """Requests whose loads ended since the last call; `take_errors` tells what of them did not come."""
-        self._expire()
         self._hear(IDLE_S if is_idle and self._loading else 0.0)
+        self._expire()
         loaded, self._loaded = self._loaded, set()
         return loaded
 
@@ -124,27 +124,20 @@ class Worker:
                 self._ask(Cancel(id))
 
     def _hear(self, wait_s: float = 0.0) -> None:
-        try:
-            self._on_answer(self._answers.get(timeout=wait_s) if wait_s else self._answers.get_nowait())
-            while True:
-                self._on_answer(self._answers.get_nowait())
-        except queue.Empty:
-            pass
-
-    def _on_answer(self, answer: Answer) -> None:
-        match answer:
-            case Arrived(id, blocks):
-                self._arrived(self._loading[id], blocks)
-            case Missed(_, blocks):
-                self.counts.update(reason for _, reason in blocks)
-            case Over(id, refused):
-                self._over(id, refused)
+        for at_s, answer in self._answers.take(wait_s):
+            match answer:
+                case Arrived(id, blocks):
+                    self._arrived(self._loading[id], blocks)
+                case Missed(_, blocks):
+                    self.counts.update(reason for _, reason in blocks)
+                case Over(id, refused):
+                    self._over(id, refused, at_s)
 
     def _arrived(self, loading: _Loading, blocks: Sequence[tuple[int, Tier]]) -> None:
         loading.left.difference_update(index for index, _ in blocks)
         loading.came.update(tier for _, tier in blocks)
 
-    def _over(self, id: int, refused: int) -> None:
+    def _over(self, id: int, refused: int, at_s: float) -> None:
         if id in self._saving:
             slots = self._saving.pop(id)
             self._pool.give_back(slots)
@@ -158,13 +151,13 @@ class Worker:
         self._loaded.add(fetch.request)
         self.counts["loaded"] += good
         self.counts["load_errors"] += len(fetch.names) - good
-        self._measure(loading)
+        self._measure(loading, at_s)
 
-    def _measure(self, loading: _Loading) -> None:
+    def _measure(self, loading: _Loading, at_s: float) -> None:
         """What came took so long; what faster tiers took of it is a small part."""
         if loading.is_late:
             self._late.append(max(loading.fetch.tiers, key=list(Tier).index))
         elif loading.came:
             slowest = max(loading.came, key=list(Tier).index)
-            seconds = self._clock.now_s() - loading.began_s
+            seconds = at_s - loading.began_s
             self._moves.append(MoveReport(slowest, loading.came[slowest] * self._page_bytes, seconds))
