@@ -161,7 +161,7 @@ GUESS_MOVES = {
     Tier.REMOTE: MovePrices(per_move_s=0.05, per_byte_s=1 / 50e6),
 }
 _MOVE_SCALE = (1.0, float(8 << 20))
-_MOVE_SPREAD = (1_000.0, 1_000.0)  # a tier that hangs takes seconds for what it did in milliseconds
+_MOVE_SPREAD = (300.0, 300.0)  # a tier that hangs takes seconds for what it did in milliseconds
 
 
 class MoveSeconds:
