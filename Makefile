@@ -23,7 +23,7 @@ lint: $(VENV)/.dev ## Style, types, layers
 check: lint test ## Everything CI holds
 
 bench: $(VENV)/.bench ## Every benchmark beside its peer, one after another; nothing else should run
-	for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	for bench in bench/*.py; do echo "== $$bench"; PYTHONPATH=. $(BIN)/python $$bench || exit 1; done
 
 chaos: $(VENV)/.dev ## 20,000 requests, 50 kills, lines of all speeds: a quarter of an hour
 	$(BIN)/python -m pytest -q -s -m chaos tests/chaos $(ARGS)

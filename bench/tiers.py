@@ -1,6 +1,6 @@
 """Conversations that return to a cache far too small for them: what the tiers save, and whether anything changes.
 
-    python bench/tiers.py [conversations]
+    PYTHONPATH=. python bench/tiers.py [conversations]
 
 The same conversations, greedy, in batch-invariant mode, through a real server: first without any cache (every request
 has a salt of its own), then with device pools that hold an eighth of the working set, over a shared arena and a disk.

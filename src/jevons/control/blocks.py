@@ -31,7 +31,7 @@ WAITING_SHARE = 0.5
 # Seconds to compute a block, until an engine with such blocks tells. GUESS: equal for all, so recency decides.
 GUESS_WORTH_S = 0.05
 # Share of it that users who said they will be back may keep.
-KEPT_SHARE = 0.5
+KEPT_SHARE = 0.25
 
 
 class LeaseId(NamedTuple):
