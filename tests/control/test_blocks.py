@@ -109,16 +109,26 @@ def test_what_is_lent_is_not_given_up() -> None:
 
 
 def test_what_is_kept_for_somebody_is_not_given_up_until_then() -> None:
-    b = blocks(2)
-    fill(b, 1, 2)
+    b = blocks(4)
+    fill(b, 1, 2, 3, 4)
     b.keep([key(1)], until_s=10.0, now_s=0.0)
-    assert b.reserve(A, [(key(3), BlockMeta(PAGE, 0))], 5.0)[0] >= 0
+    for number in range(5, 12):
+        b.reserve(A, [(key(number), BlockMeta(PAGE, 0))], 5.0)
+        b.filled(A, key(number), 0, 5.0)
     assert b.tier(key(1)) is Tier.DRAM
 
-    b.release(A, 0.0)
-    b.reserve(A, [(key(4), BlockMeta(PAGE, 0))], 11.0)
-    b.reserve(A, [(key(5), BlockMeta(PAGE, 0))], 11.0)
+    for number in range(12, 20):
+        b.reserve(A, [(key(number), BlockMeta(PAGE, 0))], 11.0)
+        b.filled(A, key(number), 0, 11.0)
     assert b.tier(key(1)) is None
+
+
+def test_wishes_beyond_a_quarter_of_the_arena_are_refused_and_counted() -> None:
+    b = blocks(4)
+    fill(b, 1, 2)
+    b.keep([key(1), key(2)], until_s=10.0, now_s=0.0)
+
+    assert b.counts["keep_refused"] == 1
 
 
 def test_what_waits_to_be_written_below_stays_until_it_is() -> None:
