@@ -25,7 +25,7 @@ WORKER = """
 import sys
 from pathlib import Path
 import torch
-from jevons.engine.reference.runner import Runner, Slice
+from jevons.engine.reference.runner import Cache, Runner, Slice
 from jevons.facts.request import Sampling
 
 torch.set_num_threads(1)

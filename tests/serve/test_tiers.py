@@ -156,8 +156,8 @@ def test_workers_and_the_keeper_may_die_at_any_time(
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     try:
-        for _ in range(6):
-            talker.check(running.port, talker.make(100))
+        for _ in range(3):
+            talker.check(running.port, talker.make(80))
     finally:
         over.set()
         killer.join(30)
@@ -168,11 +168,11 @@ def test_workers_and_the_keeper_may_die_at_any_time(
 def test_a_conversation_that_will_be_back_is_kept_while_others_come_and_go(
     begin: Callable[..., Jevons], talker: Talker
 ) -> None:
-    running = begin()
+    running = begin(tokens_per_s=250)
     [kept, other] = talker.make(2)
     for asked, headers in ((kept, {"x-jevons-keep-s": "600"}), (other, {})):
         assert talker.ask(running.port, asked, **headers)[0] == asked.answer
-    talker.check(running.port, talker.others(60).make(120))
+    talker.check(running.port, talker.others(30).make(40))
 
     assert talker.ask(running.port, kept)[1] == (len(kept.prompt) - 1) // BLOCK * BLOCK
     assert talker.ask(running.port, other)[1] == 0
