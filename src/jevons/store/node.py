@@ -25,6 +25,7 @@ from typing import Protocol
 import msgspec
 
 from jevons.base.errors import StoreError
+from jevons.base.ids import BlockHash
 from jevons.facts.block import BlockKey, Tier
 from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, Over, Save
 from jevons.kv.layout import checksum
@@ -35,6 +36,8 @@ from jevons.wire.channel import framed, take_messages
 CONNECT_S = 2.0
 SEND_S = 1.0  # a keeper that reads nothing for so long is gone
 RETRY_S = 0.5
+# Pages are checked and copied in groups of this size: what was just read for the checksum is still in the cache.
+IN_CACHE_BYTES = 512 << 10
 _READ_BYTES = 1 << 18
 
 
@@ -210,21 +213,25 @@ class Node:
         ask = self._asked.get(id)
         if not isinstance(ask, Bring):
             return  # cancelled; its leases are over
-        good: list[tuple[int, int, int, int]] = []
+        good: list[tuple[int, Tier]] = []
         bad: list[int] = []
-        for index, offset, expected, code in blocks:
-            key = BlockKey(self._fingerprint, ask.names[index])
-            if checksum(key, line.arena.page(offset, self._page_bytes)) == expected:
-                good.append((index, offset, expected, code))
-            else:
-                bad.append(index)
+        several = max(1, IN_CACHE_BYTES // self._page_bytes)
+        for first in range(0, len(blocks), several):
+            some = blocks[first : first + several]
+            right = [block for block in some if self._is_right(line, ask.names[block[0]], block)]
+            self._pool.copy_in([(self._places_of(ask, index), offset) for index, offset, _, _ in right])
+            good += [(index, wire.TIER_CODES[code] or Tier.DRAM) for index, _, _, code in right]
+            bad += [block[0] for block in some if block not in right]
         if good:
-            self._pool.copy_in([(self._places_of(ask, index), offset) for index, offset, _, _ in good])
-            self._left[id].difference_update(index for index, *_ in good)
-            self._on_answer(Arrived(id, [(index, wire.TIER_CODES[code] or Tier.DRAM) for index, _, _, code in good]))
+            self._left[id].difference_update(index for index, _ in good)
+            self._on_answer(Arrived(id, good))
         if bad:
             line.send(wire.Corrupt(self._fingerprint, wire.pack(ask.names[index] for index in bad)))
         self._missed(line, id, [(index, "corrupt") for index in bad])
+
+    def _is_right(self, line: _Line, name: BlockHash, block: tuple[int, int, int, int]) -> bool:
+        _, offset, expected, _ = block
+        return checksum(BlockKey(self._fingerprint, name), line.arena.page(offset, self._page_bytes)) == expected
 
     def _missed(self, line: _Line, id: int, lost: Sequence[tuple[int, str]]) -> None:
         if lost:
