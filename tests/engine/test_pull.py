@@ -480,7 +480,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"gpt-9: not a known model; known are smollm2-135m"):
+    with pytest.raises(ModelError, match=r"gpt-9: not a known model; known are gemma3-270m, smollm2-135m"):
         pull("gpt-9", cache=tmp_path)
 
 
@@ -493,7 +493,7 @@ def test_a_known_name_resolves_to_its_directory(
 
 
 def test_a_path_that_is_nothing_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="neither a known model nor a directory; known names are smollm2-135m"):
+    with pytest.raises(ModelError, match="neither a known model nor a directory; known names are gemma3-270m, smollm2-135m"):
         resolve(str(tmp_path / "nothing"))
 
 

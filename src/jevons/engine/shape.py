@@ -163,7 +163,7 @@ def _sliding(config: _Config, layers: int) -> tuple[bool, ...]:
         key = "sliding_window_pattern" if "sliding_window_pattern" in config.values else "_sliding_window_pattern"
         pattern = config.number(key, int, 6)
         return tuple((layer + 1) % pattern != 0 for layer in range(layers))
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in SLIDING for kind in kinds):
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in tuple(SLIDING) for kind in kinds):
         raise config.bad("layer_types", f"must be {layers} of 'sliding_attention' and 'full_attention'")
     return tuple(SLIDING[kind] for kind in kinds)
 

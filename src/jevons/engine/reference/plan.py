@@ -92,9 +92,7 @@ def _decode_groups(decodes: Sequence[Slice]) -> list[list[Slice]]:
     return groups
 
 
-def _decode_group(
-    first: int, decodes: Sequence[Slice], pages: Pages, dtype: torch.dtype, window: int | None
-) -> Group:
+def _decode_group(first: int, decodes: Sequence[Slice], pages: Pages, dtype: torch.dtype, window: int | None) -> Group:
     ends = np.array([s.end for s in decodes])
     keys = pages.padded(int(ends[0]))
     unseen = np.arange(ends.min(), keys) >= ends[:, None]

@@ -182,7 +182,8 @@ def _layer(source: _Source, number: int, share: Share) -> Layer:
 
 def _as_gemma3(layer: Layer, source: _Source, shape: ModelShape, number: int) -> Layer:
     """`layer` with its window, its four norms where they belong, and scores divided by the root it asks for."""
-    assert shape.gemma3 is not None and layer.norm_q is not None
+    assert shape.gemma3 is not None
+    assert layer.norm_q is not None
     name = f"model.layers.{number}."
     return replace(
         layer,
