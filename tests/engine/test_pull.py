@@ -493,7 +493,9 @@ def test_a_known_name_resolves_to_its_directory(
 
 
 def test_a_path_that_is_nothing_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="neither a known model nor a directory; known names are gemma3-270m, smollm2-135m"):
+    with pytest.raises(
+        ModelError, match="neither a known model nor a directory; known names are gemma3-270m, smollm2-135m"
+    ):
         resolve(str(tmp_path / "nothing"))
 
 

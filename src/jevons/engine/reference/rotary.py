@@ -17,7 +17,7 @@ class Rotary:
 
     def __init__(self, shape: ModelShape, device: torch.device) -> None:
         self.device = device
-        self._frequencies = {None: frequencies(shape).to(device)}
+        self._frequencies: dict[int | None, torch.Tensor] = {None: frequencies(shape).to(device)}
         if shape.gemma3 is not None:
             sliding = replace(shape, rope_theta=shape.gemma3.sliding_rope_theta, rope_scaling=None)
             self._frequencies[shape.gemma3.window] = frequencies(sliding).to(device)

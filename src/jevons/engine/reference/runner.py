@@ -121,8 +121,8 @@ class Runner:
         """
         order = step_order(slices)
         ordered = [slices[i] for i in order]
-        gemma3 = self.shape.gemma3
-        plan = plan_step(ordered, self._pages, self._dtype, gemma3 and gemma3.window)
+        window = self.shape.gemma3.window if self.shape.gemma3 is not None else None
+        plan = plan_step(ordered, self._pages, self._dtype, window)
         factors = self._rotary.factors(plan.positions, self._dtype)
         x = self._weights.embedding.index_select(0, plan.tokens).to(self._dtype)
         for number, layer in enumerate(self._weights.layers):
