@@ -59,7 +59,7 @@ def test_an_error_is_one_line_that_says_what_to_do(args: list[str], says: str) -
 def test_json_is_one_object_and_nothing_else() -> None:
     listed = json.loads(jevons("model", "list", "--json").stdout)
 
-    assert [m["name"] for m in listed["models"]] == ["smollm2-135m"]
+    assert [m["name"] for m in listed["models"]] == ["gemma3-270m", "smollm2-135m"]
 
 
 def test_flags_go_before_the_file(tmp_path: Path) -> None:

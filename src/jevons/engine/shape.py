@@ -8,9 +8,9 @@ from typing import TypeVar
 import msgspec
 
 from jevons.base.errors import ModelError
-from jevons.facts.model import ModelShape, RopeScaling
+from jevons.facts.model import Gemma3, ModelShape, RopeScaling
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 
 # What we do not compute, and the only values under which leaving it out is right. A key that is absent is right too.
 LEFT_OUT: dict[str, tuple[object, ...]] = {
@@ -21,7 +21,11 @@ LEFT_OUT: dict[str, tuple[object, ...]] = {
     "num_experts": (None, 0, 1),
     "num_local_experts": (None, 0, 1),
     "use_sliding_window": (False,),
+    "use_bidirectional_attention": (False, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
 }
+SLIDING = {"sliding_attention": True, "full_attention": False}
 
 N = TypeVar("N", int, float)
 
@@ -84,9 +88,15 @@ def read_shape(model_dir: Path) -> ModelShape:
         raise config.bad("model_type", f"must be one of {', '.join(SUPPORTED)}")
     _refuse_what_we_leave_out(config, str(kind))
     hidden, heads = config.number("hidden_size", int), config.number("num_attention_heads", int)
-    rope_theta, rope_scaling = _rope(config)
+    layers = config.number("num_hidden_layers", int)
+    gemma3 = None
+    if kind == "gemma3_text":
+        gemma3 = _gemma3(config, layers)
+        rope_theta, rope_scaling = _rope(config, _rope_of(config, "full_attention"), 1_000_000.0)
+    else:
+        rope_theta, rope_scaling = _rope(config, config.section("rope_parameters"), 10_000.0)
     shape = ModelShape(
-        layers=config.number("num_hidden_layers", int),
+        layers=layers,
         hidden=hidden,
         intermediate=config.number("intermediate_size", int),
         heads=heads,
@@ -96,10 +106,11 @@ def read_shape(model_dir: Path) -> ModelShape:
         context_tokens=config.number("max_position_embeddings", int),
         rope_theta=rope_theta,
         norm_eps=config.number("rms_norm_eps", float),
-        tied_embeddings=config.flag("tie_word_embeddings", False),
-        qk_norm=kind == "qwen3",
+        tied_embeddings=config.flag("tie_word_embeddings", gemma3 is not None),
+        qk_norm=kind == "qwen3" or gemma3 is not None,
         qkv_bias=kind == "qwen2",
         rope_scaling=rope_scaling,
+        gemma3=gemma3,
     )
     if shape.heads % shape.kv_heads:
         raise config.bad("num_key_value_heads", f"must divide the {shape.heads} attention heads")
@@ -118,15 +129,59 @@ def _refuse_what_we_leave_out(config: _Config, kind: str) -> None:
     # Qwen writes a window that it does not use; Mistral's counts as soon as it is there.
     if kind == "mistral" and config.values.get("sliding_window") is not None:
         raise config.bad("sliding_window", "must be null: the embedded engine attends to the whole context")
+    if kind == "gemma3_text":
+        if config.values.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+            raise config.bad("hidden_activation", "must be 'gelu_pytorch_tanh'")
+        return
     kinds = config.values.get("layer_types")
     if isinstance(kinds, list) and any(layer != "full_attention" for layer in kinds):
         raise config.bad("layer_types", "must all be 'full_attention'")
 
 
-def _rope(config: _Config) -> tuple[float, RopeScaling | None]:
-    """Rotary base and stretching, from `rope_parameters` (since transformers 5) or `rope_theta` and `rope_scaling`."""
+def _gemma3(config: _Config, layers: int) -> Gemma3:
+    """Gemma 3's own numbers; defaults are those of its published configurations."""
+    local = _rope_of(config, "sliding_attention")
+    if local is not None and local.values.get("rope_type", "default") != "default":
+        raise local.bad("rope_type", "must be 'default'")
+    theta = local.number("rope_theta", float) if local else config.number("rope_local_base_freq", float, 10_000.0)
+    return Gemma3(
+        window=config.number("sliding_window", int),
+        sliding=_sliding(config, layers),
+        sliding_rope_theta=theta,
+        query_scalar=config.number("query_pre_attn_scalar", float, 256.0),
+    )
+
+
+def _sliding(config: _Config, layers: int) -> tuple[bool, ...]:
+    """Which layers slide: as `layer_types` says, else all but every n-th, by `sliding_window_pattern`.
+
+    A kind of layer that we do not know is refused: its state may be another than keys and values, and a stored prefix
+    then not enough to go on from.
+    """
+    kinds = config.values.get("layer_types")
+    if kinds is None:
+        key = "sliding_window_pattern" if "sliding_window_pattern" in config.values else "_sliding_window_pattern"
+        pattern = config.number(key, int, 6)
+        return tuple((layer + 1) % pattern != 0 for layer in range(layers))
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in tuple(SLIDING) for kind in kinds):
+        raise config.bad("layer_types", f"must be {layers} of 'sliding_attention' and 'full_attention'")
+    return tuple(SLIDING[kind] for kind in kinds)
+
+
+def _rope_of(config: _Config, kind: str) -> _Config | None:
+    """What `rope_parameters` says of one kind of layer; None where there is no such key."""
     newer = config.section("rope_parameters")
-    theta = (newer or config).number("rope_theta", float, 10_000.0)
+    if newer is None:
+        return None
+    part = newer.section(kind)
+    if part is None:
+        raise newer.bad(kind, "must be an object")
+    return part
+
+
+def _rope(config: _Config, newer: _Config | None, default_theta: float) -> tuple[float, RopeScaling | None]:
+    """Rotary base and stretching: from `newer` (since transformers 5), else from `rope_theta` and `rope_scaling`."""
+    theta = (newer or config).number("rope_theta", float, default_theta)
     part = newer or config.section("rope_scaling")
     if part is None:
         return theta, None

@@ -43,7 +43,8 @@ class Attention:
     def decodes(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
         """One query a sequence: q [b, heads, d], k and v [b * kv_heads, keys, d]; returns like q, contiguous.
 
-        `tail` [b, 1, 1, w] is 0 or -inf for the last w keys; the ones before all sequences see.
+        `tail` [b, 1, 1, w] is 0 or -inf for the last w keys; the ones before all sequences see. With a sliding window
+        it is as wide as the keys.
         """
         batch, heads, dim = q.shape
         rows = heads * batch // len(k)
@@ -54,10 +55,13 @@ class Attention:
         grouped = q.reshape(1, len(k), -1, q.shape[-1])
         return F.scaled_dot_product_attention(grouped, k[None], v[None]).reshape(1, -1, q.shape[-1])
 
-    def prompt(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:
+    def prompt(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, window: int | None = None
+    ) -> torch.Tensor:
         """Consecutive queries of one sequence, the first at position `start`; returns like q, contiguous.
 
-        q [t, heads, d]; k and v [kv_heads, keys, d] from position 0, as many as `KEY_MULTIPLE` asks for.
+        q [t, heads, d]; k and v [kv_heads, keys, d] from position 0, as many as `KEY_MULTIPLE` asks for. With a
+        `window` each query sees so many keys at most, its own among them.
         """
         count, heads, dim = q.shape
         group = heads // len(k)
@@ -65,7 +69,11 @@ class Attention:
         for first, last in prompt_tiles(count, start, heads):
             keys = -(-(start + last) // self._multiple) * self._multiple
             tile = q[first:last].view(-1, len(k), group, dim).transpose(0, 1).reshape(len(k), -1, dim)
-            tail = self._triangle[: last - first, : keys - start - first].view(1, last - first, 1, -1)
+            if window is None:
+                tail = self._triangle[: last - first, : keys - start - first]
+            else:
+                tail = windowed(torch.arange(start + first, start + last, device=q.device), keys, window, q.dtype)
+            tail = tail.view(1, last - first, 1, -1)
             attended = self._attend(tile, k[:, :keys], v[:, :keys], tail).reshape(len(k), -1, group, dim)
             out[first:last].view(-1, len(k), group, dim).copy_(attended.transpose(0, 1))
         return out
@@ -116,6 +124,20 @@ def prompt_tiles(count: int, start: int, heads: int) -> list[tuple[int, int]]:
         tiles.append((at, end))
         at = end
     return tiles
+
+
+def windowed(positions: torch.Tensor, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+    """The mask of queries at `positions` [n] that each see their last `window` keys: [n, keys], 0 or -inf.
+
+    Keys out of the window count zero like those that are not there yet, so a row's bits depend on neither.
+    """
+    age = positions[:, None] - torch.arange(keys, device=positions.device)
+    return mask_of((age < 0) | (age >= window), dtype)
+
+
+def mask_of(unseen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """-inf where `unseen`, else 0."""
+    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, -torch.inf)
 
 
 def mask(scores: torch.Tensor, tail: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import torch
 
+from jevons.engine.reference.attention import windowed
 from jevons.engine.reference.pages import Pages
 from jevons.facts.request import Sampling
 
@@ -38,6 +39,7 @@ class Group:
     end: int
     start: int  # position of the first row
     tail: torch.Tensor | None  # mask of the decodes' last keys, see `Attention.decodes`; None for a prompt
+    windowed: torch.Tensor | None  # the same for sliding layers; None where there are none
     rows: torch.Tensor  # where keys and values are, see `Pages.rows`
 
 
@@ -56,17 +58,17 @@ def step_order(slices: Sequence[Slice]) -> list[int]:
     return sorted(range(len(slices)), key=lambda i: (len(slices[i].tokens) > 1, -slices[i].end))
 
 
-def plan_step(slices: Sequence[Slice], pages: Pages, dtype: torch.dtype) -> Plan:
-    """The plan for `slices`, which are in `step_order`."""
+def plan_step(slices: Sequence[Slice], pages: Pages, dtype: torch.dtype, window: int | None = None) -> Plan:
+    """The plan for `slices`, which are in `step_order`; `window` is that of the model's sliding layers."""
     device = pages.tensor.device
     decodes = [s for s in slices if len(s.tokens) == 1]
     groups, first = [], 0
     for together in _decode_groups(decodes):
-        groups.append(_decode_group(first, together, pages, dtype))
+        groups.append(_decode_group(first, together, pages, dtype, window))
         first += len(together)
     for s in slices[len(decodes) :]:
         rows = torch.from_numpy(pages.rows([s.table], s.end)).to(device)
-        groups.append(Group(first, first + len(s.tokens), s.start, None, rows))
+        groups.append(Group(first, first + len(s.tokens), s.start, None, None, rows))
         first += len(s.tokens)
     return Plan(
         tokens=torch.from_numpy(np.concatenate([np.asarray(s.tokens, np.int64) for s in slices])).to(device),
@@ -90,10 +92,13 @@ def _decode_groups(decodes: Sequence[Slice]) -> list[list[Slice]]:
     return groups
 
 
-def _decode_group(first: int, decodes: Sequence[Slice], pages: Pages, dtype: torch.dtype) -> Group:
+def _decode_group(first: int, decodes: Sequence[Slice], pages: Pages, dtype: torch.dtype, window: int | None) -> Group:
     ends = np.array([s.end for s in decodes])
     keys = pages.padded(int(ends[0]))
     unseen = np.arange(ends.min(), keys) >= ends[:, None]
     tail = torch.from_numpy(np.where(unseen, -np.inf, 0.0))[:, None, None, :].to(pages.tensor.device, dtype)
     rows = torch.from_numpy(pages.rows([s.table for s in decodes], int(ends[0]))).to(pages.tensor.device)
-    return Group(first, first + len(decodes), decodes[0].start, tail, rows)
+    sliding = None
+    if window is not None:
+        sliding = windowed(torch.from_numpy(ends - 1).to(rows.device), keys, window, dtype)[:, None, None]
+    return Group(first, first + len(decodes), decodes[0].start, tail, sliding, rows)

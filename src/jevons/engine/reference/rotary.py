@@ -1,12 +1,15 @@
-"""Rotary position embedding, with Llama 3's stretched frequencies."""
+"""Rotary position embedding, with Llama 3's stretched frequencies and Gemma 3's two bases."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from msgspec.structs import replace
 
 from jevons.facts.model import ModelShape
+
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 class Rotary:
@@ -14,16 +17,24 @@ class Rotary:
 
     def __init__(self, shape: ModelShape, device: torch.device) -> None:
         self.device = device
-        self._frequencies = frequencies(shape).to(device)
+        self._frequencies: dict[int | None, torch.Tensor] = {None: frequencies(shape).to(device)}
+        if shape.gemma3 is not None:
+            sliding = replace(shape, rope_theta=shape.gemma3.sliding_rope_theta, rope_scaling=None)
+            self._frequencies[shape.gemma3.window] = frequencies(sliding).to(device)
 
-    def factors(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin) for `rotate`, each [rows, 1, head_dim]; angles are float32, the factors `dtype`."""
-        angles = positions[:, None].float() * self._frequencies
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+    def factors(self, positions: torch.Tensor, dtype: torch.dtype) -> dict[int | None, Factors]:
+        """Factors for the layers of each window the model has, None: the whole context."""
+        return {window: turned(positions, each, dtype) for window, each in self._frequencies.items()}
 
 
-def rotate(x: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def turned(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> Factors:
+    """(cos, sin) for `rotate`, each [rows, 1, head_dim]; angles are float32, the factors `dtype`."""
+    angles = positions[:, None].float() * frequencies
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def rotate(x: torch.Tensor, factors: Factors) -> torch.Tensor:
     """x [rows, heads, head_dim], rotated."""
     cos, sin = factors
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

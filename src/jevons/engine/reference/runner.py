@@ -16,7 +16,7 @@ from jevons.engine.reference.group import ALONE, RankGroup
 from jevons.engine.reference.pages import Cache, Pages
 from jevons.engine.reference.plan import Group, Plan, Slice, plan_step, step_order
 from jevons.engine.reference.prove import blocks_needed, prove
-from jevons.engine.reference.rotary import Rotary, rotate
+from jevons.engine.reference.rotary import Factors, Rotary, rotate
 from jevons.engine.reference.sampling import Sampled, sample
 from jevons.engine.reference.share import share_of
 from jevons.engine.reference.tiles import make_invariant
@@ -26,8 +26,6 @@ from jevons.kv.layout import Layout
 from jevons.store.node import Pool
 
 __all__ = ["Abandoned", "Cache", "Runner", "Sampled", "Slice"]
-
-Factors = tuple[torch.Tensor, torch.Tensor]
 
 # Rows that go through the MLP together: its intermediate tensors stay small enough to be allocated cheaply.
 TILE_ROWS = 512
@@ -123,13 +121,14 @@ class Runner:
         """
         order = step_order(slices)
         ordered = [slices[i] for i in order]
-        plan = plan_step(ordered, self._pages, self._dtype)
+        window = self.shape.gemma3.window if self.shape.gemma3 is not None else None
+        plan = plan_step(ordered, self._pages, self._dtype, window)
         factors = self._rotary.factors(plan.positions, self._dtype)
         x = self._weights.embedding.index_select(0, plan.tokens).to(self._dtype)
         for number, layer in enumerate(self._weights.layers):
             if is_abandoned():
                 raise Abandoned
-            x = self._layer(number, layer, x, plan, factors)
+            x = self._layer(number, layer, x, plan, factors[layer.window])
         drawn = dict(zip(order, self._draw(x, ordered), strict=True))
         return [drawn[i] for i in range(len(slices))]
 
@@ -137,7 +136,7 @@ class Runner:
         """x [rows, hidden] through one layer."""
         q, kv = self._query_and_kv(layer, self._norm(x, layer.norm_in), factors)
         self._pages.write(number, kv, plan.slots)
-        attended = join([self._attend(number, q[g.first : g.end], g) for g in plan.groups]).flatten(1)
+        attended = join([self._attend(number, layer.window, q[g.first : g.end], g) for g in plan.groups]).flatten(1)
         tiles = zip(torch.split(attended, TILE_ROWS), torch.split(x, TILE_ROWS), strict=True)
         return join([self._after_attention(layer, *tile) for tile in tiles])
 
@@ -151,24 +150,38 @@ class Runner:
         qk = rotate(qk, factors)
         return qk[:, :heads], torch.cat([qk[:, heads:], v], 1)
 
-    def _attend(self, number: int, q: torch.Tensor, group: Group) -> torch.Tensor:
-        """Attention of q [rows, heads, d] over the group's own keys and values."""
+    def _attend(self, number: int, window: int | None, q: torch.Tensor, group: Group) -> torch.Tensor:
+        """Attention of q [rows, heads, d] over the group's own keys and values.
+
+        A sliding layer keeps all keys like any other and masks those out of its window. So a block holds the same KV
+        whatever came after it, and a stored prefix is right for whatever follows it.
+        """
         k, v = self._pages.read(number, group.rows, self._dtype)
         if group.tail is None:
-            return self._attention.prompt(q, k, v, group.start)
+            return self._attention.prompt(q, k, v, group.start, window)
         if len(q) == 1 and group.start < ALONE_KEYS and not self._invariant:
-            seen = group.start + 1
-            return self._attention.alone(q, k[:, :seen], v[:, :seen])
-        return self._attention.decodes(q, k, v, group.tail)
+            seen = slice(0 if window is None else max(0, group.start + 1 - window), group.start + 1)
+            return self._attention.alone(q, k[:, seen], v[:, seen])
+        tail = group.tail if window is None else group.windowed
+        assert tail is not None, "a plan knows the model's window"
+        return self._attention.decodes(q, k, v, tail)
 
     def _after_attention(self, layer: Layer, attended: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """attended [rows, heads * d] and the residual x [rows, hidden] to the layer's result."""
-        x = self._sum(layer.out(attended)).add_(x)
+        x = self._added(x, layer.out(attended), layer.norm_attended)
         normed = self._norm(x, layer.norm_mlp)
-        return self._sum(layer.down(layer.gate.silu(normed).mul_(layer.up(normed)))).add_(x)
+        return self._added(x, layer.down(layer.gate(normed).mul_(layer.up(normed))), layer.norm_added)
+
+    def _added(self, x: torch.Tensor, part: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        """x and the ranks' sum of `part`, normed where the model does so."""
+        whole = self._sum(part)
+        return (whole if norm is None else self._norm(whole, norm)).add_(x)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.shape.norm_eps)
+        """RMS norm, computed in the weight's dtype."""
+        if weight.dtype == x.dtype:
+            return F.rms_norm(x, weight.shape, weight, self.shape.norm_eps)
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, self.shape.norm_eps).to(x.dtype)
 
     def _draw(self, x: torch.Tensor, slices: Sequence[Slice]) -> list[Sampled | None]:
         """A token for each slice that wants one; only their last rows go through the head."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from jevons.base.errors import EngineError
-from jevons.engine.reference.attention import RUN_KEYS, TILE_QUERIES, Attention
+from jevons.engine.reference.attention import RUN_KEYS, TILE_QUERIES, Attention, mask_of, windowed
 from jevons.engine.reference.linear import Linear
 from jevons.engine.reference.weights import Layer, Weights
 from jevons.facts.model import ModelShape
@@ -39,7 +39,7 @@ def make_invariant(weights: Weights, shape: ModelShape, dtype: torch.dtype) -> W
     products: list[tuple[Product, int]] = [
         (layer.qkv, h),
         (layer.out, attended),
-        (layer.gate.silu, h),
+        (layer.gate, h),
         (layer.up, h),
         (layer.down, wide),
     ]
@@ -49,7 +49,8 @@ def make_invariant(weights: Weights, shape: ModelShape, dtype: torch.dtype) -> W
     head = weights.head
     if head is not None:
         head = Tiled(head, agreeing(head, draw(TRIED_HEAD_ROWS, h), HEAD_TILES))
-    _prove_attention(shape, draw)
+    for window in {shape.window(layer) for layer in range(shape.layers)}:
+        _prove_attention(shape, draw, window)
     return replace(weights, layers=[_tiled(each, tiles) for each in weights.layers], head=head)
 
 
@@ -83,17 +84,11 @@ class Tiled:
         self._linear, self._tiles = linear, sorted(tiles, reverse=True)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._in_tiles(self._linear, x)
-
-    def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return self._in_tiles(self._linear.silu, x)
-
-    def _in_tiles(self, product: Product, x: torch.Tensor) -> torch.Tensor:
         sizes = cover(len(x), self._tiles)
         if sizes == [len(x)]:
-            return product(x)
+            return self._linear(x)
         padded = F.pad(x, (0, 0, 0, sum(sizes) - len(x)))
-        return torch.cat([product(tile) for tile in torch.split(padded, sizes)])[: len(x)]
+        return torch.cat([self._linear(tile) for tile in torch.split(padded, sizes)])[: len(x)]
 
 
 def cover(rows: int, tiles: Sequence[int]) -> list[int]:
@@ -132,7 +127,7 @@ class _Draws:
         return torch.randn(*size, generator=self._generator).to(self._device, self._dtype)
 
 
-def _prove_attention(shape: ModelShape, draw: _Draws) -> None:
+def _prove_attention(shape: ModelShape, draw: _Draws, window: int | None) -> None:
     """Attend the same queries as one prompt, in odd cuts and as decodes padded to other lengths.
 
     Raises:
@@ -144,12 +139,14 @@ def _prove_attention(shape: ModelShape, draw: _Draws) -> None:
     keys = start + count
     k, v = draw(shape.kv_heads, keys, shape.head_dim), draw(shape.kv_heads, keys, shape.head_dim)
     attention = Attention(q.dtype, q.device)
-    expected = attention.prompt(q, k, v, start)
+    expected = attention.prompt(q, k, v, start, window)
     cuts = [0, 1, 4, 37, TILE_QUERIES, TILE_QUERIES + 19, count]
-    cut = [attention.prompt(q[a:b], k, v, start + a) for a, b in pairwise(cuts)]
+    cut = [attention.prompt(q[a:b], k, v, start + a, window) for a, b in pairwise(cuts)]
     chosen = torch.tensor([0, 5, TILE_QUERIES, count - 2, count - 1], device=q.device)
-    unseen = torch.arange(start, keys, device=q.device) > start + chosen[:, None]
-    tail = torch.zeros(unseen.shape, dtype=q.dtype, device=q.device).masked_fill_(unseen, -torch.inf)[:, None, None]
+    if window is None:
+        tail = mask_of(torch.arange(start, keys, device=q.device) > start + chosen[:, None], q.dtype)[:, None, None]
+    else:
+        tail = windowed(start + chosen, keys, window, q.dtype)[:, None, None]
     several = len(chosen)
     decoded = attention.decodes(q[chosen], k.repeat(several, 1, 1), v.repeat(several, 1, 1), tail)
     if not (torch.equal(torch.cat(cut), expected) and torch.equal(decoded, expected[chosen])):

@@ -24,6 +24,9 @@ TINY = ModelShape(
     tied_embeddings=True,
 )
 
+NORMS = ("input_layernorm", "post_attention_layernorm")
+GEMMA3_NORMS = (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
 
 def write_random_model(model_dir: Path, shape: ModelShape = TINY, seed: int = 0) -> None:
     """Write config.json and model.safetensors (bf16) to the existing `model_dir`; same seed, same bits."""
@@ -33,7 +36,7 @@ def write_random_model(model_dir: Path, shape: ModelShape = TINY, seed: int = 0)
     for name, size in tensor_sizes(shape).items():
         drawn = torch.randn(size, generator=generator)
         if name.endswith("norm.weight"):
-            drawn = 1 + drawn / 8
+            drawn = drawn / 8 + (shape.gemma3 is None)  # Gemma's weights say how far from 1
         elif len(size) == 2:
             drawn *= size[1] ** -0.5  # keeps a product's numbers as large as its input's
             drawn *= 2 if "q_proj" in name or "k_proj" in name else 1  # scores large enough to pick some tokens
@@ -42,10 +45,21 @@ def write_random_model(model_dir: Path, shape: ModelShape = TINY, seed: int = 0)
 
 
 def hf_config(shape: ModelShape) -> dict[str, object]:
-    """config.json for `shape`: a Qwen 3 if it normalizes queries and keys, a Qwen 2 if it has biases, else a Llama."""
-    scaling = shape.rope_scaling
-    return {
-        "model_type": "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama",
+    """config.json for `shape`: a Gemma 3, a Qwen 3 if it normalizes queries and keys, a Qwen 2 if it has biases, or a
+    Llama.
+    """
+    scaling, gemma3 = shape.rope_scaling, shape.gemma3
+    own: dict[str, object] = {"model_type": "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"}
+    if gemma3 is not None:
+        own = {
+            "model_type": "gemma3_text",
+            "sliding_window": gemma3.window,
+            "layer_types": ["sliding_attention" if sliding else "full_attention" for sliding in gemma3.sliding],
+            "rope_local_base_freq": gemma3.sliding_rope_theta,
+            "query_pre_attn_scalar": gemma3.query_scalar,
+            "hidden_activation": "gelu_pytorch_tanh",
+        }
+    return own | {
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
         "num_hidden_layers": shape.layers,
@@ -65,7 +79,6 @@ def hf_config(shape: ModelShape) -> dict[str, object]:
             "original_max_position_embeddings": scaling.original_context_tokens,
         },
         "tie_word_embeddings": shape.tied_embeddings,
-        "hidden_act": "silu",
     }
 
 
@@ -86,6 +99,6 @@ def tensor_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
             sizes |= {f"{attn}q_norm.weight": (d,), f"{attn}k_norm.weight": (d,)}
         sizes |= {f"{attn}o_proj.weight": (h, q), f"{mlp}down_proj.weight": (h, wide)}
         sizes |= {f"{mlp}gate_proj.weight": (wide, h), f"{mlp}up_proj.weight": (wide, h)}
-        for norm in ("input_layernorm", "post_attention_layernorm"):
+        for norm in NORMS if shape.gemma3 is None else GEMMA3_NORMS:
             sizes[f"model.layers.{layer}.{norm}.weight"] = (h,)
     return sizes

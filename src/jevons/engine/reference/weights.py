@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jevons.base.errors import ModelError
-from jevons.engine.reference.linear import Linear, has_fast_bf16, pack
+from jevons.engine.reference.linear import Activation, Linear, has_fast_bf16, pack
 from jevons.engine.reference.share import Share
 from jevons.engine.shape import read_shape
+from jevons.facts.model import ModelShape
 
 __all__ = ["Layer", "Weights", "compute_dtype", "give_back_memory", "load", "read_shape"]
 
@@ -25,20 +26,23 @@ class Layer:
 
     norm_in: torch.Tensor  # [h]
     qkv: Linear  # h -> (heads + 2 kv_heads) * d
-    norm_q: torch.Tensor | None  # [d], Qwen 3
-    norm_k: torch.Tensor | None  # [d], Qwen 3
+    norm_q: torch.Tensor | None  # [d], Qwen 3 and Gemma 3
+    norm_k: torch.Tensor | None  # [d], Qwen 3 and Gemma 3
     out: Linear  # heads * d -> h
     norm_mlp: torch.Tensor  # [h]
-    gate: Linear  # h -> intermediate
+    gate: Linear  # h -> intermediate, activated
     up: Linear  # h -> intermediate
     down: Linear  # intermediate -> h
+    window: int | None = None  # tokens attended to; None: all
+    norm_attended: torch.Tensor | None = None  # [h], Gemma 3, of what attention adds
+    norm_added: torch.Tensor | None = None  # [h], Gemma 3, of what the MLP adds
 
 
 @dataclass(frozen=True)
 class Weights:
     """A model's weights, or a rank's share of them, on one device."""
 
-    embedding: torch.Tensor  # [vocab, h], bf16
+    embedding: torch.Tensor  # [vocab, h], bf16, scaled where the model does so
     layers: list[Layer]
     norm: torch.Tensor  # [h]
     head: Linear | None  # h -> vocab; None on ranks that do not draw
@@ -57,10 +61,12 @@ def load(model_dir: Path, share: Share, device: torch.device, dtype: torch.dtype
     """
     source, shape = _Source(model_dir, device, dtype), share.whole
     embedding = source.take("model.embed_tokens.weight", shape.vocab, shape.hidden, dtype=torch.bfloat16)
-    norm = source.take("model.norm.weight", shape.hidden)
+    if shape.gemma3 is not None:
+        embedding *= float(torch.tensor(shape.hidden**0.5, dtype=torch.bfloat16))  # rounded, as it was when it learned
+    norm = _norm(source, "model.norm", shape, shape.hidden)
     head = _Part("model.embed_tokens" if shape.tied_embeddings else "lm_head", (shape.vocab, shape.hidden))
     packed_head = source.linear(head) if share.has_head else None
-    layers = [_layer(source, f"model.layers.{i}.", share) for i in range(shape.layers)]
+    layers = [_layer(source, i, share) for i in range(shape.layers)]
     source.close()
     return Weights(embedding, layers, norm, packed_head)
 
@@ -102,11 +108,11 @@ class _Source:
         """A copy of the tensor, in `dtype` or else the one we compute in."""
         return self.view(name, *size).to(self._device, dtype or self._dtype, copy=True)
 
-    def linear(self, *parts: _Part, biased: bool = False) -> Linear:
+    def linear(self, *parts: _Part, biased: bool = False, activation: Activation = "") -> Linear:
         """One product for several weights with the same input."""
         weight = self._joined([self.view(f"{p.name}.weight", *p.size)[p.rows, p.columns] for p in parts])
         bias = [self.view(f"{p.name}.bias", p.size[0])[p.rows] for p in parts] if biased else None
-        return pack(weight, None if bias is None else self._joined(bias))
+        return pack(weight, None if bias is None else self._joined(bias), activation)
 
     def _joined(self, views: list[torch.Tensor]) -> torch.Tensor:
         joined = views[0] if len(views) == 1 else torch.cat(views)
@@ -147,9 +153,9 @@ class _Part(NamedTuple):
     columns: slice = slice(None)
 
 
-def _layer(source: _Source, name: str, share: Share) -> Layer:
+def _layer(source: _Source, number: int, share: Share) -> Layer:
     source.close()
-    shape = share.whole
+    shape, name = share.whole, f"model.layers.{number}."
     h, d, wide = shape.hidden, shape.head_dim, shape.intermediate
     q, kv = shape.heads * d, shape.kv_heads * d
     attn, mlp = name + "self_attn.", name + "mlp."
@@ -158,14 +164,39 @@ def _layer(source: _Source, name: str, share: Share) -> Layer:
         _Part(attn + "k_proj", (kv, h), share.kv_rows),
         _Part(attn + "v_proj", (kv, h), share.kv_rows),
     )
-    return Layer(
-        norm_in=source.take(name + "input_layernorm.weight", h),
+    layer = Layer(
+        norm_in=_norm(source, name + "input_layernorm", shape, h),
         qkv=source.linear(*qkv, biased=shape.qkv_bias),
-        norm_q=source.take(attn + "q_norm.weight", d) if shape.qk_norm else None,
-        norm_k=source.take(attn + "k_norm.weight", d) if shape.qk_norm else None,
+        norm_q=_norm(source, attn + "q_norm", shape, d) if shape.qk_norm else None,
+        norm_k=_norm(source, attn + "k_norm", shape, d) if shape.qk_norm else None,
         out=source.linear(_Part(attn + "o_proj", (h, q), columns=share.q_rows)),
-        norm_mlp=source.take(name + "post_attention_layernorm.weight", h),
-        gate=source.linear(_Part(mlp + "gate_proj", (wide, h), share.wide_rows)),
+        norm_mlp=_norm(source, name + "post_attention_layernorm", shape, h),
+        gate=source.linear(
+            _Part(mlp + "gate_proj", (wide, h), share.wide_rows), activation="gelu" if shape.gemma3 else "silu"
+        ),
         up=source.linear(_Part(mlp + "up_proj", (wide, h), share.wide_rows)),
         down=source.linear(_Part(mlp + "down_proj", (h, wide), columns=share.wide_rows)),
     )
+    return layer if shape.gemma3 is None else _as_gemma3(layer, source, share.whole, number)
+
+
+def _as_gemma3(layer: Layer, source: _Source, shape: ModelShape, number: int) -> Layer:
+    """`layer` with its window, its four norms where they belong, and scores divided by the root it asks for."""
+    assert shape.gemma3 is not None
+    assert layer.norm_q is not None
+    name = f"model.layers.{number}."
+    return replace(
+        layer,
+        window=shape.window(number),
+        norm_q=layer.norm_q * (shape.head_dim / shape.gemma3.query_scalar) ** 0.5,
+        norm_attended=layer.norm_mlp,
+        norm_mlp=_norm(source, name + "pre_feedforward_layernorm", shape, shape.hidden),
+        norm_added=_norm(source, name + "post_feedforward_layernorm", shape, shape.hidden),
+    )
+
+
+def _norm(source: _Source, name: str, shape: ModelShape, size: int) -> torch.Tensor:
+    """What a norm multiplies by. Gemma keeps how far that is from 1, and multiplies before it rounds: float32."""
+    if shape.gemma3 is None:
+        return source.take(name + ".weight", size)
+    return 1 + source.take(name + ".weight", size, dtype=torch.float32)
