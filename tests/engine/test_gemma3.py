@@ -36,8 +36,9 @@ OTHER_ROOT = replace(GEMMA, layers=3, kv_heads=2, gemma3=Gemma3(WINDOW, (False, 
 ALL_SLIDE = replace(GEMMA, gemma3=Gemma3(WINDOW, (True, True), 10_000.0, 32.0))
 SHAPES = {"as published": GEMMA, "another root": OTHER_ROOT}
 ALL = Sampling(temperature=0, logprobs=20)
-# As in test_runner: of what bf16 computes. In float32 the worst of 164 answers here is 0.016 off, 0.005 on average.
-MEAN, LARGEST = 0.09, 0.25
+# Of 48 answers here, the worst has 21 log-probabilities 0.017 off on average and 0.05 at most in bf16, 0.003 and 0.014
+# in float32.
+MEAN, LARGEST = 0.05, 0.15
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -187,8 +188,11 @@ def test_what_is_out_of_the_window_counts_nothing(tmp_path: Path, decodes: int) 
     runner.step([Slice(text[:-1], 0, range(4), None)])
     step = [Slice(text[-1:], 59, range(4), ALL)] * decodes
     before = runner.step(step)
-    runner.pages[:2] = 100.0  # positions 0 to 31; the last token sees 36 to 59
+    runner.pages[:2] = 100.0  # the last token, at 59, sees 36 to 59
+    runner.pages[2, :, :, :, : 36 - 32] = 100.0
     assert runner.step(step) == before
+    runner.pages[2, :, :, :, 36 - 32] = 100.0
+    assert runner.step(step) != before
 
 
 def test_a_windows_mask_lets_through_so_many_keys_and_none_to_come() -> None:
