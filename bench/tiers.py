@@ -135,7 +135,7 @@ def main() -> None:
     tokenizer = Tokenizer(Path(model_dir))
     infinite = sum(sum(reusable(tokenizer, talk, turns)) for talk, turns in zip(talks, cold, strict=True))
     reused = sum(turn.cached for turns in warm for turn in turns)
-    back = [percentile([turn.ttft_s for turns in played for turn in turns[1:]], 50) for played in (cold, warm)]
+    back = [percentile([turn.ttft_s for turns in played for turn in turns[1:]], 0.5) for played in (cold, warm)]
     assert back[0] is not None
     assert back[1] is not None
     same = sum(a.text == b.text for x, y in zip(cold, warm, strict=True) for a, b in zip(x, y, strict=True))
