@@ -36,7 +36,7 @@ def work(name: str, prompt: list[int], max_tokens: int = 3, salt: str = "", emit
 
 def step(b: Batcher, token: int = 1) -> tuple[list[Chunk], list[Step]]:
     chunks = b.schedule(0.0)
-    return chunks, b.complete(chunks, [Drawn(token) if c.sampling is not None else None for c in chunks])
+    return chunks, b.complete(chunks, [Drawn(token) if c.sampling is not None else None for c in chunks], 0.0)
 
 
 def drain(b: Batcher, limit: int = 1_000) -> list[Step]:
@@ -177,7 +177,7 @@ def test_any_mix_ends_with_every_sequence_whole_and_the_pool_as_it_was(seed: int
         assert len({c.id for c in chunks}) == len(chunks)
         if draw.random() < 0.1:
             continue  # the step is given up in the middle: nothing is booked, and it is scheduled again
-        for made in b.complete(chunks, [Drawn(1) if c.sampling is not None else None for c in chunks]):
+        for made in b.complete(chunks, [Drawn(1) if c.sampling is not None else None for c in chunks], 0.0):
             sent[made.id] = sent.get(made.id, 0) + len(made.tokens)
         told = follow(b, told)
     drain(b)

@@ -57,8 +57,8 @@ def shapes(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
     return [(c.start, len(c.tokens)) for c in chunks]
 
 
-def complete(b: Batcher, chunks: Sequence[Chunk]) -> list[Step]:
-    return b.complete(chunks, [Drawn(1) if c.sampling is not None else None for c in chunks])
+def complete(b: Batcher, chunks: Sequence[Chunk], now_s: float = 0.0) -> list[Step]:
+    return b.complete(chunks, [Drawn(1) if c.sampling is not None else None for c in chunks], now_s)
 
 
 def look(b: Batcher, tiers: list[Tier | None], now_s: float = 0.0) -> None:

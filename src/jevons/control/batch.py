@@ -154,8 +154,9 @@ class Batcher:
         kept = {seq.work.id for seq in self._running}
         return [c for c in chunks if c.id in kept]  # a later sequence may have preempted an earlier one's turn
 
-    def complete(self, chunks: Sequence[Chunk], drawn: Sequence[Drawn | None]) -> list[Step]:
+    def complete(self, chunks: Sequence[Chunk], drawn: Sequence[Drawn | None], now_s: float) -> list[Step]:
         """Book what a step computed. Sequences cancelled meanwhile are passed over."""
+        self._now_s = now_s
         by_id = {seq.work.id: seq for seq in self._running}
         steps = []
         for chunk, token in zip(chunks, drawn, strict=True):
@@ -169,11 +170,10 @@ class Batcher:
                 steps.append(self._advance(seq, token))
         return steps
 
-    def on_answer(self, answer: Answer, now_s: float) -> None:
-        """The tiers answer."""
+    def on_answer(self, answer: Answer, at_s: float) -> None:
+        """The tiers answered, at this time."""
         assert self.restore is not None, "only who asks is answered"
-        self._now_s = now_s
-        self.restore.on_answer(answer, now_s)
+        self.restore.on_answer(answer, at_s)
         for seq in self._running:
             self._pass_over(seq)
 

@@ -219,15 +219,15 @@ class Restore:
 
     # Answers
 
-    def on_answer(self, answer: Answer, now_s: float) -> None:
+    def on_answer(self, answer: Answer, at_s: float) -> None:
         match answer:
             case Found(id, tiers, queued_bytes):
                 coming = self._looks.pop(id, None)
                 if coming is not None:
                     self._queued_bytes = queued_bytes
-                    self._tell(coming, tiers, now_s)
+                    self._tell(coming, tiers, at_s)
             case Arrived(id, blocks):
-                self._arrived(self._brings[id], [index for index, _ in blocks], now_s)
+                self._arrived(self._brings[id], [index for index, _ in blocks], at_s)
             case Missed(id, lost):
                 self._missed(self._brings[id], lost)
             case Over(id, refused):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -32,6 +32,13 @@ class Done(msgspec.Struct, frozen=True):
     report: StepReport | None = None  # None where nothing was computed
     events: list[KvEvent] = []
     moves: list[MoveReport] = []
+
+
+class _Timed(NamedTuple):
+    """An answer and when it came: it may be heard a whole step later, which is not the tier's doing."""
+
+    answer: Answer
+    at_s: float
 
 
 OnDone = Callable[[Done], None]
@@ -62,11 +69,11 @@ class EngineLoop:
         self._runner = runner
         self._on_done = on_done
         self._ask = ask
-        self._inbox: queue.SimpleQueue[Work | RequestId | Answer | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Work | RequestId | _Timed | None] = queue.SimpleQueue()
         self._learned = StepSeconds()
         self._cancelled: set[RequestId] = set()
         self._new: list[Work] = []
-        self._answers: list[Answer] = []
+        self._answers: list[_Timed] = []
         self._chunks: Sequence[Chunk] = ()
         self._step_began_s: float | None = None
         self._stopping = False
@@ -80,7 +87,7 @@ class EngineLoop:
 
     def answer(self, answer: Answer) -> None:
         """The tiers answer something the batcher asked."""
-        self._inbox.put(answer)
+        self._inbox.put(_Timed(answer, time.monotonic()))
 
     def stop(self) -> None:
         self._inbox.put(None)
@@ -120,7 +127,7 @@ class EngineLoop:
             self._step_began_s = None
         self._take(wait_s=0.0)
         self._hear()  # what was saved meanwhile makes room for what is saved now
-        steps = self._batcher.complete(self._chunks, [_drawn(s) for s in sampled])
+        steps = self._batcher.complete(self._chunks, [_drawn(s) for s in sampled], time.monotonic())
         report = _report(self._chunks, time.perf_counter() - began)
         self._learned.measured(load_of(report), report.seconds)
         self._batcher.prices = self._learned.prices
@@ -162,8 +169,8 @@ class EngineLoop:
 
     def _hear(self) -> None:
         answers, self._answers = self._answers, []
-        for answer in answers:
-            self._batcher.on_answer(answer, time.monotonic())
+        for timed in answers:
+            self._batcher.on_answer(timed.answer, timed.at_s)
 
     def _admit(self) -> None:
         self._hear()

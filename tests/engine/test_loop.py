@@ -1,0 +1,78 @@
+"""The engine's loop between its batcher, its runner and the tiers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from jevons.base.ids import RequestId
+from jevons.control.batch import Batcher
+from jevons.control.restore import Restore
+from jevons.engine.reference.loop import Done, EngineLoop
+from jevons.engine.reference.plan import Slice
+from jevons.engine.reference.sampling import Sampled
+from jevons.facts.block import Tier
+from jevons.facts.move import Arrived, Ask, Bring, Found, Look, MoveReport, Over, Save
+from jevons.facts.request import Sampling, Work
+from jevons.kv.pool import BlockPool
+
+SIZE, PAGE_BYTES = 4, 1_000
+STEP_S = 0.3
+
+
+class _Tiers:
+    """Hold everything, and deliver at once while a step is computed."""
+
+    def __init__(self) -> None:
+        self.bring: Bring | None = None
+        self.loop: EngineLoop | None = None
+
+    def ask(self, ask: Ask) -> None:
+        assert self.loop is not None
+        match ask:
+            case Look(id, names):
+                self.loop.answer(Found(id, [Tier.DISK] * len(names), {}))
+            case Bring():
+                self.bring = ask
+            case Save(id=id, names=names):
+                self.loop.answer(Over(id, refused=len(names)))
+
+    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool]) -> list[Sampled | None]:
+        """A step of the engine: long after the blocks came, it ends."""
+        bring, self.bring = self.bring, None
+        if bring is not None and self.loop is not None:
+            self.loop.answer(Arrived(bring.id, [(i, Tier.DISK) for i in range(len(bring.names))]))
+            self.loop.answer(Over(bring.id))
+            time.sleep(STEP_S)
+        return [Sampled(7, None) if s.sampling is not None else None for s in slices]
+
+
+def _work(name: str, prompt: list[int], max_tokens: int) -> Work:
+    return Work(id=RequestId(name), prompt=prompt, max_tokens=max_tokens, sampling=Sampling(), stop_ids=[])
+
+
+def test_blocks_that_come_during_a_step_took_no_longer_though_it_ends_later() -> None:
+    pool = BlockPool(64, SIZE)
+    restore = Restore(pool, page_bytes=PAGE_BYTES, step_tokens=8)
+    batcher = Batcher(pool, step_tokens=8, max_running=4, context_tokens=200, restore=restore)
+    tiers, moves, ended = _Tiers(), list[MoveReport](), threading.Event()
+
+    def on_done(done: Done) -> None:
+        moves.extend(done.moves)
+        if any(step.id == "back" and step.finish for step in done.steps):
+            ended.set()
+
+    tiers.loop = loop = EngineLoop(batcher, tiers, on_done, tiers.ask)
+    loop.submit(_work("busy", [1], max_tokens=150))  # keeps the engine in steps
+    loop.submit(_work("back", list(range(41)), max_tokens=1))
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        assert ended.wait(20.0)
+    finally:
+        loop.stop()
+        thread.join()
+
+    assert [move.tier for move in moves] == [Tier.DISK]
+    assert moves[0].seconds < STEP_S
