@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.model]
 START_S = 120.0
 REQUESTS = 20_000
 KILLS = 50
+NOISE_S = 0.05  # of one request's time here
 
 Start = Callable[..., Jevons]
 
@@ -139,23 +140,26 @@ class Line:
             self._ready.set()
             await self._stop.wait()
             server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
+            pipes = asyncio.all_tasks() - {asyncio.current_task()}
+            for pipe in pipes:
+                pipe.cancel()
+            await asyncio.gather(*pipes, return_exceptions=True)
+            await asyncio.sleep(0)  # closed transports say so to their protocols
 
         self._loop.run_until_complete(serve())
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
-            await asyncio.gather(self._pipe(reader, back), self._pipe(there, writer))
+            with contextlib.closing(back):
+                await asyncio.gather(self._pipe(reader, back), self._pipe(there, writer))
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), contextlib.closing(writer):
             while data := await reader.read(1 << 12):
                 await asyncio.sleep(len(data) / self.bytes_per_s)
                 writer.write(data)
                 await writer.drain()
-        writer.close()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -175,8 +179,8 @@ def test_a_restore_over_any_line_takes_at_most_a_tenth_longer_than_computing(
         s3.ask("PUT", "kv-blocks")
         flags = ["--object-url", "s3://kv-blocks/x", "--object-endpoint", f"http://127.0.0.1:{line.port}"]
         running = begin(*flags, tokens_per_s=400)
-        talker = Talker(model_dir, prefixes=40, seed=4, tokens=240)
-        asks = talker.make(24)
+        talker = Talker(model_dir, prefixes=24, seed=4, tokens=240)
+        asks = talker.make_each()
         cold = [timed(talker, running.port, asked) for asked in asks]
         until(lambda: not any(running.snapshot()["tiers"]["waiting_bytes"].values()), 60.0)
         running.process.kill()
@@ -199,7 +203,7 @@ def test_a_restore_over_any_line_takes_at_most_a_tenth_longer_than_computing(
 
     ratios = [b / c for b, c in zip(back, cold, strict=True)]
     print(f"cold {statistics.median(cold):.3f} s, ratio {statistics.median(ratios):.2f}, worst {max(ratios):.2f}")
-    assert statistics.median(ratios) <= 1.1
+    assert all(b <= 1.1 * c + NOISE_S for b, c in zip(back, cold, strict=True))
 
 
 def timed(talker: Talker, port: int, asked: Asked) -> float:

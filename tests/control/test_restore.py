@@ -108,6 +108,26 @@ def test_what_has_not_come_after_a_tenth_of_its_computing_time_is_computed() -> 
     assert shapes(b.schedule(1.5)) == [(4, 8)]
 
 
+def test_a_tier_that_is_silent_until_the_deadline_is_not_waited_for_again() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14)), max_tokens=1))
+    look(b, [Tier.DISK] * 3)
+    b.schedule(0.0)
+    ask = bring(b)
+    b.schedule(1.5)
+    b.on_answer(Missed(ask.id, [(i, "cancelled") for i in range(3)]), 1.5)
+    b.on_answer(Over(ask.id), 1.5)
+    while b.running:
+        complete(b, b.schedule(2.0))
+    asked(b)
+
+    b.add(work("b", list(range(100, 114))))
+    look(b, [Tier.DISK] * 3, now_s=3.0)
+
+    assert shapes(b.schedule(3.0))[0][0] == 0  # computed at once, from the front
+    assert bring(b).names[0] == block_hashes(list(range(100, 114)), SIZE)[2]  # while the back may come
+
+
 def test_while_a_slow_tier_delivers_from_the_back_the_front_is_computed() -> None:
     b = batcher()
     assert b.restore is not None

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import local
+from threading import Thread, current_thread, local
 from typing import Any, NamedTuple
 
 from jevons.engine.mock import next_token
@@ -34,15 +34,21 @@ class Talker:
         self._tokenizer = Tokenizer(model_dir)
         self._prefixes = [self._tokens(tokens) for _ in range(prefixes)]
         self._own = local()
-        self._connections: list[http.client.HTTPConnection] = []
+        self._connections: list[tuple[Thread, http.client.HTTPConnection]] = []
 
     def others(self, prefixes: int) -> Talker:
         """One with other prefixes."""
         return Talker(self.model_dir, prefixes, self._draw.randrange(1 << 30))
 
-    def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+    def close(self, *, only_ended: bool = False) -> None:
+        """Close the connections, or those of threads that have ended."""
+        left = []
+        for thread, connection in self._connections:
+            if only_ended and thread.is_alive():
+                left.append((thread, connection))
+            else:
+                connection.close()
+        self._connections = left
 
     def _tokens(self, count: int) -> list[int]:
         return [self._draw.randrange(1_000, 40_000) for _ in range(count)]
@@ -52,6 +58,10 @@ class Talker:
             self._expected(self._draw.choice(self._prefixes) + self._tokens(self._draw.randrange(1, 40)))
             for _ in range(count)
         ]
+
+    def make_each(self) -> list[Asked]:
+        """One prompt for each prefix."""
+        return [self._expected(prefix + self._tokens(20)) for prefix in self._prefixes]
 
     def _expected(self, prompt: list[int]) -> Asked:
         tokens = list(prompt)
@@ -75,13 +85,14 @@ class Talker:
         if connection is None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
             setattr(self._own, str(port), connection)
-            self._connections.append(connection)
+            self._connections.append((current_thread(), connection))
         return connection
 
     def check(self, port: int, asks: Sequence[Asked], parallel: int = 8) -> int:
         """Ask all; every answer must be right. Returns cached tokens."""
         with ThreadPoolExecutor(parallel) as pool:
             answers = list(pool.map(lambda asked: self.ask(port, asked), asks))
+        self.close(only_ended=True)
         wrong = [i for i, (asked, (text, _)) in enumerate(zip(asks, answers, strict=True)) if text != asked.answer]
         assert wrong == []
         return sum(cached for _, cached in answers)

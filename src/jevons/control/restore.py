@@ -281,14 +281,20 @@ class Restore:
         self._asks.append(Cancel(moving.ask.id))
 
     def _measure(self, moving: _UnderWay, now_s: float) -> None:
-        """Learn from what came, or from how little had come until now. What faster tiers took is as predicted."""
-        came: Counter[Tier] = Counter()
-        for block in moving.plan.blocks:
-            came[moving.tiers[block]] += 0 if block in moving.left else self._page_bytes
-        slowest = max(came, key=list(Tier).index)
+        """Learn from what came. What faster tiers took of it is as predicted.
+
+        What did not come in time would have taken longer: as if it came at the rate of the rest, or of half a page.
+        Without that a silent tier would be believed to deliver just in time, and be waited for again and again.
+        """
+        asked = Counter(moving.tiers[page] for page in moving.plan.blocks)
+        came = Counter(moving.tiers[page] for page in moving.plan.blocks if page not in moving.left)
+        slowest = max(asked, key=list(Tier).index)
         seconds = now_s - moving.began_s
-        seconds -= sum(self._learned[t].prices.seconds(size) for t, size in came.items() if size and t is not slowest)
-        size_bytes = max(came[slowest], self._page_bytes if moving.left else 0)
+        for tier, pages in came.items():
+            if tier is not slowest:
+                seconds -= self._learned[tier].prices.seconds(pages * self._page_bytes)
         if seconds > 0:
-            self._learned[slowest].measured(size_bytes, seconds)
-            self._reports.append(MoveReport(slowest, size_bytes, seconds))
+            pages = asked[slowest]
+            seconds *= pages / (came[slowest] or 0.5)
+            self._learned[slowest].measured(pages * self._page_bytes, seconds)
+            self._reports.append(MoveReport(slowest, pages * self._page_bytes, seconds))

@@ -84,7 +84,7 @@ class Over(msgspec.Struct, frozen=True):
 
 
 class MoveReport(msgspec.Struct, frozen=True, array_like=True):
-    """Bytes that came from one tier, as measured: from asking to the last one's arrival."""
+    """Bytes asked of one tier, and how long they took to the last one's arrival; what was given up, extrapolated."""
 
     tier: Tier
     size_bytes: int

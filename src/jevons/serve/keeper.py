@@ -228,13 +228,15 @@ class Keeper:
 
     def _reserve(self, client: Client, lease: LeaseId, asked: wire.Reserve, now_s: float) -> None:
         keys = _keys(asked.fingerprint, asked.names)
-        self._reserved[lease] = keys
         blocks = [
             (key, BlockMeta(size_bytes=asked.page_bytes, checksum=0, depth=depth, tenant=asked.tenant))
             for key, depth in zip(keys, asked.depths, strict=True)
         ]
         self._blocks.is_worth(asked.page_bytes, asked.worth_s)
-        client.send(wire.Places(asked.id, self._blocks.reserve(lease, blocks, now_s)))
+        places = self._blocks.reserve(lease, blocks, now_s)
+        if any(offset >= 0 for offset in places):  # otherwise nothing will be filled
+            self._reserved[lease] = keys
+        client.send(wire.Places(asked.id, places))
 
     def _filled(self, lease: LeaseId, blocks: list[tuple[int, int]], now_s: float) -> None:
         keys = self._reserved.pop(lease, None)
@@ -354,7 +356,7 @@ class Keeper:
             dram_used_bytes=blocks.used_bytes,
             blocks={str(tier): count for tier, count in blocks.held_blocks.items()},
             lower_bytes={str(tier): lower.used_bytes for tier, lower in self._lower.items()},
-            leases=blocks.leases,
+            leases=len(self._names) + len(self._reserved),
             clients=len(self._clients),
             waiting_bytes={str(tier): size for tier, size in blocks.waiting_bytes.items()},
             counts=dict(sum((lower.counts for lower in self._lower.values()), blocks.counts + self._doors())),

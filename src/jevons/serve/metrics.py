@@ -136,7 +136,7 @@ def _tiers(snapshot: FleetSnapshot) -> Iterator[GaugeMetricFamily | CounterMetri
     if tiers is None:
         return
     yield GaugeMetricFamily("jevons_dram_used_bytes", "Of the arena.", tiers.dram_used_bytes)
-    yield GaugeMetricFamily("jevons_leases", "Blocks lent to engines.", tiers.leases)
+    yield GaugeMetricFamily("jevons_leases", "Fetches and reservations of engines under way.", tiers.leases)
     blocks = GaugeMetricFamily("jevons_tier_blocks", "Blocks a tier holds.", labels=["tier"])
     for tier, count in tiers.blocks.items():
         blocks.add_metric([tier], count)
