@@ -114,9 +114,9 @@ def test_a_tier_that_is_silent_until_the_deadline_is_not_waited_for_again() -> N
     look(b, [Tier.DISK] * 3)
     b.schedule(0.0)
     ask = bring(b)
-    b.schedule(1.5)
-    b.on_answer(Missed(ask.id, [(i, "cancelled") for i in range(3)]), 1.5)
-    b.on_answer(Over(ask.id), 1.5)
+    b.schedule(1.401)
+    b.on_answer(Missed(ask.id, [(i, "cancelled") for i in range(3)]), 1.401)
+    b.on_answer(Over(ask.id), 1.401)
     while b.running:
         complete(b, b.schedule(2.0))
     asked(b)
