@@ -18,6 +18,7 @@ from jevons.facts.request import Sampling, Step, Work
 from jevons.kv.hashing import block_hashes
 from jevons.kv.pool import BlockPool
 from jevons.perf.measured import MovePrices, MoveSeconds, Prices
+from jevons.policy.source import WAIT_SHARE
 
 SIZE = 4
 FAST = Prices(per_step_s=1.0, per_token_s=1.0, per_token_context_s=0.0, per_decode_s=1.0)  # beside any tier: slow
@@ -126,6 +127,24 @@ def test_a_tier_that_is_silent_until_the_deadline_is_not_waited_for_again() -> N
 
     assert shapes(b.schedule(3.0))[0][0] == 0  # computed at once, from the front
     assert bring(b).names[0] == block_hashes(list(range(100, 114)), SIZE)[2]  # while the back may come
+
+
+def test_a_step_is_held_back_for_an_answer_that_is_due_before_it_would_cost_more_than_it_saves() -> None:
+    b = batcher()
+    assert b.restore is not None
+    b.add(work("busy", [1], max_tokens=9))
+    complete(b, b.schedule(0.0))
+    b.add(work("a", list(range(10, 24))))
+    chunks = b.schedule(1.0)
+    asked(b)
+
+    due_s = b.restore.due_s
+    assert due_s is not None
+    hold_s = b.hold_s(chunks, step_s=1.0, now_s=1.0)
+    assert (shapes(chunks), hold_s) == ([(1, 1)], due_s - 1.0)
+    assert b.hold_s([*chunks, *chunks], step_s=1.9 * hold_s, now_s=1.0) == WAIT_SHARE * 1.9 * hold_s / 2
+    assert b.hold_s(chunks, step_s=1.0, now_s=due_s) == 0.0
+    assert batcher().hold_s(chunks, step_s=1.0, now_s=1.0) == 0.0
 
 
 def test_while_a_slow_tier_delivers_from_the_back_the_front_is_computed() -> None:

@@ -22,41 +22,54 @@ STEP_S = 0.3
 
 
 class _Tiers:
-    """Hold everything, and deliver at once while a step is computed."""
+    """Hold everything; what is asked to be brought comes at once, or while the next step is computed."""
 
-    def __init__(self) -> None:
-        self.bring: Bring | None = None
+    def __init__(self, *, at_once: bool) -> None:
         self.loop: EngineLoop | None = None
+        self.steps: list[list[int]] = []  # of each, the positions where its slices begin
+        self.steps_before_look = 0
+        self._at_once = at_once
+        self._bring: Bring | None = None
 
     def ask(self, ask: Ask) -> None:
         assert self.loop is not None
         match ask:
             case Look(id, names):
+                self.steps_before_look = len(self.steps)
                 self.loop.answer(Found(id, [Tier.DISK] * len(names), {}))
             case Bring():
-                self.bring = ask
+                self._bring = ask
+                if self._at_once:
+                    self._deliver()
             case Save(id=id, names=names):
                 self.loop.answer(Over(id, refused=len(names)))
 
     def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool]) -> list[Sampled | None]:
         """A step of the engine: long after the blocks came, it ends."""
-        bring, self.bring = self.bring, None
-        if bring is not None and self.loop is not None:
-            self.loop.answer(Arrived(bring.id, [(i, Tier.DISK) for i in range(len(bring.names))]))
-            self.loop.answer(Over(bring.id))
+        self.steps.append([s.start for s in slices])
+        if self._bring is not None:
+            self._deliver()
             time.sleep(STEP_S)
         return [Sampled(7, None) if s.sampling is not None else None for s in slices]
+
+    def _deliver(self) -> None:
+        bring, self._bring = self._bring, None
+        assert bring is not None
+        assert self.loop is not None
+        self.loop.answer(Arrived(bring.id, [(i, Tier.DISK) for i in range(len(bring.names))]))
+        self.loop.answer(Over(bring.id))
 
 
 def _work(name: str, prompt: list[int], max_tokens: int) -> Work:
     return Work(id=RequestId(name), prompt=prompt, max_tokens=max_tokens, sampling=Sampling(), stop_ids=[])
 
 
-def test_blocks_that_come_during_a_step_took_no_longer_though_it_ends_later() -> None:
+def _come_back(tiers: _Tiers) -> list[MoveReport]:
+    """A prompt of ten held blocks and a token comes to an engine that is decoding. Returns what moves took."""
     pool = BlockPool(64, SIZE)
     restore = Restore(pool, page_bytes=PAGE_BYTES, step_tokens=8)
     batcher = Batcher(pool, step_tokens=8, max_running=4, context_tokens=200, restore=restore)
-    tiers, moves, ended = _Tiers(), list[MoveReport](), threading.Event()
+    moves, ended = list[MoveReport](), threading.Event()
 
     def on_done(done: Done) -> None:
         moves.extend(done.moves)
@@ -64,7 +77,7 @@ def test_blocks_that_come_during_a_step_took_no_longer_though_it_ends_later() ->
             ended.set()
 
     tiers.loop = loop = EngineLoop(batcher, tiers, on_done, tiers.ask)
-    loop.submit(_work("busy", [1], max_tokens=150))  # keeps the engine in steps
+    loop.submit(_work("busy", [1], max_tokens=150))
     loop.submit(_work("back", list(range(41)), max_tokens=1))
     thread = threading.Thread(target=loop.run)
     thread.start()
@@ -73,6 +86,18 @@ def test_blocks_that_come_during_a_step_took_no_longer_though_it_ends_later() ->
     finally:
         loop.stop()
         thread.join()
+    return moves
+
+
+def test_blocks_that_come_during_a_step_took_no_longer_though_it_ends_later() -> None:
+    moves = _come_back(_Tiers(at_once=False))
 
     assert [move.tier for move in moves] == [Tier.DISK]
     assert moves[0].seconds < STEP_S
+
+
+def test_who_waits_for_blocks_that_come_at_once_joins_the_next_step() -> None:
+    tiers = _Tiers(at_once=True)
+    _come_back(tiers)
+
+    assert 40 in tiers.steps[tiers.steps_before_look]

@@ -24,6 +24,7 @@ from jevons.facts.request import Sampling, Step, TokenLogprob, Work
 from jevons.kv.hashing import chain, root
 from jevons.kv.pool import BlockPool, FullBlocks
 from jevons.perf.measured import GUESS_PRICES, Prices
+from jevons.policy.source import WAIT_SHARE
 
 # So long a handover waits for its blocks to be saved: a millisecond as a rule. Then the other worker computes them.
 HANDOVER_S = 0.5
@@ -153,6 +154,19 @@ class Batcher:
             budget -= self._take(taken, budget, chunks)
         kept = {seq.work.id for seq in self._running}
         return [c for c in chunks if c.id in kept]  # a later sequence may have preempted an earlier one's turn
+
+    def hold_s(self, chunks: Sequence[Chunk], step_s: float, now_s: float) -> float:
+        """So long it pays to hold back this step for answers that are due: who waits for them joins it, not the next.
+
+        Holding costs each of the step's sequences as much; going without costs who waits the step's predicted `step_s`.
+        Where answers are expected too late for that they still get a tenth of it: copying beside a step takes many
+        times as long as before it, and would be believed to be slow for ever.
+        """
+        due_s = self.restore.due_s if self.restore is not None else None
+        if due_s is None or due_s <= now_s:
+            return 0.0
+        hold_s = due_s - now_s
+        return hold_s if hold_s * len(chunks) < step_s else WAIT_SHARE * step_s / len(chunks)
 
     def complete(self, chunks: Sequence[Chunk], drawn: Sequence[Drawn | None], now_s: float) -> list[Step]:
         """Book what a step computed. Sequences cancelled meanwhile are passed over."""

@@ -25,6 +25,7 @@ from jevons.policy.source import Compute, Plan, Supply, plan
 
 LOOK_S = 0.25  # so long a prompt waits to hear which tiers hold its blocks
 FRESH_S = 2.0  # so long it believes what it heard
+LATE = 2.0  # answers are expected within so many times what they are predicted to take
 SAVE_S = 5.0
 SAVING_SHARE = 0.5  # of the pool's blocks may be on their way to the tiers
 
@@ -79,6 +80,7 @@ class Restore:
         self._saves: dict[int, tuple[Save, float]] = {}  # with its deadline
         self._saving = 0  # places
         self._queued_bytes: Mapping[Tier, int] = {}
+        self._look_s = 0.001  # what looks take, as measured lately
         self._learned = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
 
     @property
@@ -182,6 +184,16 @@ class Restore:
                 waits.append(moving.wait_until_s)
         return min(waits, default=None)
 
+    @property
+    def due_s(self) -> float | None:
+        """When something that a sequence waits for should be here, the earliest."""
+        times = [coming.told_s + LATE * self._look_s for coming in self._looks.values()]
+        for coming in self._brings.values():
+            moving = coming.under_way
+            if moving is not None and moving.plan.wait_s and not moving.is_cancelled:
+                times.append(moving.began_s + LATE * moving.plan.seconds)
+        return min(times, default=None)
+
     # Blocks that were computed
 
     def save(
@@ -225,6 +237,7 @@ class Restore:
                 coming = self._looks.pop(id, None)
                 if coming is not None:
                     self._queued_bytes = queued_bytes
+                    self._look_s += 0.2 * (at_s - coming.told_s - self._look_s)
                     self._tell(coming, tiers, at_s)
             case Arrived(id, blocks):
                 self._arrived(self._brings[id], [index for index, _ in blocks], at_s)

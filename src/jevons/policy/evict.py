@@ -110,7 +110,7 @@ class Evictor(Generic[K]):
     def _longest_waiting(self, is_kept: Callable[[K], bool], now_s: float) -> K | None:
         """The block in a queue that has waited longest for its value; kept ones before it go aside."""
         while (key := self._oldest(now_s)) is not None and is_kept(key):
-            del self._queues[self._level[key]][key]
+            self._drop(key, self._level[key])
             self._aside[key] = None
         return key
 
@@ -118,11 +118,10 @@ class Evictor(Generic[K]):
         """The head of the queue whose head has waited longest for its value; of equal waits the least worth."""
         longest, oldest = (-1.0, 0), None
         for level, queue in self._queues.items():
-            if queue:
-                key, used_s = next(iter(queue.items()))
-                wait = ((now_s - used_s) * 2.0 ** (-level / _STEPS), -level)
-                if wait > longest:
-                    longest, oldest = wait, key
+            key, used_s = next(iter(queue.items()))
+            wait = ((now_s - used_s) * 2.0 ** (-level / _STEPS), -level)
+            if wait > longest:
+                longest, oldest = wait, key
         return oldest
 
     def _remember(self, key: K) -> None:
@@ -139,6 +138,15 @@ class Evictor(Generic[K]):
     def _leave(self, key: K) -> int:
         """Out of its queue; returns its level."""
         level = self._level[key]
-        if self._queues[level].pop(key, None) is None:
+        if key in self._aside:
             del self._aside[key]
+        else:
+            self._drop(key, level)
         return level
+
+    def _drop(self, key: K, level: int) -> None:
+        """Out of the queue of `level`, which goes when it is empty: each is looked at for a victim."""
+        queue = self._queues[level]
+        del queue[key]
+        if not queue:
+            del self._queues[level]

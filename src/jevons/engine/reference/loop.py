@@ -118,6 +118,8 @@ class EngineLoop:
         if not self._chunks:
             return False
         self._send_asks()  # blocks come while this step runs
+        if self._hears_in_time():
+            return True  # more can be in this step: schedule it again
         self._step_began_s = began = time.perf_counter()
         try:
             sampled = self._runner.step([_slice(chunk) for chunk in self._chunks], self._is_abandoned)
@@ -134,6 +136,14 @@ class EngineLoop:
         self._send_asks()  # saving begins before anyone hears of the tokens
         self._tell(steps, report)
         return True
+
+    def _hears_in_time(self) -> bool:
+        """Hold back the step while that pays. Returns whether something was heard."""
+        step_s = self._learned.prices.seconds(load_of(_report(self._chunks, 0.0)))
+        hold_s = self._batcher.hold_s(self._chunks, step_s, time.monotonic())
+        if hold_s:
+            self._take(wait_s=hold_s)
+        return bool(self._answers or self._new or self._cancelled)
 
     def _tell(self, steps: list[Step], report: StepReport | None = None) -> None:
         moves = [] if self._batcher.restore is None else self._batcher.restore.drain_reports()
