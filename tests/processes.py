@@ -1,4 +1,4 @@
-"""A `jevons serve` of ours as a process: started, read, asked, stopped."""
+"""Commands of ours as processes: started, read, asked, stopped."""
 
 from __future__ import annotations
 
@@ -21,46 +21,34 @@ STOP_S = 30.0
 READ_S = 10.0
 
 
-class Jevons:
-    """Listens at `url` once made.
+class Running:
+    """A command of ours that listens at `at` once made.
 
     Raises:
         AssertionError: it does not listen within `START_S`; tells what it said.
     """
 
-    def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "jevons", "serve", "--port", "0", *flags]
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "jevons", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._urls: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.url = self._urls.get(timeout=START_S)
+            self.at = self._urls.get(timeout=START_S)
         except queue.Empty:
             self.process.kill()
             raise AssertionError(f"jevons does not listen:\n{''.join(self.lines)}") from None
-        self.port = int(self.url.rpartition(":")[2])
+        self.port = int(self.at.rpartition(":")[2])
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            found = re.search(r"listening on (http://\S+)", line)
+            found = re.search(r"listening on (\S+:\d+)", line)
             if found:
                 self._urls.put(found[1])
-
-    def get(self, path: str) -> bytes:
-        return read(self.url + path)
-
-    def snapshot(self) -> dict[str, Any]:
-        return cast(dict[str, Any], json.loads(self.get("/snapshot")))
-
-    def worker(self, id: str) -> dict[str, Any]:
-        return next(w for w in self.snapshot()["workers"] if w["id"] == id)
-
-    def healthy(self) -> list[str]:
-        return [w["id"] for w in self.snapshot()["workers"] if w["health"] == "up"]
 
     def stop(self) -> int:
         """Its exit code; killed if it does not end by itself, which is a failure."""
@@ -74,6 +62,26 @@ class Jevons:
             self._reader.join(STOP_S)
             assert self.process.stderr is not None
             self.process.stderr.close()
+
+
+class Jevons(Running):
+    """A `jevons serve`."""
+
+    def __init__(self, *flags: str) -> None:
+        super().__init__("serve", "--port", "0", *flags)
+        self.url = self.at
+
+    def get(self, path: str) -> bytes:
+        return read(self.url + path)
+
+    def snapshot(self) -> dict[str, Any]:
+        return cast(dict[str, Any], json.loads(self.get("/snapshot")))
+
+    def worker(self, id: str) -> dict[str, Any]:
+        return next(w for w in self.snapshot()["workers"] if w["id"] == id)
+
+    def healthy(self) -> list[str]:
+        return [w["id"] for w in self.snapshot()["workers"] if w["health"] == "up"]
 
 
 def read(url: str) -> bytes:

@@ -25,7 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     served_name: Annotated[str | None, Meta(description="Name clients ask for; the model's own by default.")] = None
     workers: Annotated[
         Annotated[int, Meta(ge=0, le=256)] | None,
-        Meta(description="Embedded engines to start, one process each; 2, or none where engines are attached."),
+        Meta(description="Embedded engines to start, one process each; 2, or none with engines or nodes."),
     ] = None
     prefill: Annotated[
         int, Meta(ge=0, le=256, description="Embedded engines for prompts alone; needs decode and dram_bytes.")
@@ -37,6 +37,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         list[str],
         Meta(description="Engines to attach: http://HOST:PORT[,kv=tcp://HOST:PORT[,replay=tcp://HOST:PORT]]."),
     ] = []
+    nodes: Annotated[
+        list[str], Meta(description="Other hosts' HOST:PORT (their node_listen) whose workers serve too.")
+    ] = []
+    node_listen: Annotated[
+        str, Meta(description="HOST:PORT where `jevons node` lets servers in that know the secret.")
+    ] = "127.0.0.1:7100"
     policy: Annotated[str, Meta(description="How requests find a worker: kv, round_robin, least_loaded, random.")] = (
         "kv"
     )
@@ -101,16 +107,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.prefill or self.decode:
             return self.prefill + self.decode
         if self.workers is None:
-            return 0 if self.engines else 2
+            return 0 if self.engines or self.nodes else 2
         return self.workers
 
 
-def make(values: dict[str, Any], source: str) -> Settings:
+def make(values: dict[str, Any], source: str, *, is_node: bool = False) -> Settings:
     """Settings from plain values, defaults for the rest.
 
     Args:
         values: by key.
         source: where they come from, for the error.
+        is_node: for `jevons node`, whose workers are one part of what serves.
 
     Raises:
         ConfigError: names the key, quotes the value, says the rule.
@@ -123,7 +130,7 @@ def make(values: dict[str, Any], source: str) -> Settings:
         where = f"{source}: {key}" if key else source
         got = f", got {values[key]!r}" if key in values and ", got" not in rule else ""
         raise ConfigError(f"{where}: {rule.replace('Expected', 'must be').replace('`', '')}{got}") from error
-    _check(settings)
+    _check(settings, is_node)
     return settings
 
 
@@ -141,12 +148,16 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config {path}: is not TOML: {error}") from error
 
 
-def _check(settings: Settings) -> None:
-    if not settings.embedded_workers and not settings.engines:
-        raise ConfigError("workers, engines: there must be at least one worker or one attached engine, got 0 and none")
+def _check(settings: Settings, is_node: bool) -> None:
+    if not (settings.embedded_workers or settings.engines or settings.nodes):
+        raise ConfigError("workers, engines, nodes: there must be at least one of any, got 0 workers and none")
+    if is_node and (settings.engines or settings.nodes):
+        raise ConfigError("engines, nodes: a node has only workers of its own; give these to `jevons serve`")
+    if (is_node or settings.nodes) and settings.peer_secret_file is None:
+        raise ConfigError("nodes, peer_secret_file: nodes need a secret to share, give them the same file")
     _check_cache(settings)
     if settings.prefill or settings.decode:
-        _check_split(settings)
+        _check_split(settings, is_part=is_node or bool(settings.nodes))
     _check_tiers(settings)
     if settings.max_running > settings.step_tokens:
         raise ConfigError(
@@ -189,8 +200,8 @@ def _check_cache(settings: Settings) -> None:
             raise ConfigError(f"{key}, prefill: there are no prefill engines, give prefill and decode")
 
 
-def _check_split(settings: Settings) -> None:
-    if not (settings.prefill and settings.decode):
+def _check_split(settings: Settings, *, is_part: bool) -> None:
+    if not is_part and not (settings.prefill and settings.decode):
         raise ConfigError(
             f"prefill, decode: one needs the other, got {settings.prefill} and {settings.decode}; give both, or workers"
         )

@@ -40,8 +40,10 @@ def test_attaching_an_engine_starts_no_embedded_worker_unless_asked() -> None:
         ({"port": 70_000}, "test: port: must be int <= 65535, got 70000"),
         ({"workers": -1}, "workers: must be int >= 0, got -1"),
         ({"prot": 8000}, "unknown field"),
-        ({"workers": 0}, "at least one worker or one attached engine"),
+        ({"workers": 0}, "there must be at least one of any"),
         ({"max_running": 20, "step_tokens": 10}, "max_running 20 > step_tokens 10"),
+        ({"nodes": ["b:7100"]}, "give them the same file"),
+        ({"prefill": 1, "dram_bytes": 1 << 20}, "one needs the other"),
         ({"hang_s": 5.0, "dead_s": 2.0}, "dead_s 2.0 <= hang_s 5.0"),
     ],
 )
@@ -50,6 +52,15 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_rule(values: dict[str, 
         config.make(values, "test")
 
     assert says in str(caught.value)
+
+
+def test_a_node_may_be_one_half_of_what_serves_but_no_server() -> None:
+    half = {"prefill": 1, "dram_bytes": 1 << 20, "peer_secret_file": "s"}
+
+    assert config.make(half, "test", is_node=True).embedded_workers == 1
+    assert config.make({"nodes": ["b:7100"], "peer_secret_file": "s"}, "test").embedded_workers == 0
+    with pytest.raises(ConfigError, match="a node has only workers of its own"):
+        config.make({"nodes": ["b:7100"], "peer_secret_file": "s"}, "test", is_node=True)
 
 
 def test_a_toml_file_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:

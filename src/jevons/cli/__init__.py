@@ -12,6 +12,7 @@ from jevons.base.errors import JevonsError
 
 _COMMANDS = {
     "serve": "Serve a model over several workers, behind one OpenAI-compatible door.",
+    "node": "Run workers that a server on another host uses.",
     "demo": "See what KV-aware routing saves, on a real model, in under two minutes.",
     "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
     "model": "List, fetch and find models.",

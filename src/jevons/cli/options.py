@@ -19,7 +19,7 @@ from jevons.engine.pull import resolve
 
 Command = Callable[..., None]
 
-LISTS = ("engines", "peers")  # settings that are given once for each
+LISTS = ("engines", "peers", "nodes")  # settings that are given once for each
 
 
 def settings_options(names: typing.Sequence[str]) -> Callable[[Command], Command]:
@@ -35,7 +35,7 @@ def settings_options(names: typing.Sequence[str]) -> Callable[[Command], Command
     return decorate
 
 
-def make_settings(file: Path | None, flags: dict[str, Any]) -> Settings:
+def make_settings(file: Path | None, flags: dict[str, Any], *, is_node: bool = False) -> Settings:
     """Settings from a TOML file and the flags given, flags first.
 
     Raises:
@@ -43,12 +43,12 @@ def make_settings(file: Path | None, flags: dict[str, Any]) -> Settings:
     """
     values = config.read(file) if file is not None else {}
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in flags.items() if v not in (None, ())}
-    return config.make({**values, **given}, "flags" if file is None else str(file))
+    return config.make({**values, **given}, "flags" if file is None else str(file), is_node=is_node)
 
 
 def find_model(settings: Settings) -> Path | None:
-    """The directory of the embedded workers' model, fetched the first time; None where there are none."""
-    return fetch(settings.model) if settings.embedded_workers else None
+    """The directory of the workers' model, here or on other nodes, fetched the first time; None without any."""
+    return fetch(settings.model) if settings.embedded_workers or settings.nodes else None
 
 
 def fetch(model: str, accepted: str = "") -> Path:

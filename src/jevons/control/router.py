@@ -28,6 +28,7 @@ from jevons.policy.route import Candidate, Placement, check_policy, placement, p
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
+HERE = ""  # the node the router runs on
 # A step may take so many times its prediction before its worker counts as silent. Below is noise: on cores that
 # something else uses too, a step takes 2 to 3 times as long.
 LATE_STEP = 4.0
@@ -73,8 +74,9 @@ class _Prompt:
 class _Worker:
     """What the router keeps of one worker."""
 
-    def __init__(self, facts: WorkerFacts, index: PrefixIndex, shadow_ttl_s: float) -> None:
+    def __init__(self, facts: WorkerFacts, node: str, index: PrefixIndex, shadow_ttl_s: float) -> None:
         self.facts = facts
+        self.node = node
         self.intake = Intake(facts.id, index) if facts.sends_events else None
         self.shadow = None if facts.sends_events else Shadow(facts.id, index, shadow_ttl_s)
         self.learned = StepSeconds()
@@ -148,6 +150,19 @@ class _Worker:
             self.queued = Load()  # rounding must not pile up
 
 
+class NodeTiers:
+    """What is known of a node's tiers."""
+
+    def __init__(self) -> None:
+        self.holdings = Holdings()
+        self.state: TierSnapshot | None = None  # as their keeper told last
+
+    def lost(self) -> None:
+        """Their keeper is away."""
+        self.holdings.clear()
+        self.state = None
+
+
 class Router:
     """Places requests on workers and keeps account of what it placed."""
 
@@ -156,8 +171,7 @@ class Router:
         self.policy = policy
         self.roster = Roster(hang_s)
         self._shadow_ttl_s = shadow_ttl_s
-        self.holdings = Holdings()  # of the node's tiers
-        self.tiers: TierSnapshot | None = None  # as their keeper told last
+        self._nodes: dict[str, NodeTiers] = {}
         self._index = PrefixIndex()
         self._workers: dict[WorkerId, _Worker] = {}
         self._placed: dict[RequestId, _Placed] = {}
@@ -166,12 +180,16 @@ class Router:
 
     # Workers
 
-    def join(self, facts: WorkerFacts) -> None:
-        """A worker introduces itself, for the first time or after a restart: it holds nothing we know of."""
+    def node(self, name: str) -> NodeTiers:
+        """What is known of a node's tiers; who is told by their keeper writes it."""
+        return self._nodes.setdefault(name, NodeTiers())
+
+    def join(self, facts: WorkerFacts, node: str = HERE) -> None:
+        """A worker of `node` introduces itself, for the first time or after a restart: it holds nothing we know of."""
         old = self._workers.get(facts.id)
         if old is not None:
             self._forget_blocks(old)
-        self._workers[facts.id] = worker = _Worker(facts, self._index, self._shadow_ttl_s)
+        self._workers[facts.id] = worker = _Worker(facts, node, self._index, self._shadow_ttl_s)
         if old is not None:
             worker.learned, worker.moves = old.learned, old.moves  # the hardware is the same
             worker.reports_steps = old.reports_steps
@@ -348,7 +366,8 @@ class Router:
             index_blocks=len(self._index),
             workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
             recent=list(self._recent),
-            tiers=self.tiers,
+            tiers=self.node(HERE).state,
+            nodes={name: n.state for name, n in sorted(self._nodes.items()) if name != HERE and n.state is not None},
         )
 
     # Inside
@@ -377,14 +396,23 @@ class Router:
             prefill = route(self.policy, prompt_tokens, prefillers, self._turn)
             decode = route(self.policy, prompt_tokens, decoders, self._turn)
             return msgspec.structs.replace(prefill, decode=decode.worker)
-        handover_s = {c.worker: self._handover_s(self._workers[c.worker], prompt_tokens, c) for c in decoders}
+
+        def handover_s(prefill: Candidate, decode: Candidate) -> float:
+            one, other = self._workers[prefill.worker], self._workers[decode.worker]
+            tier = Tier.DRAM if one.node == other.node else Tier.PEER
+            return self._handover_s(other, tier, prompt_tokens, decode)
+
         chosen = split(prompt_tokens, decoders, prefillers, handover_s)
         assert chosen is not None, "there are decoders"
         after = chosen.decode.worker if chosen.decode is not chosen.prefill else None
         return placement(self.policy, prompt_tokens, chosen.prefill, after)
 
-    def _handover_s(self, worker: _Worker, prompt_tokens: int, c: Candidate) -> float:
-        """Seconds until `worker` has what of a prompt is computed elsewhere, and its last page computed again."""
+    def _handover_s(self, worker: _Worker, tier: Tier, prompt_tokens: int, c: Candidate) -> float:
+        """Seconds until `worker` has what of a prompt is computed elsewhere, and its last page computed again.
+
+        Args:
+            tier: where it finds the blocks: of its own node, or of another.
+        """
         pages = worker.facts.pages
         if pages is None:
             return c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens))
@@ -393,12 +421,12 @@ class Router:
         computed_s = c.prices.seconds(
             msgspec.structs.replace(prompt_load(prompt_tokens, prompt_tokens - tail), steps=1)
         )
-        return worker.moves[Tier.DRAM].prices.seconds(missing * pages.size_bytes) + computed_s
+        return worker.moves[tier].prices.seconds(missing * pages.size_bytes) + computed_s
 
     def _from_tiers(self, worker: _Worker, prompt: _Prompt, held_tokens: int) -> Plan:
         """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
-        pages = worker.facts.pages
-        if pages is None or not len(self.holdings):
+        pages, holdings = worker.facts.pages, self.node(worker.node).holdings
+        if pages is None or not len(holdings):
             return NOTHING
         names = prompt.named(pages.block_size).reusable
         start = -(-held_tokens // pages.block_size)
@@ -406,7 +434,7 @@ class Router:
         is_measured = worker.learned.samples > 0
         prices, step_tokens = worker.learned.prices, worker.facts.step_tokens
         compute = Compute(prices, step_tokens, pages.block_size, pages.size_bytes, is_measured)
-        return plan(self.holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
+        return plan(holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
 
     def _candidate(self, worker: _Worker, held_tokens: int, coming: Plan) -> Candidate:
         pages = worker.facts.pages

@@ -60,4 +60,5 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     index_blocks: int  # distinct blocks known
     workers: list[WorkerSnapshot]
     recent: list[Outcome]
-    tiers: TierSnapshot | None = None  # None without, and while the keeper is away
+    tiers: TierSnapshot | None = None  # of this node; None without, and while the keeper is away
+    nodes: dict[str, TierSnapshot] = {}  # of others, by their address

@@ -11,11 +11,10 @@ whole, and long ones go where they disturb nobody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from jevons.base.ids import WorkerId
 from jevons.policy.route import Candidate, prompt_load, ttft_s
 
 
@@ -36,7 +35,7 @@ def split(
     prompt_tokens: int,
     decoders: Sequence[Candidate],
     prefillers: Sequence[Candidate],
-    handover_s: Mapping[WorkerId, float],
+    handover_s: Callable[[Candidate, Candidate], float],
 ) -> Split | None:
     """Choose worker or workers for a prompt.
 
@@ -44,7 +43,7 @@ def split(
         prompt_tokens: its length.
         decoders: workers that may do all of it, or what follows the first token.
         prefillers: workers that may do the prompt.
-        handover_s: for each decoder, seconds to bring it the prompt's blocks once they are computed elsewhere.
+        handover_s: of a prefiller and a decoder, seconds to bring the one the blocks that the other has computed.
 
     Returns:
         The least waiting, all together; whole before split, then the lowest ids. None without decoders.
@@ -53,11 +52,10 @@ def split(
         (ttft_s(prompt_tokens, c) + disturbed_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders
     ]
     for d in decoders:
-        after_s = handover_s[d.worker] + d.prices.seconds(prompt_load(prompt_tokens, prompt_tokens)) * d.requests
-        options += [
-            (ttft_s(prompt_tokens, p) + disturbed_s(prompt_tokens, p) + after_s, 1, p.worker, d.worker, p, d)
-            for p in prefillers
-        ]
+        join_s = d.prices.seconds(prompt_load(prompt_tokens, prompt_tokens)) * d.requests
+        for p in prefillers:
+            there_s = ttft_s(prompt_tokens, p) + disturbed_s(prompt_tokens, p)
+            options.append((there_s + handover_s(p, d) + join_s, 1, p.worker, d.worker, p, d))
     if not options:
         return None
     cost_s, _, _, _, prefill, decode = min(options, key=lambda option: option[:4])

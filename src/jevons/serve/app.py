@@ -15,23 +15,20 @@ from pathlib import Path
 import msgspec
 
 from jevons.base.errors import ConfigError, EngineError, ModelError
-from jevons.base.ids import WorkerId
 from jevons.config import Settings
-from jevons.control.router import Router
+from jevons.control.router import HERE, Router
 from jevons.engine.openai import EngineSpec, parse_spec
-from jevons.engine.shape import mock_shape, read_shape
-from jevons.facts.model import ModelShape
-from jevons.facts.worker import Role
-from jevons.kv.layout import DTYPE_BYTES
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
 from jevons.serve.http import Door, Limits
 from jevons.serve.openai import refusal
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
-from jevons.serve.tiers import Tiers
+from jevons.serve.remote import RemoteNode
+from jevons.serve.tiers import Tiers, read_secret
 from jevons.serve.tokenizer import Tokenizer
-from jevons.wire.channel import AgentConfig, TierConfig
+from jevons.serve.workers import fit_tokens, model_shape, worker_configs
+from jevons.wire.channel import AgentConfig
 from jevons.wire.events import check_endpoint
 
 log = logging.getLogger("jevons")
@@ -61,7 +58,7 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
     """Run a server for as long as the context is open.
 
     Args:
-        model_dir: the embedded model's directory; None where there are no embedded workers.
+        model_dir: the workers' model's directory, here or on other nodes; None where there are none.
 
     Raises:
         ConfigError: the settings contradict the model or each other.
@@ -71,9 +68,14 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
     front = Front(settings, router, fleet, prompts, time.monotonic)
     specs = [_checked(spec) for spec in settings.engines]
-    tiers = Tiers(settings, router) if settings.dram_bytes and settings.embedded_workers else None
-    fleet.tiers = tiers
-    agents = _embedded(settings, model_dir, fleet, front, prompts) if settings.embedded_workers else []
+    tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
+    agents: list[AgentConfig] = []
+    if model_dir is not None:
+        agents = worker_configs(settings, model_dir, tiers)
+        _embed(settings, model_dir, fleet, front, prompts)
+    for config in agents:
+        fleet.add_embedded(config)
+    remotes = [RemoteNode(address, read_secret(settings), router, fleet, prompts) for address in settings.nodes]
     door = Door(front, refusal, Limits(body_bytes=settings.max_body_bytes))
     try:
         await door.listen(settings.host, settings.port)
@@ -84,6 +86,7 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
         if tiers is not None:
             chores.append(tasks.create_task(tiers.keep()))
         chores += [tasks.create_task(fleet.keep(config)) for config in agents]
+        chores += [tasks.create_task(remote.keep()) for remote in remotes]
         for spec in specs:
             attached = fleet.add_attached(spec)
             chores.append(tasks.create_task(attached.watch(partial(_on_model, spec=spec, prompts=prompts))))
@@ -98,88 +101,14 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
                 tiers.close()
 
 
-def _embedded(
-    settings: Settings, model_dir: Path | None, fleet: Fleet, front: Front, prompts: Prompts
-) -> list[AgentConfig]:
-    """Set up the embedded model and its workers."""
-    assert model_dir is not None, "embedded workers need a model"
-    shape, tokenizer = read_shape(model_dir), Tokenizer(model_dir)
-    if settings.mock_tokens_per_s:
-        shape = mock_shape(shape)
-    name = settings.served_name or model_dir.name
-    block_bytes = max(_block_bytes(settings, shape, role) for _, role in _roles(settings))
-    if settings.kv_bytes < block_bytes:
-        raise ConfigError(
-            f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
-            f"{settings.block_size}), got {settings.kv_bytes}; raise it"
-        )
-    if 0 < settings.dram_bytes < block_bytes:
-        raise ConfigError(
-            f"dram_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
-            f"{settings.block_size}), got {settings.dram_bytes}; raise it or set it to 0"
-        )
-    fit = min(
-        settings.kv_bytes // _block_bytes(settings, shape, role) * _block_size(settings, role)
-        for _, role in _roles(settings)
-    )
-    context = min(shape.context_tokens, fit)
-    prompts.serve(Served(name, local_encoder(tokenizer), context))
-    front.embedded = Embedded(fleet, front.placements, front.metrics, tokenizer, context)
-    tiers = None if fleet.tiers is None else _tier_config(settings, fleet.tiers.config.socket)
-    agents = [
-        AgentConfig(
-            id=WorkerId(id),
-            model=name,
-            model_dir=str(model_dir),
-            device=settings.device,
-            threads=settings.threads,
-            kv_bytes=settings.kv_bytes,
-            block_size=_block_size(settings, role),
-            step_tokens=settings.step_tokens,
-            max_running=settings.max_running,
-            invariant=settings.invariant,
-            kv_dtype=_kv_dtype(settings, role),
-            role=role,
-            mock_tokens_per_s=settings.mock_tokens_per_s,
-            tiers=tiers,
-            tensor_parallel=settings.tensor_parallel,
-        )
-        for id, role in _roles(settings)
-    ]
-    for config in agents:
-        fleet.add_embedded(config)
-    return agents
-
-
-def _roles(settings: Settings) -> list[tuple[str, Role]]:
-    """Names and roles of the embedded workers."""
-    if not settings.prefill:
-        return [(f"w{i}", Role.BOTH) for i in range(settings.embedded_workers)]
-    prefill = [(f"p{i}", Role.PREFILL) for i in range(settings.prefill)]
-    return prefill + [(f"d{i}", Role.DECODE) for i in range(settings.decode)]
-
-
-def _block_bytes(settings: Settings, shape: ModelShape, role: Role) -> int:
-    return shape.kv_bytes_per_token(DTYPE_BYTES[_kv_dtype(settings, role)]) * _block_size(settings, role)
-
-
-def _block_size(settings: Settings, role: Role) -> int:
-    return (settings.prefill_block_size if role is Role.PREFILL else None) or settings.block_size
-
-
-def _kv_dtype(settings: Settings, role: Role) -> str:
-    return (settings.prefill_kv_dtype if role is Role.PREFILL else None) or settings.kv_dtype
-
-
-def _tier_config(settings: Settings, socket: str) -> TierConfig:
-    """Pages hold whole blocks of every worker, in the numbers of those that read most of them."""
-    roles = {role for _, role in _roles(settings)}
-    return TierConfig(
-        socket=socket,
-        block_size=max(_block_size(settings, role) for role in roles),
-        dtype=settings.kv_dtype,
-        is_mixed=len({_kv_dtype(settings, role) for role in roles}) > 1,
-    )
+def _embed(settings: Settings, model_dir: Path, fleet: Fleet, front: Front, prompts: Prompts) -> None:
+    """Serve the model of our workers, wherever they are."""
+    tokenizer, shape = Tokenizer(model_dir), model_shape(settings, model_dir)
+    context = shape.context_tokens
+    if settings.embedded_workers:
+        context = min(context, fit_tokens(settings, shape))
+    prompts.serve(Served(settings.served_name or model_dir.name, local_encoder(tokenizer), context))
+    front.embedded = Embedded(fleet, front.placements, front.metrics, tokenizer, prompts)
 
 
 def _checked(text: str) -> EngineSpec:
@@ -238,5 +167,5 @@ async def _until_ready_or(stop: asyncio.Event, server: Server, settings: Setting
     for task in pending:
         task.cancel()
     if not stop.is_set():
-        counts = settings.embedded_workers, len(settings.engines)
-        log.info("ready: policy %s, %d embedded workers, %d attached engines", settings.policy, *counts)
+        counts = settings.embedded_workers, len(settings.nodes), len(settings.engines)
+        log.info("ready: policy %s, %d embedded workers, %d other nodes, %d attached engines", settings.policy, *counts)

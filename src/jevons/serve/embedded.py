@@ -16,6 +16,7 @@ from jevons.serve.fleet import GONE, Fleet
 from jevons.serve.http import EVENT_STREAM, NO_CACHE, Reply
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import Usage, check_supported
+from jevons.serve.prompts import Prompts
 from jevons.serve.sequence import Sequence
 from jevons.serve.stream import DONE, Choice, Delta
 from jevons.serve.tokenizer import Tokenizer
@@ -27,13 +28,13 @@ class Embedded:
     """Runs the sequences of a call on embedded workers and writes their answer."""
 
     def __init__(
-        self, fleet: Fleet, placements: Placements, metrics: Metrics, tokenizer: Tokenizer, context_tokens: int
+        self, fleet: Fleet, placements: Placements, metrics: Metrics, tokenizer: Tokenizer, prompts: Prompts
     ) -> None:
         self._fleet = fleet
         self._placements = placements
         self._metrics = metrics
         self._tokenizer = tokenizer
-        self._context_tokens = context_tokens
+        self._prompts = prompts
 
     async def answer(self, call: Call, id: RequestId, placement: Placement, reply: Reply) -> None:
         """Answer `call`, whose first sequence is placed as `id`.
@@ -91,13 +92,15 @@ class Embedded:
         asked, copies = call.asked, call.asked.n or 1
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         sequences: list[Sequence] = []
+        context_tokens = self._prompts.context_tokens(asked.model)
+        assert context_tokens is not None, "our own workers' is known"
         for prompt in call.prompts:
             for copy in range(copies):
                 index = len(sequences)
                 work = Work(
                     id=RequestId(f"{call.id}-{index}"),
                     prompt=prompt,
-                    max_tokens=asked.output_limit or self._context_tokens - len(prompt),
+                    max_tokens=asked.output_limit or context_tokens - len(prompt),
                     sampling=Sampling(
                         temperature=1.0 if asked.temperature is None else asked.temperature,
                         top_p=1.0 if asked.top_p is None else asked.top_p,

@@ -11,18 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
+
+import msgspec
 
 from jevons.base.errors import EngineError, EngineGone
 from jevons.base.ids import RequestId, WorkerId
 from jevons.config import Settings
-from jevons.control.router import Router
+from jevons.control.router import HERE, Router
 from jevons.engine.http_client import Scope
 from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import Health, WorkerFacts
 from jevons.serve.substrate import Process
-from jevons.serve.tiers import Tiers
 from jevons.wire.channel import TO_FRONT, AgentConfig, Beat, Cancel, Channel, Hello, Steps, Submit, ToFront
 from jevons.wire.events import Subscriber
 
@@ -71,9 +73,11 @@ async def feed(router: Router, worker: WorkerId, subscriber: Subscriber) -> None
 class Link:
     """The front's end of one embedded worker."""
 
-    def __init__(self, id: WorkerId, router: Router, now_s: Clock) -> None:
+    def __init__(self, id: WorkerId, router: Router, now_s: Clock, node: str = HERE) -> None:
         self.id = id
-        self.context_tokens: int | None = None
+        self.node = node
+        self.events: tuple[str, str] | None = None  # endpoints of its KV events and their replays; None: as it says
+        self.on_hello: Callable[[Hello], None] | None = None
         self._router = router
         self._now_s = now_s
         self._channel: Channel[ToFront] | None = None
@@ -150,10 +154,11 @@ class Link:
                 self._router.on_beat(self.id, self._now_s(), step)
                 self._router.on_tier_counts(self.id, tiers)
             case Hello():
-                self.context_tokens = message.context_tokens
-                self._router.join(message.facts)
+                if self.on_hello is not None:
+                    self.on_hello(message)
+                self._router.join(msgspec.structs.replace(message.facts, id=self.id), self.node)
                 self._router.on_beat(self.id, self._now_s())
-                subscriber = Subscriber(message.events, message.replays)
+                subscriber = Subscriber(*(self.events or (message.events, message.replays)))
                 self._feed = asyncio.create_task(feed(self._router, self.id, subscriber))
 
     def _on_step(self, step: Step) -> None:
@@ -240,13 +245,47 @@ class Attached:
             self.drop()
 
 
+async def keep_alive(
+    config: AgentConfig, live: Callable[[int], Awaitable[str]], on_restart: Callable[[], None]
+) -> None:
+    """Keep one worker process alive, until cancelled.
+
+    Args:
+        live: serves the worker at a port until it is lost; returns why.
+
+    Raises:
+        EngineError: it cannot be started at all, the first time.
+    """
+    failures, first = 0, True
+    while True:
+        began = time.monotonic()
+        try:
+            reason = await _live(config, live)
+        except EngineError as error:
+            if first:
+                raise
+            reason = str(error)
+        first = False
+        failures = 0 if time.monotonic() - began > STABLE_S else min(failures + 1, len(RESTART_S) - 1)
+        on_restart()
+        log.warning("worker %s: %s; starting it again", config.id, reason)
+        await asyncio.sleep(RESTART_S[max(0, failures - 1)])
+
+
+async def _live(config: AgentConfig, live: Callable[[int], Awaitable[str]]) -> str:
+    process = await Process.start("jevons.serve.agent", config, f"worker {config.id}")
+    try:
+        return await live(process.port)
+    finally:
+        await process.stop()
+
+
 class Fleet:
     """All workers of one server."""
 
     def __init__(self, settings: Settings, router: Router, now_s: Clock) -> None:
         self.links: dict[WorkerId, Link] = {}
         self.attached: dict[WorkerId, Attached] = {}
-        self.tiers: Tiers | None = None  # where the node has any
         self.restarts = 0
         self._settings = settings
         self._router = router
@@ -266,33 +305,17 @@ class Fleet:
         self.attached[attached.id] = attached
         return attached
 
+    def add_remote(self, id: WorkerId, node: str) -> Link:
+        link = self.links[id] = Link(id, self._router, self._now_s, node)
+        return link
+
     async def keep(self, config: AgentConfig) -> None:
-        """Keep one embedded worker alive, until cancelled.
+        """As `keep_alive`."""
 
-        Raises:
-            EngineError: it cannot be started at all, the first time.
-        """
-        link, failures, first = self.links[config.id], 0, True
-        while True:
-            began = self._now_s()
-            try:
-                reason = await self._live(link, config)
-            except EngineError as error:
-                if first:
-                    raise
-                reason = str(error)
-            first = False
-            failures = 0 if self._now_s() - began > STABLE_S else min(failures + 1, len(RESTART_S) - 1)
+        def on_restart() -> None:
             self.restarts += 1
-            log.warning("worker %s: %s; starting it again", config.id, reason)
-            await asyncio.sleep(RESTART_S[max(0, failures - 1)])
 
-    async def _live(self, link: Link, config: AgentConfig) -> str:
-        process = await Process.start("jevons.serve.agent", config, f"worker {config.id}")
-        try:
-            return await link.live(process.port)
-        finally:
-            await process.stop()
+        await keep_alive(config, self.links[config.id].live, on_restart)
 
     async def tick(self) -> None:
         """Notice who has gone silent, until cancelled."""

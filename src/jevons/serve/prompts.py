@@ -42,6 +42,12 @@ class Prompts:
     def serve(self, served: Served) -> None:
         self._served[served.name] = served
 
+    def limit(self, name: str, context_tokens: int) -> None:
+        """A worker that serves this model holds no longer sequences."""
+        served = self._served.get(name)
+        if served is not None and (served.context_tokens is None or served.context_tokens > context_tokens):
+            self._served[name] = msgspec.structs.replace(served, context_tokens=context_tokens)
+
     def models(self) -> dict[str, int]:
         """Name → context tokens, 0 where unknown."""
         return {name: served.context_tokens or 0 for name, served in self._served.items()}

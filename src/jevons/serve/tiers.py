@@ -6,11 +6,12 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from jevons.base.errors import ConfigError, EngineError
 from jevons.config import Settings
-from jevons.control.router import Router
+from jevons.control.router import NodeTiers
 from jevons.serve.substrate import Process
 from jevons.wire import keeper as wire
 from jevons.wire.channel import Channel, KeeperConfig
@@ -25,10 +26,10 @@ SECRET_BYTES = 16
 class Tiers:
     """The keeper of this node. Its socket lies in a directory of its own, which ends with `close`."""
 
-    def __init__(self, settings: Settings, router: Router) -> None:
+    def __init__(self, settings: Settings, known: NodeTiers) -> None:
         self.restarts = 0
         self._directory = Path(tempfile.mkdtemp(prefix="jevons-"))
-        self._router = router
+        self._known = known
         self.config = KeeperConfig(
             socket=str(self._directory / "keeper"),
             dram_bytes=settings.dram_bytes,
@@ -39,7 +40,7 @@ class Tiers:
             object_endpoint=settings.object_endpoint,
             listen=settings.peer_listen,
             peers=settings.peers,
-            peer_secret=_secret(settings),
+            peer_secret=read_secret(settings),
             link=settings.peer_link,
         )
 
@@ -68,40 +69,56 @@ class Tiers:
     async def _live(self) -> str:
         """Start it and listen to it until it is lost; returns why."""
         process = await Process.start(MODULE, self.config, "keeper")
-        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def on_lost(channel: Channel[wire.ToClient], reason: str) -> None:
-            if not lost.done():
-                lost.set_result(reason)
-
-        channel = Channel(wire.TO_CLIENT, self._on_message, on_lost)
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: channel, self.config.socket)
-            channel.send(wire.Watch())
-            return await lost
-        except OSError as error:
-            return str(error)
+            return await watch(self._known, lambda made: loop.create_unix_connection(made, self.config.socket))
         finally:
-            channel.close()
-            self._router.holdings.clear()
-            self._router.tiers = None
             await process.stop()
 
-    def _on_message(self, channel: Channel[wire.ToClient], message: wire.ToClient) -> None:
-        if not isinstance(message, wire.Holding):
-            return
-        holdings = self._router.holdings
-        self._router.tiers = message.state
-        if message.fresh:
-            holdings.clear()
-        for change, told in ((holdings.stored, message.stored), (holdings.removed, message.removed)):
-            for fingerprint, code, names in told:
-                tier = wire.TIER_CODES[code]
-                assert tier is not None, "a keeper tells of tiers"
-                change(fingerprint, tier, wire.unpack(names))
+
+KeeperChannel = Channel[wire.ToClient]
 
 
-def _secret(settings: Settings) -> str:
+async def watch(
+    known: NodeTiers, connect: Callable[[Callable[[], KeeperChannel]], Awaitable[tuple[object, object]]]
+) -> str:
+    """Write down what a keeper tells of its tiers until it is lost; returns why.
+
+    Args:
+        connect: opens the connection for a channel, as the event loop does.
+    """
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def on_lost(channel: KeeperChannel, reason: str) -> None:
+        if not lost.done():
+            lost.set_result(reason)
+
+    channel = Channel(wire.TO_CLIENT, lambda _, message: _take(known, message), on_lost)
+    try:
+        await connect(lambda: channel)
+        channel.send(wire.Watch())
+        return await lost
+    except OSError as error:
+        return str(error)
+    finally:
+        channel.close()
+        known.lost()
+
+
+def _take(known: NodeTiers, message: wire.ToClient) -> None:
+    if not isinstance(message, wire.Holding):
+        return
+    holdings, known.state = known.holdings, message.state
+    if message.fresh:
+        holdings.clear()
+    for change, told in ((holdings.stored, message.stored), (holdings.removed, message.removed)):
+        for fingerprint, code, names in told:
+            tier = wire.TIER_CODES[code]
+            assert tier is not None, "a keeper tells of tiers"
+            change(fingerprint, tier, wire.unpack(names))
+
+
+def read_secret(settings: Settings) -> str:
     """What all nodes share.
 
     Raises:
