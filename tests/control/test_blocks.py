@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jevons.base.errors import ConfigError
 from jevons.base.ids import BlockHash
-from jevons.control.blocks import Blocks, Change, LeaseId, Move, Offer
+from jevons.control.blocks import Blocks
+from jevons.control.copies import Change, LeaseId, Move, Offer
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 
 PAGE = 4096

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
+from jevons.control.copies import Change, Copy, Known, Lease, LeaseId, Move, Offer
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.kv.slabs import Slabs
 from jevons.policy.evict import Evictor
@@ -32,75 +32,6 @@ WAITING_SHARE = 0.5
 GUESS_WORTH_S = 0.05
 # Share of it that users who said they will be back may keep.
 KEPT_SHARE = 0.25
-
-
-class LeaseId(NamedTuple):
-    client: int
-    request: int
-
-
-class Move(msgspec.Struct, frozen=True):
-    """A block to copy from the arena to a tier below, or back."""
-
-    key: BlockKey
-    meta: BlockMeta
-    tier: Tier  # the one below
-    offset: int  # in the arena
-
-
-class Offer(msgspec.Struct, frozen=True):
-    """An answer about one block of a fetch: where it is, or why it cannot be had."""
-
-    lease: LeaseId
-    key: BlockKey
-    offset: int = -1
-    meta: BlockMeta | None = None
-    tier: Tier | None = None  # it came from
-    reason: str = ""
-
-
-class Change(msgspec.Struct, frozen=True):
-    """A tier holds a block from now on, or no longer."""
-
-    key: BlockKey
-    tier: Tier
-    held: bool
-
-
-class _Copy:
-    """A block's place in the arena. `users` read, fill, load or write it; while there are any, it stays."""
-
-    __slots__ = ("condemned", "filled", "meta", "offset", "users")
-
-    def __init__(self, offset: int, meta: BlockMeta) -> None:
-        self.offset = offset
-        self.meta = meta
-        self.users = 0
-        self.filled = False
-        self.condemned = False  # nobody else may use it; its place is free when the last user is done
-
-
-class _Block:
-    """What is known of one block."""
-
-    __slots__ = ("below", "copy", "meta", "used", "waiting")
-
-    def __init__(self, meta: BlockMeta) -> None:
-        self.meta = meta
-        self.copy: _Copy | None = None
-        self.below: set[Tier] = set()
-        self.waiting: set[LeaseId] = set()  # fetches that wait for it to be filled or loaded
-        self.used = False  # fetched since it was written
-
-
-class _Lease:
-    """What one fetch or reservation has."""
-
-    __slots__ = ("copies", "waits")
-
-    def __init__(self) -> None:
-        self.copies: dict[BlockKey, _Copy] = {}
-        self.waits: set[BlockKey] = set()
 
 
 class Blocks:
@@ -119,14 +50,14 @@ class Blocks:
         self.queued_bytes: Counter[Tier] = Counter()  # asked of a tier below and not loaded yet
         self.held_blocks: Counter[Tier] = Counter()
         self._slabs: Slabs | None = None  # made for the first page size seen
-        self._blocks: dict[BlockKey, _Block] = {}
-        self._leases: dict[LeaseId, _Lease] = {}
+        self._blocks: dict[BlockKey, Known] = {}
+        self._leases: dict[LeaseId, Lease] = {}
         self._evictor: Evictor[BlockKey] = Evictor()
         self._pins: Pins[BlockKey] = Pins(int(KEPT_SHARE * dram_bytes))
         self._worth_s: dict[int, float] = {}  # by page size: seconds to compute one, as told last
-        self._writes: dict[Tier, deque[tuple[BlockKey, _Copy]]] = {tier: deque() for tier in self.below}
+        self._writes: dict[Tier, deque[tuple[BlockKey, Copy]]] = {tier: deque() for tier in self.below}
         self._loads: dict[Tier, deque[BlockKey]] = {tier: deque() for tier in self.below}
-        self._writing: dict[tuple[Tier, int], _Copy] = {}
+        self._writing: dict[tuple[Tier, int], Copy] = {}
         self._loading: dict[BlockKey, tuple[Tier, int]] = {}  # tier and size of what is asked for, until it is over
         self._offers: list[Offer] = []
         self._changes: list[Change] = []
@@ -304,7 +235,7 @@ class Blocks:
             if offset is None:
                 break  # until a lease ends
             queue.popleft()
-            block.copy = copy = _Copy(offset, block.meta)
+            block.copy = copy = Copy(offset, block.meta)
             copy.users = 1  # the loader
             moves.append(Move(key, block.meta, tier, offset))
         return moves
@@ -347,7 +278,7 @@ class Blocks:
             self.counts["dram_write_full"] += 1
             return -1
         block = self._block(key, meta)
-        block.copy = _Copy(offset, meta)
+        block.copy = Copy(offset, meta)
         self._use(lease, key, block.copy)
         return offset
 
@@ -367,7 +298,7 @@ class Blocks:
         assert copy is not None, "the evictor knows filled copies only"
         return copy.users > 0 or self._pins.is_kept(key, now_s)
 
-    def _has_arrived(self, key: BlockKey, block: _Block, source: Tier, now_s: float) -> None:
+    def _has_arrived(self, key: BlockKey, block: Known, source: Tier, now_s: float) -> None:
         """The block's copy is filled: who waits gets it."""
         assert block.copy is not None
         block.copy.filled = True
@@ -379,7 +310,7 @@ class Blocks:
             self._lend(lease, key, block, source)
         block.waiting.clear()
 
-    def _drop_copy(self, key: BlockKey, block: _Block) -> None:
+    def _drop_copy(self, key: BlockKey, block: Known) -> None:
         """Give up the arena's copy, which the evictor has forgotten already."""
         copy = block.copy
         assert copy is not None, "only what is there can be given up"
@@ -389,40 +320,40 @@ class Blocks:
             self._free(copy)
         self._forget_if_nowhere(key, block)
 
-    def _use_over(self, copy: _Copy) -> None:
+    def _use_over(self, copy: Copy) -> None:
         copy.users -= 1
         if copy.condemned and not copy.users:
             self._free(copy)
 
-    def _free(self, copy: _Copy) -> None:
+    def _free(self, copy: Copy) -> None:
         assert self._slabs is not None
         self._slabs.free(copy.offset)
 
     # Inside: leases
 
-    def _use(self, lease: LeaseId, key: BlockKey, copy: _Copy) -> None:
-        holder = self._leases.setdefault(lease, _Lease())
+    def _use(self, lease: LeaseId, key: BlockKey, copy: Copy) -> None:
+        holder = self._leases.setdefault(lease, Lease())
         if key not in holder.copies:
             holder.copies[key] = copy
             copy.users += 1
 
-    def _lend(self, lease: LeaseId, key: BlockKey, block: _Block, source: Tier) -> None:
+    def _lend(self, lease: LeaseId, key: BlockKey, block: Known, source: Tier) -> None:
         assert block.copy is not None
         block.used = True
         self._use(lease, key, block.copy)
         self._offers.append(Offer(lease, key, block.copy.offset, block.meta, source))
 
-    def _wait(self, lease: LeaseId, key: BlockKey, block: _Block) -> None:
+    def _wait(self, lease: LeaseId, key: BlockKey, block: Known) -> None:
         """It is being filled, or has to be loaded."""
         block.waiting.add(lease)
-        self._leases.setdefault(lease, _Lease()).waits.add(key)
+        self._leases.setdefault(lease, Lease()).waits.add(key)
         if block.copy is None and key not in self._loading:
             tier = next(tier for tier in self.below if tier in block.below)
             self._loading[key] = (tier, block.meta.size_bytes)
             self._loads[tier].append(key)
             self.queued_bytes[tier] += block.meta.size_bytes
 
-    def _pass_over_load(self, key: BlockKey, block: _Block | None) -> None:
+    def _pass_over_load(self, key: BlockKey, block: Known | None) -> None:
         """Nobody waits for it any more, somebody fills it anew, or the tier has lost it."""
         self._load_over(key)
         if block is not None and block.copy is None:
@@ -433,7 +364,7 @@ class Blocks:
         tier, size_bytes = self._loading.pop(key)
         self.queued_bytes[tier] -= size_bytes
 
-    def _turn_away(self, key: BlockKey, block: _Block, reason: str) -> None:
+    def _turn_away(self, key: BlockKey, block: Known, reason: str) -> None:
         """Who still waits for this block does so in vain."""
         for lease in block.waiting:
             holder = self._leases[lease]
@@ -456,11 +387,11 @@ class Blocks:
             self._use_over(copy)
         self._end_if_empty(lease, holder)
 
-    def _end_if_empty(self, lease: LeaseId, holder: _Lease) -> None:
+    def _end_if_empty(self, lease: LeaseId, holder: Lease) -> None:
         if not holder.copies and not holder.waits:
             self._leases.pop(lease, None)
 
-    def _give_up_filling(self, key: BlockKey, copy: _Copy) -> None:
+    def _give_up_filling(self, key: BlockKey, copy: Copy) -> None:
         """Who reserved this place left before it was filled."""
         self.counts["dram_write_cancelled"] += 1
         block = self._blocks[key]
@@ -470,7 +401,7 @@ class Blocks:
 
     # Inside: tiers below
 
-    def _offer_below(self, key: BlockKey, copy: _Copy) -> None:
+    def _offer_below(self, key: BlockKey, copy: Copy) -> None:
         size_bytes = copy.meta.size_bytes
         for tier in self.below:
             if tier in READ_ONLY:
@@ -482,11 +413,11 @@ class Blocks:
             copy.users += 1  # the writer
             self._writes[tier].append((key, copy))
 
-    def _write_over(self, tier: Tier, copy: _Copy) -> None:
+    def _write_over(self, tier: Tier, copy: Copy) -> None:
         self.waiting_bytes[tier] -= copy.meta.size_bytes
         self._use_over(copy)
 
-    def _set_below(self, key: BlockKey, block: _Block, tier: Tier, *, held: bool) -> None:
+    def _set_below(self, key: BlockKey, block: Known, tier: Tier, *, held: bool) -> None:
         if held == (tier in block.below):
             return
         if held:
@@ -497,13 +428,13 @@ class Blocks:
 
     # Inside: bookkeeping
 
-    def _block(self, key: BlockKey, meta: BlockMeta) -> _Block:
+    def _block(self, key: BlockKey, meta: BlockMeta) -> Known:
         block = self._blocks.get(key)
         if block is None:
-            block = self._blocks[key] = _Block(meta)
+            block = self._blocks[key] = Known(meta)
         return block
 
-    def _forget_if_nowhere(self, key: BlockKey, block: _Block) -> None:
+    def _forget_if_nowhere(self, key: BlockKey, block: Known) -> None:
         if block.copy is None and not block.below and not block.waiting:
             self._blocks.pop(key, None)
             self._pins.drop(key)

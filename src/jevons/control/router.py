@@ -6,161 +6,29 @@ time. Neither decides anything itself.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Sequence
 
 import msgspec
 
-from jevons.base.ids import BlockHash, RequestId, WorkerId
+from jevons.base.ids import RequestId, WorkerId
 from jevons.control.intake import Intake
+from jevons.control.ledger import HERE, Member, NodeTiers, Placed, Prompt
 from jevons.control.roster import Roster
-from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
 from jevons.facts.block import Tier
 from jevons.facts.move import MoveReport
-from jevons.facts.snapshot import FleetSnapshot, Outcome, TierSnapshot, WorkerSnapshot
-from jevons.facts.worker import IndexMode, Role, StepReport, WorkerFacts
-from jevons.kv.hashing import block_hashes
+from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
+from jevons.facts.worker import Role, StepReport, WorkerFacts
 from jevons.kv.index import PrefixIndex
-from jevons.kv.tiers import Holdings
-from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds, StepSeconds, load_of
+from jevons.perf.measured import Load, load_of
 from jevons.policy.disagg import split
 from jevons.policy.route import Candidate, Placement, check_policy, placement, prompt_load, route
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
-HERE = ""  # the node the router runs on
 # A step may take so many times its prediction before its worker counts as silent. Below is noise: on cores that
 # something else uses too, a step takes 2 to 3 times as long.
 LATE_STEP = 4.0
-
-
-class _Placed(msgspec.Struct):
-    """A request on its worker, until it is done."""
-
-    placement: Placement
-    prompt_tokens: int
-    hashes: list[BlockHash]  # in the worker's block size
-    placed_s: float
-    ahead: Load  # queued before it, and its own part
-    decoding: int  # sequences decoding when it was placed
-    first_s: float | None = None
-    cached_tokens: int | None = None
-
-
-class _Named:
-    """A prompt in blocks of one size, and how many leading ones each worker holds."""
-
-    def __init__(self, tokens: Sequence[int], size: int, salt: str, index: PrefixIndex) -> None:
-        self.hashes = block_hashes(tokens, size, salt)
-        self.reusable = self.hashes[: (len(tokens) - 1) // size]  # the last token is always computed
-        self.depths = index.overlaps(self.reusable)
-
-
-class _Prompt:
-    """A prompt, cut into blocks of every size that is asked for, once."""
-
-    def __init__(self, tokens: Sequence[int], salt: str, index: PrefixIndex) -> None:
-        self.tokens = tokens
-        self._salt = salt
-        self._index = index
-        self._named: dict[int, _Named] = {}
-
-    def named(self, size: int) -> _Named:
-        if size not in self._named:
-            self._named[size] = _Named(self.tokens, size, self._salt, self._index)
-        return self._named[size]
-
-
-class _Worker:
-    """What the router keeps of one worker."""
-
-    def __init__(self, facts: WorkerFacts, node: str, index: PrefixIndex, shadow_ttl_s: float) -> None:
-        self.facts = facts
-        self.node = node
-        self.intake = Intake(facts.id, index) if facts.sends_events else None
-        self.shadow = None if facts.sends_events else Shadow(facts.id, index, shadow_ttl_s)
-        self.learned = StepSeconds()
-        self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
-        self.reports_steps = False
-        self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
-        self.queued = Load()  # the sum of `waiting`
-        self.running: set[RequestId] = set()  # past their first token
-        self.tier_counts: dict[str, int] = {}
-        self.promised: set[RequestId] = set()  # running elsewhere until their first token, then here
-        self._names: dict[RequestId, list[BlockHash]] = {}  # blocks of each of `waiting`
-        self._coming: Counter[BlockHash] = Counter()  # how many of `waiting` will have computed a block
-
-    @property
-    def block_size(self) -> int | None:
-        if self.shadow is not None:
-            return SHADOW_BLOCK_SIZE
-        assert self.intake is not None
-        return self.intake.block_size or self.facts.block_size
-
-    @property
-    def index_mode(self) -> IndexMode:
-        return IndexMode.APPROXIMATE if self.intake is None else self.intake.mode
-
-    def wait(self, request: RequestId, load: Load, hashes: list[BlockHash]) -> None:
-        self.waiting[request] = load
-        self._names[request] = hashes
-        self._coming.update(hashes)
-        self._add(load, 1)
-
-    def unwait(self, request: RequestId) -> None:
-        load = self.waiting.pop(request, None)
-        if load is None:
-            return
-        self._add(load, -1)
-        coming = self._coming
-        for name in self._names.pop(request):
-            left = coming[name] - 1
-            if left:
-                coming[name] = left
-            else:
-                del coming[name]
-
-    def will_hold(self, hashes: Sequence[BlockHash], depth: int, index: PrefixIndex) -> int:
-        """Leading blocks of `hashes` that are here when what waits is computed; `depth` of them are here now."""
-        while depth < len(hashes) and (hashes[depth] in self._coming or index.holds(self.facts.id, hashes[depth])):
-            depth += 1
-        return depth
-
-    def computed(self, tokens: float) -> None:
-        """That many prompt tokens were computed: they come off the oldest waiting requests, all but the last token
-        (which the request's own first token takes off)."""
-        for request, load in self.waiting.items():
-            done = min(tokens, load.tokens - 1)
-            if done <= 0:
-                continue
-            left = _share(load, 1 - done / load.tokens)
-            self._add(load, -1)
-            self._add(left, 1)
-            self.waiting[request] = left
-            tokens -= done
-            if tokens <= 0:
-                return
-
-    def _add(self, load: Load, sign: int) -> None:
-        self.queued = Load(
-            tokens=max(0.0, self.queued.tokens + sign * load.tokens),
-            token_context=max(0.0, self.queued.token_context + sign * load.token_context),
-        )
-        if not self.waiting:
-            self.queued = Load()  # rounding must not pile up
-
-
-class NodeTiers:
-    """What is known of a node's tiers."""
-
-    def __init__(self) -> None:
-        self.holdings = Holdings()
-        self.state: TierSnapshot | None = None  # as their keeper told last
-
-    def lost(self) -> None:
-        """Their keeper is away."""
-        self.holdings.clear()
-        self.state = None
 
 
 class Router:
@@ -173,8 +41,8 @@ class Router:
         self._shadow_ttl_s = shadow_ttl_s
         self._nodes: dict[str, NodeTiers] = {}
         self._index = PrefixIndex()
-        self._workers: dict[WorkerId, _Worker] = {}
-        self._placed: dict[RequestId, _Placed] = {}
+        self._workers: dict[WorkerId, Member] = {}
+        self._placed: dict[RequestId, Placed] = {}
         self._turn = 0
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
 
@@ -189,7 +57,7 @@ class Router:
         old = self._workers.get(facts.id)
         if old is not None:
             self._forget_blocks(old)
-        self._workers[facts.id] = worker = _Worker(facts, node, self._index, self._shadow_ttl_s)
+        self._workers[facts.id] = worker = Member(facts, node, self._index, self._shadow_ttl_s)
         if old is not None:
             worker.learned, worker.moves = old.learned, old.moves  # the hardware is the same
             worker.reports_steps = old.reports_steps
@@ -249,7 +117,7 @@ class Router:
         Raises:
             NoWorker: none is left.
         """
-        prompt = _Prompt(tokens, salt, self._index)
+        prompt = Prompt(tokens, salt, self._index)
         fits = self._fits(model, avoid)
         decoders = self._candidates(prompt, [w for w in fits if w.facts.role is not Role.PREFILL], now_s)
         prefillers = self._candidates(prompt, [w for w in fits if w.facts.role is Role.PREFILL], now_s)
@@ -270,7 +138,7 @@ class Router:
         avoid: Collection[WorkerId] = (),
     ) -> Placement:
         """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
-        prompt = _Prompt(tokens, salt, self._index)
+        prompt = Prompt(tokens, salt, self._index)
         fits = self._fits(model, avoid)
         rest = self._candidates(prompt, [w for w in fits if w.facts.role is not Role.PREFILL], now_s)
         placed = route(self.policy, len(tokens), rest or self._candidates(prompt, fits, now_s), self._turn)
@@ -372,10 +240,10 @@ class Router:
 
     # Inside
 
-    def _fits(self, model: str | None, avoid: Collection[WorkerId]) -> list[_Worker]:
+    def _fits(self, model: str | None, avoid: Collection[WorkerId]) -> list[Member]:
         return [w for w in self._workers.values() if w.facts.id not in avoid and model in (None, w.facts.model)]
 
-    def _candidates(self, prompt: _Prompt, workers: Sequence[_Worker], now_s: float) -> list[Candidate]:
+    def _candidates(self, prompt: Prompt, workers: Sequence[Member], now_s: float) -> list[Candidate]:
         """Those of `workers` that may be given work, as they would take this prompt."""
         candidates = []
         for id in self.roster.placeable({worker.facts.id for worker in workers}):
@@ -407,7 +275,7 @@ class Router:
         after = chosen.decode.worker if chosen.decode is not chosen.prefill else None
         return placement(self.policy, prompt_tokens, chosen.prefill, after)
 
-    def _handover_s(self, worker: _Worker, tier: Tier, prompt_tokens: int, c: Candidate) -> float:
+    def _handover_s(self, worker: Member, tier: Tier, prompt_tokens: int, c: Candidate) -> float:
         """Seconds until `worker` has what of a prompt is computed elsewhere, and its last page computed again.
 
         Args:
@@ -423,7 +291,7 @@ class Router:
         )
         return worker.moves[tier].prices.seconds(missing * pages.size_bytes) + computed_s
 
-    def _from_tiers(self, worker: _Worker, prompt: _Prompt, held_tokens: int) -> Plan:
+    def _from_tiers(self, worker: Member, prompt: Prompt, held_tokens: int) -> Plan:
         """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
         pages, holdings = worker.facts.pages, self.node(worker.node).holdings
         if pages is None or not len(holdings):
@@ -436,7 +304,7 @@ class Router:
         compute = Compute(prices, step_tokens, pages.block_size, pages.size_bytes, is_measured)
         return plan(holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
 
-    def _candidate(self, worker: _Worker, held_tokens: int, coming: Plan) -> Candidate:
+    def _candidate(self, worker: Member, held_tokens: int, coming: Plan) -> Candidate:
         pages = worker.facts.pages
         return Candidate(
             worker=worker.facts.id,
@@ -450,7 +318,7 @@ class Router:
             held_blocks=self._index.held(worker.facts.id),
         )
 
-    def _count(self, request: RequestId, placement: Placement, prompt: _Prompt, now_s: float) -> Placement:
+    def _count(self, request: RequestId, placement: Placement, prompt: Prompt, now_s: float) -> Placement:
         self._turn += 1
         worker, prompt_tokens = self._workers[placement.worker], len(prompt.tokens)
         hashes = [] if worker.block_size is None else prompt.named(worker.block_size).hashes
@@ -463,7 +331,7 @@ class Router:
             token_context=worker.queued.token_context + own.token_context,
         )
         worker.wait(request, own, hashes)
-        self._placed[request] = _Placed(
+        self._placed[request] = Placed(
             placement=placement,
             prompt_tokens=prompt_tokens,
             hashes=hashes,
@@ -473,7 +341,7 @@ class Router:
         )
         return placement
 
-    def _learn(self, worker: _Worker, placed: _Placed) -> None:
+    def _learn(self, worker: Member, placed: Placed) -> None:
         """Where steps go unreported, learn from the time to first token, with the cached tokens as they really were."""
         cached = placed.cached_tokens
         if worker.reports_steps or placed.first_s is None:
@@ -488,13 +356,13 @@ class Router:
         load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * placed.decoding)
         worker.learned.measured(load, placed.first_s - placed.placed_s)
 
-    def _forget_blocks(self, worker: _Worker) -> None:
+    def _forget_blocks(self, worker: Member) -> None:
         if worker.intake is not None:
             worker.intake.reset()
         if worker.shadow is not None:
             worker.shadow.reset()
 
-    def _worker_snapshot(self, worker: _Worker) -> WorkerSnapshot:
+    def _worker_snapshot(self, worker: Member) -> WorkerSnapshot:
         prices = worker.learned.prices
         return WorkerSnapshot(
             id=worker.facts.id,
@@ -515,7 +383,3 @@ class Router:
             tier_counts=worker.tier_counts,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )
-
-
-def _share(load: Load, part: float) -> Load:
-    return Load(tokens=load.tokens * part, token_context=load.token_context * part)

@@ -16,7 +16,8 @@ import msgspec
 
 from jevons.base.errors import ConfigError, EngineError, ModelError
 from jevons.config import Settings
-from jevons.control.router import HERE, Router
+from jevons.control.ledger import HERE
+from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec, parse_spec
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet

@@ -19,7 +19,8 @@ import msgspec
 from jevons.base.errors import EngineError, EngineGone
 from jevons.base.ids import RequestId, WorkerId
 from jevons.config import Settings
-from jevons.control.router import HERE, Router
+from jevons.control.ledger import HERE
+from jevons.control.router import Router
 from jevons.engine.http_client import Scope
 from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.request import Step, Work

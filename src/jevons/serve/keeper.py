@@ -26,7 +26,8 @@ import uvloop
 
 from jevons.base.errors import ConfigError, JevonsError
 from jevons.base.ids import BlockHash
-from jevons.control.blocks import Blocks, Change, LeaseId, Move, Offer
+from jevons.control.blocks import Blocks
+from jevons.control.copies import Change, LeaseId, Move, Offer
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.facts.snapshot import TierSnapshot
 from jevons.serve.lower import Disk, Load, Lower, Remote, open_disk, open_remote

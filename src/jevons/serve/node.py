@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jevons.base.errors import ConfigError, EngineGone
 from jevons.config import Settings
-from jevons.control.router import NodeTiers
+from jevons.control.ledger import NodeTiers
 from jevons.serve.fleet import HOST, keep_alive
 from jevons.serve.peers import host_port
 from jevons.serve.tiers import Tiers, read_secret

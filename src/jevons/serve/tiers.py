@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jevons.base.errors import ConfigError, EngineError
 from jevons.config import Settings
-from jevons.control.router import NodeTiers
+from jevons.control.ledger import NodeTiers
 from jevons.serve.substrate import Process
 from jevons.wire import keeper as wire
 from jevons.wire.channel import Channel, KeeperConfig
