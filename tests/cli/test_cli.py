@@ -26,7 +26,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 
     assert light.stdout.strip() == "[]"
     assert shown.returncode == 0
-    assert all(f"  {name} " in shown.stdout for name in ("serve", "demo", "bench", "model"))
+    assert all(f"  {name} " in shown.stdout for name in ("serve", "node", "demo", "bench", "fleet", "model"))
 
 
 def test_every_setting_is_an_option_of_serve() -> None:
@@ -95,3 +95,22 @@ def test_savings_know_which_way_is_better() -> None:
 def test_values_are_shown_with_three_figures_and_their_unit() -> None:
     assert [milliseconds(s) for s in (0.00123, 0.0123, 1.234)] == ["1.23 ms", "12.3 ms", "1,234 ms"]
     assert count(1234567.0) == "1,234,567"
+
+
+def test_fleet_tells_figures_with_their_sources() -> None:
+    out = jevons("fleet", "show", "vera-rubin-nvl72").stdout
+
+    assert "190 kW–230 kW" in out
+    assert "SemiAnalysis" in out
+    assert "2.52 EFLOP/s" in out  # dense
+    assert json.loads(jevons("fleet", "show", "rubin", "--json").stdout)["fp4_flops"]["confidence"] == "preliminary"
+    assert {"h100", "lpu3"} <= set(json.loads(jevons("fleet", "list", "--json").stdout)["chips"])
+    for name in ("h100", "helios", "gpt-oss-120b"):
+        assert name in jevons("fleet", "list").stdout
+
+
+def test_fleet_does_not_know_everything() -> None:
+    done = jevons("fleet", "show", "h1000")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("jevons: fleet show: 'h1000' is unknown; there are h100")

@@ -15,6 +15,7 @@ _COMMANDS = {
     "node": "Run workers that a server on another host uses.",
     "demo": "See what KV-aware routing saves, on a real model, in under two minutes.",
     "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
+    "fleet": "Chips, racks and models that are known, with the source of every figure.",
     "model": "List, fetch and find models.",
 }
 

@@ -1,0 +1,123 @@
+"""The catalog: chips, racks, fabrics, stores and models that ship with jevons, and those of a user's file."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from jevons.base.errors import ConfigError
+from jevons.facts.hardware import Chip, Fabric, Figure, KvStore, Rack, Source
+from jevons.facts.llm import Llm
+
+_OWN = "jevons.facts.catalog"
+Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source)
+
+
+class Catalog(msgspec.Struct, frozen=True):
+    """All that is known, by name."""
+
+    chips: dict[str, Chip]
+    racks: dict[str, Rack]
+    fabrics: dict[str, Fabric]
+    stores: dict[str, KvStore]
+    models: dict[str, Llm]
+    sources: dict[str, Source]
+
+    def chip_of(self, name: str) -> tuple[Chip, int]:
+        """A chip, or a rack's, and how many there are.
+
+        Raises:
+            ConfigError: there is neither of that name; tells the nearest.
+        """
+        if name in self.racks:
+            rack = self.racks[name]
+            return self.chips[rack.chip], rack.chips
+        if name in self.chips:
+            return self.chips[name], 1
+        raise ConfigError(f"chip or rack: {name!r} is unknown; there are {', '.join([*self.chips, *self.racks])}")
+
+    def model(self, name: str) -> Llm:
+        """Raises ConfigError if there is none of that name."""
+        if name not in self.models:
+            raise ConfigError(f"model: {name!r} is unknown; there are {', '.join(self.models)}")
+        return self.models[name]
+
+
+def read_catalog(more: Path | None = None) -> Catalog:
+    """What ships with jevons, and what a file adds or replaces.
+
+    Args:
+        more: a TOML file with tables `chips`, `racks`, `fabrics`, `stores`, `models`, `sources`, each by name, with the
+            fields of `facts.hardware` and `facts.llm`.
+
+    Raises:
+        ConfigError: names the file, the entry, the field and the rule.
+    """
+    theirs: dict[str, Any] = {} if more is None else _tables(more)
+
+    def of(kind: type[Record], table: str) -> dict[str, Record]:
+        own = tomllib.loads(resources.files(_OWN).joinpath(f"{table}.toml").read_text())
+        return _records(kind, own, f"{table}.toml") | _records(kind, theirs.get(table, {}), f"{more}: {table}")
+
+    catalog = Catalog(
+        chips=of(Chip, "chips"),
+        racks=of(Rack, "racks"),
+        fabrics=of(Fabric, "fabrics"),
+        stores=of(KvStore, "stores"),
+        models=of(Llm, "models"),
+        sources=of(Source, "sources"),
+    )
+    _check(catalog)
+    return catalog
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"catalog {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"catalog {path}: is not TOML: {error}") from error
+    unknown = sorted(set(tables) - set(Catalog.__struct_fields__))
+    if unknown:
+        raise ConfigError(
+            f"catalog {path}: {unknown[0]!r} is no table of it; {', '.join(Catalog.__struct_fields__)} are"
+        )
+    return tables
+
+
+def _records(kind: type[Record], table: Any, where: str) -> dict[str, Record]:
+    records: dict[str, Record] = {}
+    for name, values in table.items():
+        try:
+            records[name] = msgspec.convert(values, kind)
+        except msgspec.ValidationError as error:
+            rule, _, at = str(error).partition(" - at `$")
+            field = at.rstrip("`")
+            raise ConfigError(f"{where}.{name}{field}: {rule.replace('`', '')}") from error
+    return records
+
+
+def _check(catalog: Catalog) -> None:
+    """What one entry says of another must be there, and ranges must hold their values."""
+    for name, rack in catalog.racks.items():
+        if rack.chip not in catalog.chips:
+            raise ConfigError(f"racks.{name}.chip: {rack.chip!r} is unknown; add it to chips")
+    for name, chip in catalog.chips.items():
+        if chip.fabric is not None and chip.fabric not in catalog.fabrics:
+            raise ConfigError(f"chips.{name}.fabric: {chip.fabric!r} is unknown; add it to fabrics")
+        for key, figure in chip.figures().items():
+            _check_range(figure, f"chips.{name}.{key}")
+    for name, rack in catalog.racks.items():
+        for key, figure in rack.figures().items():
+            _check_range(figure, f"racks.{name}.{key}")
+
+
+def _check_range(figure: Figure, where: str) -> None:
+    low, high = figure.low or figure.value, figure.high or figure.value
+    if not low <= figure.value <= high:
+        raise ConfigError(f"{where}: must lie between low and high, got {figure.value} and {low} to {high}")

@@ -1,0 +1,1 @@
+"""Figures about the world, as TOML; `config.catalog` reads them."""

@@ -1,0 +1,149 @@
+"""The catalog: every figure has a source, a user's file adds to it, and what is wrong is one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jevons.base.errors import ConfigError
+from jevons.config.catalog import read_catalog
+from jevons.facts.hardware import Confidence
+from jevons.facts.llm import State
+
+# Of the catalog's names, those that the data sheets collected there use.
+CHIPS = {
+    "h100": "h100_sxm",
+    "h200": "h200_sxm",
+    "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200_nvl72_gpu",
+    "gb300": "gb300_nvl72_gpu",
+    "rubin": "rubin_r200_gpu",
+    "lpu3": "groq3_lpu_lp30",
+    "tpu-v6e": "tpu_v6e",
+    "tpu-v7": "tpu_v7_ironwood",
+    "trainium2": "trainium2",
+    "trainium3": "trainium3",
+    "maia200": "maia_200",
+    "mtia400": "mtia_400",
+    "mi300x": "mi300x",
+    "mi355x": "mi355x",
+    "mi455x": "mi455x",
+}
+MODELS = {
+    "mistral-small-4": "mistral-small-4-119b-a6b",
+    "nemotron-3-super": "nemotron-3-super-120b-a12b",
+    "nemotron-3-ultra": "nemotron-3-ultra-550b-a55b",
+    "nemotron-3-nano": "nemotron-3-nano-30b-a3b",
+}
+A_CHIP = """
+[chips.mine]
+vendor = "me"
+kind = "npu"
+memory = "LPDDR"
+memory_bytes = { value = 32e9, source = "my bench", confidence = "measured" }
+memory_bytes_per_s = { value = 100e9, source = "my bench", confidence = "measured" }
+"""
+
+
+def collected(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def test_every_figure_has_a_source_that_is_told_with_its_date() -> None:
+    catalog = read_catalog()
+    figures = {
+        f"{name}.{key}": figure
+        for table in (catalog.chips, catalog.racks)
+        for name, record in table.items()
+        for key, figure in record.figures().items()
+    }
+
+    assert [where for where, figure in figures.items() if figure.source not in catalog.sources] == []
+    assert [name for name, model in catalog.models.items() if model.source not in catalog.sources] == []
+    assert all(source.date for source in catalog.sources.values())
+    assert {fig.confidence for fig in figures.values()} <= set(Confidence)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_figures_are_those_that_were_collected_and_what_was_not_found_is_not_there(name: str, shared: Path) -> None:
+    chip, theirs = read_catalog().chips[name], collected(shared / "data/hardware.yaml")["systems"][CHIPS[name]]
+
+    for key, field, unit in (
+        ("bf16_flops", "bf16_dense_tflops", 1e12),
+        ("fp8_flops", "fp8_dense_tflops", 1e12),
+        ("fp4_flops", "fp4_dense_tflops", 1e12),
+        ("memory_bytes_per_s", "mem_tb_s", 1e12),
+    ):
+        figure, value = getattr(chip, key), theirs.get(field, {}).get("value")
+        assert (figure is None) == (value is None), key
+        if figure is not None:
+            assert figure.value == pytest.approx(value * unit)
+    assert chip.scale_up_bytes_per_s is not None
+    assert chip.scale_up_bytes_per_s.value == pytest.approx(theirs["scale_up"]["gb_s_per_chip_bidir"]["value"] * 0.5e9)
+
+
+def test_what_a_token_leaves_behind_is_what_was_collected(shared: Path) -> None:
+    theirs = collected(shared / "data/models.yaml")["models"]
+    for name, model in read_catalog().models.items():
+        kv = theirs[MODELS.get(name, name)]["kv"]
+        grown = sum(kind.elements(1_001) - kind.elements(1_000) for kind in model.attention)
+
+        assert grown == kv["elements_per_token"], name
+        assert model.state_bytes == kv.get("fixed_state_bytes_per_seq", 0), name
+        assert sum(k.layers for k in model.attention if not isinstance(k, State)) <= model.layers
+
+
+def test_narrow_numbers_run_at_the_rate_of_the_next_wider_ones_there_are() -> None:
+    chips = read_catalog().chips
+
+    assert chips["h100"].flops(4) == chips["h100"].fp8_flops
+    assert chips["b200"].flops(4) == chips["b200"].fp4_flops
+    assert chips["lpu3"].flops(16) is None
+
+
+def test_a_file_of_yours_adds_chips(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(A_CHIP + '\n[racks.box]\nchip = "mine"\nchips = 4\n')
+    catalog = read_catalog(path)
+
+    assert catalog.chip_of("box") == (catalog.chips["mine"], 4)
+    assert catalog.chip_of("h100") == (catalog.chips["h100"], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (A_CHIP.replace("32e9", "-1.0"), "chips.mine.memory_bytes.value: Expected"),
+        (
+            A_CHIP.replace('"measured" }\nm', '"sure" }\nm'),
+            "chips.mine.memory_bytes.confidence: Invalid enum value 'sure'",
+        ),
+        (A_CHIP + "speed = 3\n", "chips.mine: Object contains unknown field speed"),
+        (A_CHIP + 'fabric = "rope"\n', "chips.mine.fabric: 'rope' is unknown; add it to fabrics"),
+        (A_CHIP.replace("value = 32e9,", "value = 32e9, low = 40e9,"), "must lie between low and high"),
+        ('[racks.box]\nchip = "none"\nchips = 4\n', "racks.box.chip: 'none' is unknown; add it to chips"),
+        ('[racks.box]\nchip = "h100"\nchips = 0\n', "racks.box.chips: Expected"),
+        ("[chip.mine]\n", "'chip' is no table of it"),
+        ("[chips", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_in_it_is_named(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        read_catalog(path)
+
+    assert says in str(caught.value)
+
+
+def test_what_is_unknown_is_told_with_what_is_known() -> None:
+    with pytest.raises(ConfigError, match="'h1000' is unknown; there are h100, h200"):
+        read_catalog().chip_of("h1000")
+    with pytest.raises(ConfigError, match="'llama' is unknown; there are llama-3"):
+        read_catalog().model("llama")
