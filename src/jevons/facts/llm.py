@@ -8,7 +8,9 @@ import msgspec
 from msgspec import Meta
 
 Count = Annotated[int, Meta(gt=0)]
-WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "fp4": 4.5}  # with the scales of 16 numbers each, 8 bits: NVFP4, MXFP4 about
+Precision = Literal["bf16", "fp8", "fp4"]
+# FP4 with a scale of 8 bits for 16 numbers, as NVFP4 has it; MXFP4 has one for 32.
+WEIGHT_BITS: dict[Precision, float] = {"bf16": 16.0, "fp8": 8.0, "fp4": 4.5}
 
 
 class Full(msgspec.Struct, frozen=True, tag="full", tag_field="kind", forbid_unknown_fields=True):
@@ -76,7 +78,7 @@ class Llm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     source: str
     params: Annotated[float, Meta(gt=0)]
     active_params: Annotated[float, Meta(gt=0)] | None = None  # of one token; None: not published
-    weights: Literal["bf16", "fp8", "fp4"]  # it was released in
+    weights: Precision  # it was released in
     layers: Count
     hidden: Count
     heads: Count
@@ -96,6 +98,6 @@ class Llm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         """Of one sequence, whatever its length."""
         return sum(kind.layers * kind.state_bytes for kind in self.attention if isinstance(kind, State))
 
-    def weight_bytes(self, weights: str | None = None) -> float:
+    def weight_bytes(self, weights: Precision | None = None) -> float:
         """Bytes of all weights, in the precision released or another."""
         return self.params * WEIGHT_BITS[weights or self.weights] / 8

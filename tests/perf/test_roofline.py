@@ -1,0 +1,123 @@
+"""The roofline: limits it must keep, whatever the chip, and what it says of some that were measured."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from jevons.config.catalog import read_catalog
+from jevons.facts.hardware import Chip
+from jevons.facts.llm import Llm, Precision
+from jevons.perf.roofline import (
+    Engine,
+    Group,
+    Shares,
+    Work,
+    distinct_experts,
+    expert_params,
+    iteration,
+    smooth_max,
+    steady,
+)
+
+CATALOG = read_catalog()
+H100, B200 = CATALOG.chips["h100"], CATALOG.chips["b200"]
+LLAMA, V3 = CATALOG.models["llama-3.1-70b"], CATALOG.models["deepseek-v3"]
+PERFECT = Shares(
+    bandwidth=1.0, compute=1.0, kv=1.0, attention=1.0, link=1.0, layer_s=0.0, link_s=0.0, host_s=0.0, imbalance=1.0
+)
+DECODE = Work(decodes=32, context_tokens=32 * 2_000)
+
+
+def perfect(model: Llm, chip: Chip, tensor: int, attention: int = 1) -> Engine:
+    return Engine(model=model, chip=chip, group=Group(tensor=tensor, attention=attention), shares=PERFECT)
+
+
+def test_one_decode_reads_all_weights_and_its_context_once() -> None:
+    parts = iteration(perfect(LLAMA, H100, 4), Work(decodes=1, context_tokens=1_000))
+
+    bandwidth = 4 * 3.35e12
+    assert parts.linear_s == pytest.approx(LLAMA.weight_bytes() / bandwidth, rel=0.001)
+    assert parts.kv_s == pytest.approx(LLAMA.kv_bytes(1_000) / bandwidth)
+    assert parts.seconds > parts.linear_s + parts.kv_s  # sums over the group
+
+
+def test_a_long_prompt_computes_two_operations_a_parameter_and_token() -> None:
+    work = Work(prompt_tokens=8_192, prompt_pairs=8_192 * 4_096)
+    parts = iteration(perfect(LLAMA, H100, 8), work)
+
+    assert parts.linear_s == pytest.approx(2 * LLAMA.params * 8_192 / (8 * 989e12), rel=0.01)
+    # Scores and values, two operations each: 4 * pairs * heads * head_dim, in all layers.
+    assert parts.attention_s == pytest.approx(4 * work.prompt_pairs * 64 * 128 * 80 / (8 * 989e12))
+    assert parts.kv_s == 0.0
+
+
+def test_experts_are_read_as_far_as_tokens_are_sent_to_them() -> None:
+    assert distinct_experts(256, 8, 1) == pytest.approx(8)
+    assert distinct_experts(256, 8, 10_000) == pytest.approx(256)
+    assert 0.95 < (expert_params(V3) + 17e9) / V3.params < 1.0  # routed ones, and the rest as published: 37B less 8/256
+    one, many = (iteration(perfect(V3, B200, 8), Work(decodes=n, context_tokens=n)) for n in (1, 512))
+    assert one.linear_s < 0.1 * many.linear_s
+    assert many.linear_s == pytest.approx(V3.weight_bytes() / (8 * 7.7e12), rel=0.02)
+
+
+def test_latent_attention_is_read_by_every_chip_of_a_tensor_group_unless_sequences_are_spread() -> None:
+    cut = iteration(perfect(V3, B200, 8), DECODE)
+    spread = iteration(perfect(V3, B200, 8, 8), DECODE)
+
+    assert cut.kv_s == pytest.approx(8 * spread.kv_s)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "nemotron-3-super", "kimi-k2"])
+def test_a_decode_reads_what_its_sequence_left_behind(name: str) -> None:
+    engine = Engine(model=CATALOG.models[name], chip=B200, shares=PERFECT)
+    for tokens in (50, 10_000, 100_000):
+        read_s = iteration(engine, Work(decodes=1, context_tokens=tokens)).kv_s
+
+        assert read_s == pytest.approx(engine.model.kv_bytes(tokens) / 7.7e12)
+
+
+@pytest.mark.parametrize(
+    ("chip", "model"), [*itertools.product(("h200", "tpu-v7", "mi455x", "trainium3"), ("llama-3.1-70b", "kimi-k2"))]
+)
+def test_more_work_never_takes_less_time(chip: str, model: str) -> None:
+    device, llm = CATALOG.chips[chip], CATALOG.models[model]
+
+    def of(tensor: int, **work: float) -> float:
+        return iteration(Engine(model=llm, chip=device, group=Group(tensor=tensor)), Work(**work)).seconds
+
+    for tensor in (1, 4, 8):
+        decodes = [of(tensor, decodes=n, context_tokens=1_000 * n) for n in (1, 8, 64, 512)]
+        contexts = [of(tensor, decodes=8, context_tokens=8 * n) for n in (100, 1_000, 10_000)]
+        prompts = [of(tensor, prompt_tokens=n, prompt_pairs=n * n / 2) for n in (16, 256, 4_096)]
+        assert decodes == sorted(decodes)
+        assert contexts == sorted(contexts)
+        assert prompts == sorted(prompts)
+
+
+def test_the_smooth_maximum_lies_above_both_and_near_the_larger() -> None:
+    assert smooth_max(1.0, 1.0) == pytest.approx(2**0.25)
+    assert 3.0 < smooth_max(3.0, 1.0) < 3.02
+
+
+def test_a_guess_of_the_shares_is_right_within_a_factor_of_two_for_most_dense_measurements(shared: Path) -> None:
+    ratios = []
+    with (shared / "data/ground_truth.csv").open() as file:
+        for row in csv.DictReader(file):
+            tensor = re.match(r"TP(\d+) ", row["parallelism"])
+            if row["metric"] != "TPOT" or row["model"] != "meta-llama/Llama-3.1-70B" or tensor is None:
+                continue
+            chip = CATALOG.chips[row["system"].removesuffix("_sxm")]
+            weights: Precision = "fp4" if row["precision"] == "fp4" else "fp8"
+            engine = Engine(model=LLAMA, chip=chip, group=Group(tensor=int(tensor[1])), weights=weights)
+            # Lengths are uniform from 0.8 to 1 of what is named.
+            made, said = 0.9 * int(row["input_len"]), 0.9 * int(row["output_len"])
+            predicted = steady(engine, int(row["batch/concurrency"]), made, said).tpot_s
+            ratios.append(predicted / (float(row["value"]) / 1e3))
+
+    assert len(ratios) >= 10
+    assert sum(0.5 < ratio < 2.0 for ratio in ratios) > 0.8 * len(ratios)
