@@ -114,3 +114,22 @@ def test_fleet_does_not_know_everything() -> None:
 
     assert done.returncode == 2
     assert done.stderr.startswith("jevons: fleet show: 'h1000' is unknown; there are h100")
+
+
+def test_validate_tells_every_point_and_how_far_off_predictions_are(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(
+        "id,system,model,precision,parallelism,input_len,output_len,batch/concurrency,metric,value,unit\n"
+        "a,h200_sxm,meta-llama/Llama-3.1-70B,fp8,TP4,1024,1024,16,TPOT,10,ms\n"
+        "b,h200_sxm,meta-llama/Llama-3.1-70B,fp8,TP4,1024,1024,16,cost,1,USD\n"
+    )
+    told = json.loads(jevons("validate", "--points", str(path), "--json").stdout)
+
+    assert [(row["id"], row["predicted"] is None, row["reason"]) for row in told["rows"]] == [
+        ("a", False, ""),
+        ("b", True, "metric 'cost' is not predicted"),
+    ]
+    assert told["summary"]["all"]["predicted"] == 1
+    shown = jevons("validate", "--points", str(path)).stdout
+    assert "50%" in shown
+    assert "1 not predicted: metric … is not predicted" in shown

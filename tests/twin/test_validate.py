@@ -1,0 +1,119 @@
+"""Predictions beside measurements: no point is lost, what cannot be predicted says why, names are read as meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jevons.base.errors import ConfigError
+from jevons.config.catalog import read_catalog
+from jevons.config.points import Point, read_points
+from jevons.perf.roofline import Engine, Group, steady
+from jevons.twin.validate import Row, errors, validate
+
+CATALOG = read_catalog()
+POINT = Point(
+    id="p",
+    system="h200_sxm",
+    model="meta-llama/Llama-3.1-70B",
+    precision="fp8",
+    parallelism="TP4 aDP1.0 moeTP4.0 moeEP1.0",
+    input_len="1000",
+    output_len="2000",
+    users="16",
+    metric="TPOT",
+    value=10.0,
+    unit="ms",
+)
+
+
+def one(**changes: object) -> Row:
+    (row,) = validate([msgspec.structs.replace(POINT, **changes)], CATALOG)
+    return row
+
+
+def test_a_point_is_what_the_roofline_says_of_it_at_nine_tenths_of_the_lengths_named() -> None:
+    engine = Engine(
+        model=CATALOG.models["llama-3.1-70b"], chip=CATALOG.chips["h200"], group=Group(tensor=4), weights="fp8"
+    )
+    assert one().predicted == pytest.approx(steady(engine, 16, 900, 1_800).tpot_s * 1e3)
+
+
+def test_layouts_are_read_as_their_publishers_mean_them() -> None:
+    spread = one(model="deepseek-ai/DeepSeek-V3", parallelism="DEP8").predicted
+    same = one(model="deepseek-ai/DeepSeek-V3", parallelism="TP1 aDP8.0 moeTP1.0 moeEP8.0").predicted
+
+    assert spread is not None
+    assert spread == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"system": "a100-80gb"}, "system 'a100-80gb' is not in the catalog"),
+        ({"system": "h100-80gb-pcap"}, "system 'h100-80gb-pcap' is not in the catalog"),
+        ({"model": "GLM-5.2"}, "model 'GLM-5.2' is not in the catalog"),
+        ({"metric": "cost"}, "metric 'cost' is not predicted"),
+        ({"precision": "FP4/FP8 per submission"}, "precision 'FP4/FP8 per submission' is not one"),
+        ({"parallelism": "best on Pareto"}, "layout 'best on Pareto' is not predicted"),
+        ({"users": "production"}, "concurrency 'production' is no number"),
+        ({"model": "DeepSeek-R1", "parallelism": "TP1"}, "weights of 671 GB do not fit 141 GB"),
+    ],
+)
+def test_what_cannot_be_predicted_says_why(changes: dict[str, object], reason: str) -> None:
+    row = one(**changes)
+
+    assert (row.predicted, row.reason) == (None, reason)
+
+
+def test_errors_are_shares_of_what_was_measured_and_none_where_nothing_was_predicted() -> None:
+    rows = [
+        Row("a", "TPOT", 10.0, 12.0, "ms"),
+        Row("b", "TPOT", 10.0, 6.0, "ms"),
+        Row("c", "cost", 1.0, None, "$", "why"),
+    ]
+    found = errors(rows)
+
+    assert (found.points, found.predicted) == (3, 2)
+    assert [found.mape, found.median] == pytest.approx([0.3, 0.3])
+    assert errors(rows[2:]).mape is None
+
+
+def test_of_the_collected_points_none_is_lost_and_dense_tpot_is_near(shared: Path) -> None:
+    points = read_points(shared / "data/ground_truth.csv")
+    rows = validate(points, CATALOG)
+
+    assert [row.id for row in rows] == [point.id for point in points]
+    assert all((row.predicted is None) == bool(row.reason) for row in rows)
+    assert all(row.predicted is None or row.predicted > 0 for row in rows)
+    dense = [
+        row
+        for point, row in zip(points, rows, strict=True)
+        if point.metric == "TPOT" and point.model == "meta-llama/Llama-3.1-70B"
+    ]
+    found = errors(dense)
+    assert found.predicted == len(dense) == 18
+    assert found.median is not None
+    assert found.median < 0.25  # nothing is calibrated
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,system\n", "lacks the column 'model'"),
+        ("{head}\na,h100,m,fp8,TP1,1,1,1,TPOT,fast,ms\n", "line 2: value: must be a number, got 'fast'"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "points.csv"
+    head = "id,system,model,precision,parallelism,input_len,output_len,batch/concurrency,metric,value,unit"
+    path.write_text(text.format(head=head))
+
+    with pytest.raises(ConfigError) as caught:
+        read_points(path)
+
+    assert says in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_points(tmp_path / "none.csv")
