@@ -57,8 +57,9 @@ class RemoteNode:
             await asyncio.sleep(RETRY_S)
 
     def _tell(self, reason: str) -> None:
+        """Why the node is away, once; empty: it is not."""
         if reason != self._reason:
-            log.warning("%s", reason)
+            log.warning("%s", reason or f"node {self.address}: is back")
         self._reason = reason
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
