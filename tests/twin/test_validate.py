@@ -49,6 +49,15 @@ def test_layouts_are_read_as_their_publishers_mean_them() -> None:
     assert spread == same
 
 
+def test_more_chips_than_a_node_has_are_its_chips_counted_twice() -> None:
+    deepseek = {"model": "deepseek-ai/DeepSeek-V3"}
+    twice = one(**deepseek, parallelism="TP64 aDP1.0 moeTP8.0 moeEP8.0").predicted
+    spread = one(**deepseek, parallelism="TP1 aDP64.0 moeTP8.0 moeEP8.0").predicted
+
+    assert twice == one(**deepseek, parallelism="TP8 aDP1.0 moeTP1.0 moeEP8.0").predicted
+    assert spread == one(**deepseek, parallelism="DEP8").predicted
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -5,6 +5,7 @@ The publishers' names for systems, models and layouts are read here and nowhere 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean, median
@@ -106,7 +107,7 @@ def _predict(point: Point, catalog: Catalog) -> float:
     engine = Engine(
         model=catalog.models[_named(point.model, _MODELS, "model")],
         chip=chip,
-        group=_group(point.parallelism),
+        group=_group(point.parallelism, chip),
         weights=_precision(point.precision),
         kv_bytes=2.0,
     )
@@ -136,8 +137,12 @@ def _precision(text: str) -> Precision:
     return _PRECISIONS[found[0]]
 
 
-def _group(text: str) -> Group:
-    """Layouts as they are written: TP4 aDP1.0 moeTP4.0 moeEP1.0, TP8, DEP8."""
+def _group(text: str, chip: Chip) -> Group:
+    """Layouts as they are written: TP4 aDP1.0 moeTP4.0 moeEP1.0, TP8, DEP8.
+
+    Some name 64 chips, or 16, of nodes of eight: ranks that share attention times ranks that share experts, which are
+    the same 8, or 4, chips twice.
+    """
     spread = re.fullmatch(r"DEP(\d+)", text)
     if spread:
         count = int(spread[1])
@@ -146,8 +151,12 @@ def _group(text: str) -> Group:
     if tensor is None:
         raise _Unpredicted(f"layout {text!r} is not predicted")
     copies, experts = re.search(r"(?:aDP|attention-DP)(\d+)", text), re.search(r"moeEP(\d+)", text)
-    attention = int(copies[1]) if copies else 1
-    return Group(tensor=int(tensor[1]) * attention, attention=attention, experts=int(experts[1]) if experts else 1)
+    attention, spread_over = int(copies[1]) if copies else 1, int(experts[1]) if experts else 1
+    chips, domain = int(tensor[1]) * attention, chip.domain_size.value if chip.domain_size else 1.0
+    real = math.isqrt(chips)
+    if chips > domain and spread_over > 1 and real * real == chips:
+        return Group(tensor=real, attention=real if attention > 1 else 1, experts=real)
+    return Group(tensor=chips, attention=attention, experts=spread_over)
 
 
 def _number(text: str, what: str) -> int:
