@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any
 
 import pytest
+from tests.serve import asking
+from tests.serve.asking import rows
 
 from jevons.twin.workload import Chat, conversations
 
@@ -23,23 +23,7 @@ OUTPUT = 12
 
 
 def ask(server: Any, number: int, **more: Any) -> dict[str, Any]:
-    talk = TALKS[number]
-    body = {
-        "model": "smol",
-        "messages": [{"role": "system", "content": talk.system}, {"role": "user", "content": talk.turns[0]}],
-        "temperature": 0,
-        "max_tokens": OUTPUT,
-        "logprobs": True,
-        **more,
-    }
-    request = urllib.request.Request(server.url + "/v1/chat/completions", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=300) as response:
-        answer: dict[str, Any] = json.loads(response.read())
-    return answer
-
-
-def rows(answer: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(row["token"], row["logprob"]) for row in answer["choices"][0]["logprobs"]["content"]]
+    return asking.ask(server.url, TALKS[number], OUTPUT, **more)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 
 import pytest
 from tests.processes import START_S, Jevons, Running, free_ports, until
+from tests.serve import asking
+from tests.serve.asking import rows
 
 from jevons.twin.workload import Chat, conversations
 from jevons.wire.channel import framed
@@ -27,19 +27,7 @@ COMMON = ["--served-name", "smol", "--invariant"]
 
 
 def ask(server: Jevons, number: int, **more: Any) -> list[tuple[str, float]]:
-    talk = TALKS[number]
-    body = {
-        "model": "smol",
-        "messages": [{"role": "system", "content": talk.system}, {"role": "user", "content": talk.turns[0]}],
-        "temperature": 0,
-        "max_tokens": OUTPUT,
-        "logprobs": True,
-        **more,
-    }
-    request = urllib.request.Request(server.url + "/v1/chat/completions", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=120) as response:
-        answer: dict[str, Any] = json.loads(response.read())
-    return [(row["token"], row["logprob"]) for row in answer["choices"][0]["logprobs"]["content"]]
+    return rows(asking.ask(server.url, TALKS[number], OUTPUT, **more))
 
 
 class Fleet:
