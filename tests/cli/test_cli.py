@@ -105,6 +105,8 @@ def test_fleet_tells_figures_with_their_sources() -> None:
     assert "2.52 EFLOP/s" in out  # dense
     assert json.loads(jevons("fleet", "show", "rubin", "--json").stdout)["fp4_flops"]["confidence"] == "preliminary"
     assert {"h100", "lpu3"} <= set(json.loads(jevons("fleet", "list", "--json").stdout)["chips"])
+    assert "350 ns" in jevons("fleet", "show", "c2c").stdout
+    assert "200 GB/s" in jevons("fleet", "show", "cmx").stdout
     for name in ("h100", "helios", "gpt-oss-120b"):
         assert name in jevons("fleet", "list").stdout
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from jevons.base.errors import ConfigError
 from jevons.base.units import dollars, si
 from jevons.config.catalog import Catalog, read_catalog
-from jevons.facts.hardware import Chip, Figure, Rack, Source
+from jevons.facts.hardware import Chip, Entry, Figure, Rack, Source
 from jevons.facts.llm import Llm
 
 # Of each figure: what people call it, and how it reads.
@@ -31,6 +31,9 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "scale_out_bytes_per_s": ("network, one way", partial(si, unit="B/s")),
     "tdp_w": ("TDP", partial(si, unit="W")),
     "all_in_w": ("power, all in", partial(si, unit="W")),
+    "bytes_per_s": ("rate, one chip, one way", partial(si, unit="B/s")),
+    "latency_s": ("latency", partial(si, unit="s")),
+    "size_bytes": ("size", partial(si, unit="B")),
     "power_w": ("power", partial(si, unit="W")),
     "price_usd": ("price", dollars),
     "own_usd_per_hour": ("an hour, owned", dollars),
@@ -73,11 +76,12 @@ def list_all(file: Path | None, as_json: bool) -> None:
 @_catalog_option
 @_json_option
 def show(name: str, file: Path | None, as_json: bool) -> None:
-    """All that is known of one chip, rack or model."""
+    """All that is known of one chip, rack, model, fabric or store."""
     catalog = read_catalog(file)
-    found = catalog.chips.get(name) or catalog.racks.get(name) or catalog.models.get(name)
+    tables = (catalog.chips, catalog.racks, catalog.models, catalog.fabrics, catalog.stores)
+    found = next((table[name] for table in tables if name in table), None)
     if found is None:
-        known = ", ".join([*catalog.chips, *catalog.racks, *catalog.models])
+        known = ", ".join(each for table in tables for each in table)
         raise ConfigError(f"fleet show: {name!r} is unknown; there are {known}")
     if as_json:
         click.echo(msgspec.json.encode({"name": name, **msgspec.to_builtins(found)}))
@@ -89,7 +93,8 @@ def show(name: str, file: Path | None, as_json: bool) -> None:
     elif isinstance(found, Rack):
         _print_figures(console, *_rack(name, found, catalog))
     else:
-        _print_figures(console, *_figures(f"{name}: {found.vendor}, {found.memory}", found, catalog.sources))
+        about = f"{found.vendor}, {found.memory}" if isinstance(found, Chip) else found.title
+        _print_figures(console, *_figures(f"{name}: {about}", found, catalog.sources))
 
 
 def _chips(catalog: Catalog) -> Table:
@@ -190,7 +195,7 @@ def _model(name: str, model: Llm) -> Table:
     return table
 
 
-def _figures(title: str, record: Chip | Rack, sources: Mapping[str, Source]) -> tuple[Table, list[str]]:
+def _figures(title: str, record: Entry, sources: Mapping[str, Source]) -> tuple[Table, list[str]]:
     """A table of what is known, and the lines below it: notes, and sources by their numbers."""
     table = _table(title, "", "", "range", "confidence", "source")
     numbers: dict[str, int] = {}

@@ -27,25 +27,6 @@ class Catalog(msgspec.Struct, frozen=True):
     models: dict[str, Llm]
     sources: dict[str, Source]
 
-    def chip_of(self, name: str) -> tuple[Chip, int]:
-        """A chip, or a rack's, and how many there are.
-
-        Raises:
-            ConfigError: there is neither of that name; tells the nearest.
-        """
-        if name in self.racks:
-            rack = self.racks[name]
-            return self.chips[rack.chip], rack.chips
-        if name in self.chips:
-            return self.chips[name], 1
-        raise ConfigError(f"chip or rack: {name!r} is unknown; there are {', '.join([*self.chips, *self.racks])}")
-
-    def model(self, name: str) -> Llm:
-        """Raises ConfigError if there is none of that name."""
-        if name not in self.models:
-            raise ConfigError(f"model: {name!r} is unknown; there are {', '.join(self.models)}")
-        return self.models[name]
-
 
 def read_catalog(more: Path | None = None) -> Catalog:
     """What ships with jevons, and what a file adds or replaces.
@@ -110,11 +91,10 @@ def _check(catalog: Catalog) -> None:
     for name, chip in catalog.chips.items():
         if chip.fabric is not None and chip.fabric not in catalog.fabrics:
             raise ConfigError(f"chips.{name}.fabric: {chip.fabric!r} is unknown; add it to fabrics")
-        for key, figure in chip.figures().items():
-            _check_range(figure, f"chips.{name}.{key}")
-    for name, rack in catalog.racks.items():
-        for key, figure in rack.figures().items():
-            _check_range(figure, f"racks.{name}.{key}")
+    for table in ("chips", "racks", "fabrics", "stores"):
+        for name, record in getattr(catalog, table).items():
+            for key, figure in record.figures().items():
+                _check_range(figure, f"{table}.{name}.{key}")
 
 
 def _check_range(figure: Figure, where: str) -> None:

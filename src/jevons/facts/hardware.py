@@ -38,7 +38,15 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: str
 
 
-class Chip(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What has figures."""
+
+    def figures(self) -> dict[str, Figure]:
+        """Those that are known, by name."""
+        return {name: f for name in self.__struct_fields__ if isinstance(f := getattr(self, name), Figure)}
+
+
+class Chip(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One accelerator, or a CPU server. FLOP/s are dense unless the name says sparse; scale-up is one direction."""
 
     vendor: str
@@ -60,17 +68,13 @@ class Chip(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     own_usd_per_hour: Figure | None = None
     rent_usd_per_hour: Figure | None = None
 
-    def figures(self) -> dict[str, Figure]:
-        """Those that are known, by name."""
-        return {name: f for name in self.__struct_fields__ if isinstance(f := getattr(self, name), Figure)}
-
     def flops(self, bits: int) -> Figure | None:
         """Dense FLOP/s on numbers of so many bits; of the next wider ones where it has no units for them."""
         rates = {4: self.fp4_flops, 8: self.fp8_flops, 16: self.bf16_flops}
         return next((rate for width, rate in rates.items() if width >= bits and rate is not None), None)
 
 
-class Rack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Rack(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Chips that are bought as one."""
 
     chip: str
@@ -78,12 +82,8 @@ class Rack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     power_w: Figure | None = None
     price_usd: Figure | None = None
 
-    def figures(self) -> dict[str, Figure]:
-        """Those that are known, by name."""
-        return {name: f for name in self.__struct_fields__ if isinstance(f := getattr(self, name), Figure)}
 
-
-class Fabric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Fabric(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What joins the chips of a domain, each at its own rate."""
 
     title: str
@@ -92,7 +92,7 @@ class Fabric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     latency_s: Figure | None = None
 
 
-class KvStore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class KvStore(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where KV blocks lie beyond a device's memory."""
 
     title: str

@@ -102,11 +102,17 @@ def distinct_experts(experts: int, active: int, tokens: float) -> float:
 
 
 def expert_params(model: Llm) -> float:
-    """Parameters of all routed experts."""
-    if model.moe is None:
+    """Parameters of all routed experts.
+
+    From what is published, all and those of one token: experts differ in how many matrices they have. Counted, as three
+    matrices each, where a token's are not published.
+    """
+    moe = model.moe
+    if moe is None:
         return 0.0
-    width = model.moe.latent or model.hidden
-    return float(model.moe.layers * model.moe.experts * 3 * width * model.moe.intermediate)
+    if model.active_params is not None:
+        return (model.params - model.active_params) / (1.0 - moe.active / moe.experts)
+    return float(moe.layers * moe.experts * 3 * (moe.latent or model.hidden) * moe.intermediate)
 
 
 def iteration(engine: Engine, work: Work) -> Parts:

@@ -84,7 +84,14 @@ class RemoteNode:
             await _again(link, port)
 
     def _on_hello(self, hello: Hello) -> None:
-        model = hello.facts.model
+        model, pages = hello.facts.model, hello.facts.pages
+        known = [self._router.facts(worker) for worker in self._router.workers()]
+        if any(pages and facts.pages and facts.model == model and facts.pages != pages for facts in known):
+            log.warning(
+                "node %s: its blocks are unlike others' (weights, block size, dtype or mode): none are shared, and a "
+                "prompt handed over is computed again",
+                self.address,
+            )
         if model in self._prompts.models():
             self._prompts.limit(model, hello.context_tokens)
         else:
