@@ -45,6 +45,7 @@ class RemoteNode:
         self._fleet = fleet
         self._prompts = prompts
         self._reason = ""
+        self._is_unlike = False
 
     async def keep(self) -> None:
         """Stay connected, until cancelled."""
@@ -68,6 +69,7 @@ class RemoteNode:
         async with contextlib.aclosing(self._way.directories()) as directories:
             async for directory in directories:
                 self._tell("")
+                self._compare_pages()
                 for name in _names(directory):
                     if name not in known:
                         known.add(name)
@@ -84,18 +86,24 @@ class RemoteNode:
             await _again(link, port)
 
     def _on_hello(self, hello: Hello) -> None:
-        model, pages = hello.facts.model, hello.facts.pages
+        model = hello.facts.model
+        if model in self._prompts.models():
+            self._prompts.limit(model, hello.context_tokens)
+        else:
+            log.warning("node %s: serves %r, which is not served here: no work for it", self.address, model)
+
+    def _compare_pages(self) -> None:
+        """Say once if blocks cannot be shared with others who serve the same model."""
         known = [self._router.facts(worker) for worker in self._router.workers()]
-        if any(pages and facts.pages and facts.model == model and facts.pages != pages for facts in known):
+        own = [facts for facts in known if facts.pages and facts.id.startswith(f"{self.address}/")]
+        unlike = any(a.pages and a.model == b.model and a.pages != b.pages for a in known for b in own)
+        if unlike and not self._is_unlike:
             log.warning(
                 "node %s: its blocks are unlike others' (weights, block size, dtype or mode): none are shared, and a "
                 "prompt handed over is computed again",
                 self.address,
             )
-        if model in self._prompts.models():
-            self._prompts.limit(model, hello.context_tokens)
-        else:
-            log.warning("node %s: serves %r, which is not served here: no work for it", self.address, model)
+        self._is_unlike = unlike
 
     async def _keep_tiers(self) -> None:
         known, loop = self._router.node(self.address), asyncio.get_running_loop()
