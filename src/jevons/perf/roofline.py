@@ -17,6 +17,9 @@ from jevons.facts.hardware import Chip
 from jevons.facts.llm import WEIGHT_BITS, Full, Latent, Llm, Precision, State, Window
 
 _SHARPNESS = 4  # of the smooth maximum: at equal parts it is 19 % above either
+TILE_ROWS = 64  # of a product with one expert: a last tile is half full by the mean. GUESS, kernels have 16 to 128
+LIMITED_NODES = 4  # that a token's experts lie on, where they are spread over nodes: arXiv 2412.19437, section 2.1.2
+LATENT_QUERY_RANK = 1536  # of DeepSeek-V3 and Kimi K2
 LATENT_HEAD_DIM = 128  # of each head's part that is not rotary, in all models with latent attention of the catalog
 
 
@@ -32,6 +35,12 @@ class Shares(msgspec.Struct, frozen=True, kw_only=True):
     link_s: float  # a message's latency
     host_s: float  # an iteration's scheduling and sampling
     imbalance: float = 1.0  # of experts: the fullest rank's tokens over the mean's
+    expert_bandwidth: float = 1.0  # of `bandwidth`, reading experts: many small matrices
+    expert_compute: float = 1.0  # of `compute`, in products with experts: few rows for each
+    sequence_s: float = 0.0  # of an iteration's bookkeeping, for each sequence in it
+    request_s: float = 0.0  # before a request's prompt is begun: its front end
+    wait: float = 1.0  # for first tokens, over what batching and queues explain
+    tokens_per_step: float = 1.0  # that one sequence gains: above 1 where tokens are speculated
 
 
 # Before anything is calibrated. GUESS: within the ranges that calibrations of public measurements gave for H100, H200
@@ -46,6 +55,10 @@ GUESS_SHARES = Shares(
     link_s=3e-6,
     host_s=1e-3,
     imbalance=1.2,
+    expert_bandwidth=0.8,
+    expert_compute=0.6,
+    sequence_s=5e-6,
+    request_s=30e-3,
 )
 
 
@@ -66,6 +79,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     shares: Shares = GUESS_SHARES
     weights: Precision | None = None  # of the weights, and of the products with them; None: as released
     kv_bytes: float = 2.0  # of one number of keys and values
+    dense_weights: Precision | None = None  # of all but the experts; None: like these
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,35 +129,69 @@ def expert_params(model: Llm) -> float:
     return float(moe.layers * moe.experts * 3 * (moe.latent or model.hidden) * moe.intermediate)
 
 
+def attention_params(model: Llm) -> float:
+    """Parameters of all attention layers: of what is read whole by each copy of attention.
+
+    Counted from the shapes. Latent attention's down and up projections as DeepSeek-V3 has them (arXiv 2412.19437, table
+    of section 4.2: query rank 1536, 128 dimensions a head); recurrent layers like full ones of the same width.
+    """
+    hidden, heads = model.hidden, model.heads
+    total = 0.0
+    for kind in model.attention:
+        if isinstance(kind, Latent):
+            down = hidden * (LATENT_QUERY_RANK + kind.rank + kind.rope_dim)
+            up = LATENT_QUERY_RANK * heads * (LATENT_HEAD_DIM + kind.rope_dim) + kind.rank * heads * 2 * LATENT_HEAD_DIM
+            each = down + up + heads * LATENT_HEAD_DIM * hidden
+        elif isinstance(kind, State):
+            each = 4 * hidden * hidden
+        else:
+            each = 2 * hidden * kind.head_dim * (heads + kind.kv_heads)
+        total += kind.layers * each
+    return total
+
+
 def iteration(engine: Engine, work: Work) -> Parts:
     """Seconds of one iteration."""
-    tokens = work.prompt_tokens + work.decodes
+    tokens, shares = work.prompt_tokens + work.decodes, engine.shares
+    each_s = shares.sequence_s * work.decodes / engine.group.attention
     return Parts(
         linear_s=_linear_s(engine, tokens),
         kv_s=_kv_s(engine, work),
         attention_s=_attention_s(engine, work),
         link_s=_link_s(engine, tokens),
-        overhead_s=engine.model.layers * engine.shares.layer_s + engine.shares.host_s,
+        overhead_s=engine.model.layers * shares.layer_s + shares.host_s + each_s,
     )
 
 
 def _linear_s(engine: Engine, tokens: float) -> float:
-    """Weights are read once, however many tokens there are; of experts those that are sent a token."""
-    model, chip, shares = engine.model, engine.chip, engine.shares
-    bits = WEIGHT_BITS[engine.weights or model.weights]
-    rate = chip.flops(int(bits))
-    assert rate is not None, "who places a model on a chip knows that it computes such numbers"
+    """Weights are read once, however many tokens there are; of experts those that are sent a token.
+
+    Copies of attention read its weights once each.
+    """
+    model, group, shares = engine.model, engine.group, engine.shares
     routed = expert_params(model)
-    read, active, slowest = model.params - routed, model.params - routed, 1.0
-    if model.moe is not None:
-        share = routed / model.moe.experts
-        read += share * distinct_experts(model.moe.experts, model.moe.active, tokens)
-        active += share * model.moe.active
-        slowest = shares.imbalance if engine.group.experts > 1 else 1.0
-    chips = engine.group.tensor
-    memory_s = read * bits / 8 / (chips * chip.memory_bytes_per_s.value * shares.bandwidth)
-    compute_s = 2 * active * tokens / (chips * rate.value * shares.compute)
-    return smooth_max(memory_s, compute_s) * slowest
+    dense = model.params - routed
+    read = dense + (group.attention - 1) * min(dense, attention_params(model))
+    bits, flops = _precision(engine, engine.dense_weights or engine.weights or model.weights)
+    read_per_s = group.tensor * engine.chip.memory_bytes_per_s.value * shares.bandwidth
+    seconds = smooth_max(read * bits / 8 / read_per_s, 2 * dense * tokens / flops)
+    if model.moe is None:
+        return seconds
+    bits, flops = _precision(engine, engine.weights or model.weights)
+    each = routed / model.moe.experts
+    asked = distinct_experts(model.moe.experts, model.moe.active, tokens)
+    memory_s = each * asked * bits / 8 / (read_per_s * shares.expert_bandwidth)
+    rows = model.moe.active * tokens + asked * TILE_ROWS / 2
+    compute_s = 2 * each * rows / (flops * shares.expert_compute)
+    return seconds + smooth_max(memory_s, compute_s) * (shares.imbalance if group.experts > 1 else 1.0)
+
+
+def _precision(engine: Engine, weights: Precision) -> tuple[float, float]:
+    """Bits of a weight, and operations a second that all chips of the group reach with such."""
+    bits = WEIGHT_BITS[weights]
+    rate = engine.chip.flops(int(bits))
+    assert rate is not None, "who places a model on a chip knows that it computes such numbers"
+    return bits, engine.group.tensor * rate.value * engine.shares.compute
 
 
 def _kv_s(engine: Engine, work: Work) -> float:
@@ -152,7 +200,7 @@ def _kv_s(engine: Engine, work: Work) -> float:
     if not work.decodes:
         return 0.0
     context = work.context_tokens / work.decodes
-    read = 0.0
+    read, flops = 0.0, 0.0
     for kind in model.attention:
         cut = _cut(kind, engine.group)
         size = kind.layers * kind.state_bytes if isinstance(kind, State) else kind.elements(1) * engine.kv_bytes
@@ -162,7 +210,13 @@ def _kv_s(engine: Engine, work: Work) -> float:
         if model.sparse_tokens is not None and not isinstance(kind, State):
             length = min(length, model.sparse_tokens)
         read += size * length / cut
-    return work.decodes * read / (engine.chip.memory_bytes_per_s.value * engine.shares.kv)
+        if isinstance(kind, Latent):  # all heads work on one vector: many operations a byte
+            flops += 2 * kind.layers * model.heads * (2 * kind.rank + kind.rope_dim) * length
+    memory_s = work.decodes * read / (engine.chip.memory_bytes_per_s.value * engine.shares.kv)
+    rate = engine.chip.flops(16)
+    if not flops or rate is None:
+        return memory_s
+    return smooth_max(memory_s, work.decodes * flops / (engine.group.tensor * rate.value * engine.shares.attention))
 
 
 def _cut(kind: Full | Window | Latent | State, group: Group) -> float:
@@ -190,38 +244,73 @@ def _attention_s(engine: Engine, work: Work) -> float:
 
 
 def _link_s(engine: Engine, tokens: float) -> float:
-    """Two sums over the tensor group a layer; where experts have ranks of their own, there and back for the second."""
-    model, chip, group, shares = engine.model, engine.chip, engine.group, engine.shares
-    if group.tensor == 1 or chip.scale_up_bytes_per_s is None:
+    """Two sums over the chips of a copy of attention a layer; copies gather and scatter their tokens around experts.
+
+    Where experts have ranks of their own, tokens go there and back instead.
+    """
+    model, group, shares = engine.model, engine.group, engine.shares
+    if group.tensor == 1 or engine.chip.scale_up_bytes_per_s is None:
         return 0.0
-    rate = chip.scale_up_bytes_per_s.value * shares.link
-    moe_layers = model.moe.layers if model.moe is not None and group.experts > 1 else 0
     within = group.tensor // group.attention
-    a_sum_s = shares.link_s + 2 * (within - 1) / within * tokens / group.attention * model.hidden * 2 / rate
-    seconds = (2 * model.layers - moe_layers) * a_sum_s if within > 1 else 0.0
+    moe_layers = model.moe.layers if model.moe is not None and group.attention > 1 else 0
+    seconds = 0.0
+    if within > 1:
+        moved = 2 * (within - 1) / within * tokens / group.attention * model.hidden * 2
+        seconds += (2 * model.layers - moe_layers) * (shares.link_s + moved / _link_rate(engine, within))
     if model.moe is not None and moe_layers:
-        each = tokens / group.experts * model.moe.active * (model.moe.latent or model.hidden)
-        away = (group.experts - 1) / group.experts
-        seconds += moe_layers * (2 * shares.link_s + each * 3 * away / rate)  # one byte there, two back
+        ranks = group.tensor
+        width = model.moe.latent or model.hidden
+        if group.experts > 1:  # one byte there, two back; over the network once to each node
+            domain = engine.chip.domain_size.value if engine.chip.domain_size else 1.0
+            nodes = min(LIMITED_NODES, ranks / domain) if ranks > domain else model.moe.active
+            moved = 3 * (ranks - 1) / ranks * tokens / ranks * min(model.moe.active, nodes) * width
+        else:
+            moved = 2 * (ranks - 1) / ranks * tokens * width * 2
+        seconds += moe_layers * (2 * shares.link_s + moved / _link_rate(engine, ranks))
     return seconds
+
+
+def _link_rate(engine: Engine, ranks: int) -> float:
+    """Bytes a second of one chip to others: over the network where they are more than the fabric joins."""
+    chip = engine.chip
+    assert chip.scale_up_bytes_per_s is not None
+    beyond = chip.domain_size is not None and ranks > chip.domain_size.value and chip.scale_out_bytes_per_s is not None
+    figure = chip.scale_out_bytes_per_s if beyond and chip.scale_out_bytes_per_s else chip.scale_up_bytes_per_s
+    return figure.value * engine.shares.link
 
 
 class Steady(msgspec.Struct, frozen=True):
     """A closed loop of users, each asking again when answered."""
 
     tpot_s: float
-    step_s: float  # of an iteration that only decodes
+    step_s: float  # of a token where nothing but decodes is computed
     prompt_s: float  # to compute one prompt alone
 
 
-def steady(engine: Engine, users: int, input_tokens: float, output_tokens: float) -> Steady:
-    """What `users` see of an engine that serves them alone, by the mean: queues and bursts are for the twin.
+def steady(engine: Engine, users: float, input_tokens: float, output_tokens: float, apart: bool = False) -> Steady:
+    """What `users` see of an engine that serves them alone, by the mean: queues and bursts are for `perf.closed`.
 
-    Each answer's decodes are held up by the prompts of the others that are computed meanwhile, one an answer.
+    While each gets an answer's tokens, each prompt is computed once: in the iterations that decode, several in each or
+    one in some of them, or `apart` in iterations of their own.
     """
-    context = users * (input_tokens + output_tokens / 2)
-    step_s = iteration(engine, Work(decodes=users, context_tokens=context)).seconds
-    alone = Work(prompt_tokens=input_tokens, prompt_pairs=input_tokens * (input_tokens + 1) / 2)
-    overhead_s = iteration(engine, Work()).overhead_s
-    prompt_s = iteration(engine, alone).seconds
-    return Steady(step_s + users / output_tokens * (prompt_s - overhead_s), step_s, prompt_s)
+    pairs, gain = input_tokens * (input_tokens + 1) / 2, engine.shares.tokens_per_step
+    decodes = Work(decodes=users, context_tokens=users * (input_tokens + output_tokens / 2))
+    step_s = iteration(engine, decodes).seconds
+    rate = users * gain / output_tokens  # prompts for each iteration
+    each = max(1.0, rate)
+    prompts = Work(prompt_tokens=each * input_tokens, prompt_pairs=each * pairs)
+    if apart:
+        added_s = iteration(engine, prompts).seconds
+    else:
+        added_s = iteration(engine, _both(prompts, decodes)).seconds - step_s
+    alone_s = iteration(engine, Work(prompt_tokens=input_tokens, prompt_pairs=pairs)).seconds
+    return Steady((step_s + min(1.0, rate) * added_s) / gain, step_s / gain, alone_s)
+
+
+def _both(prompts: Work, decodes: Work) -> Work:
+    return Work(
+        prompt_tokens=prompts.prompt_tokens,
+        prompt_pairs=prompts.prompt_pairs,
+        decodes=decodes.decodes,
+        context_tokens=decodes.context_tokens,
+    )
