@@ -123,13 +123,13 @@ def test_validate_tells_every_point_and_how_far_off_predictions_are(tmp_path: Pa
     path.write_text(
         "id,system,model,precision,parallelism,input_len,output_len,batch/concurrency,metric,value,unit\n"
         "a,h200_sxm,meta-llama/Llama-3.1-70B,fp8,TP4,1024,1024,16,TPOT,10,ms\n"
-        "b,h200_sxm,meta-llama/Llama-3.1-70B,fp8,TP4,1024,1024,16,cost,1,USD\n"
+        "b,h200_sxm,meta-llama/Llama-3.1-70B,fp8,TP4,1024,1024,16,joy,1,USD\n"
     )
     told = json.loads(jevons("validate", "--points", str(path), "--json").stdout)
 
     assert [(row["id"], row["predicted"] is None, row["reason"]) for row in told["rows"]] == [
         ("a", False, ""),
-        ("b", True, "metric 'cost' is not predicted"),
+        ("b", True, "metric 'joy' is not predicted"),
     ]
     assert told["summary"]["all"]["predicted"] == 1
     shown = jevons("validate", "--points", str(path)).stdout

@@ -11,6 +11,7 @@ from jevons.base.errors import ConfigError
 
 _COLUMNS = ("id", "system", "model", "precision", "parallelism", "input_len", "output_len", "metric", "value", "unit")
 _USERS = "batch/concurrency"
+_MORE = {"source": "source", "notes": "licence/notes"}  # columns that may be absent
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     value: float
     unit: str
+    source: str = ""
+    notes: str = ""
 
 
 def read_points(path: Path) -> list[Point]:
@@ -55,4 +58,5 @@ def _point(row: dict[str, str], where: str) -> Point:
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: value: must be a number, got {row['value']!r}") from None
     text = {name: (row[name] or "").strip() for name in _COLUMNS if name != "value"}
-    return Point(users=(row[_USERS] or "").strip(), value=value, **text)
+    more = {field: (row.get(name) or "").strip() for field, name in _MORE.items()}
+    return Point(users=(row[_USERS] or "").strip(), value=value, **text, **more)

@@ -1,0 +1,44 @@
+"""Factors on the shares of data sheets: those that ship with jevons, or a file's; and how such a file is written."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from jevons.base.errors import ConfigError
+from jevons.perf.calibration import Calibration
+
+
+def read_calibration(path: Path | None = None) -> Calibration:
+    """What ships with jevons, or a file's instead.
+
+    Raises:
+        ConfigError: it cannot be read, or is none; names the field and the rule.
+    """
+    where = "calibration.toml" if path is None else str(path)
+    try:
+        text = resources.files("jevons.facts.catalog").joinpath(where).read_text() if path is None else path.read_text()
+        return msgspec.convert(tomllib.loads(text), Calibration)
+    except OSError as error:
+        raise ConfigError(f"calibration {where}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"calibration {where}: is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"calibration {where}: {str(error).replace('`', '')}") from error
+
+
+def as_toml(calibration: Calibration) -> str:
+    """The file that reads as this."""
+    told = msgspec.to_builtins(calibration)
+    lines = [f"{key} = {json.dumps(told[key])}" for key in ("title", "date", "command", "rule")]
+    lines += ["measured = [", *(f"  {json.dumps(each)}," for each in told["measured"]), "]"]
+    for table in ("errors", "effects"):
+        lines += ["", f"[{table}]"]
+        for name, values in told[table].items():
+            fields = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+            lines.append(f"{json.dumps(name)} = {{ {fields} }}")
+    return "\n".join(lines) + "\n"
