@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from statistics import mean, median
 
 import msgspec
 import numpy as np
@@ -67,12 +67,17 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 def samples_of(points: Iterable[Point], catalog: Catalog) -> list[Sample]:
-    """Of those that can be predicted and that differ: some rows are one measurement under two names."""
+    """Of those that can be predicted and that differ: some rows are one measurement under two names.
+
+    Costs and energies are not: they are rates over prices and powers that their publishers knew, and we may not.
+    """
     found: dict[bytes, Sample] = {}
     for point in points:
         try:
             case = case_of(point, catalog)
         except Unpredicted:
+            continue
+        if case.derived:
             continue
         found.setdefault(msgspec.msgpack.encode((case, point.value)), Sample(case, point.value))
     return list(found.values())
@@ -223,10 +228,11 @@ def calibrate(
     seen = [sample for sample in checks if trust_in(found, sample.case.key) is Trust.MEASURED]
     off = {Trust.MEASURED: _off(seen, effects, catalog), Trust.TRANSFERRED: Off(), Trust.PROJECTED: Off()}
     for chip in _chips(fitted):
-        told(f"leaving out {chip}")
         others = fit([sample for sample in fitted if sample.case.key.chip != chip], catalog)
         theirs = [sample for sample in (*fitted, *checks) if sample.case.key.chip == chip]
-        _join(off[Trust.TRANSFERRED], _off(theirs, others, catalog))
+        alone = _off(theirs, others, catalog)
+        told(f"without {chip}: " + ", ".join(_told(kind, values) for kind, values in alone.items()))
+        _join(off[Trust.TRANSFERRED], alone)
         _join(off[Trust.PROJECTED], _off([_stripped(sample) for sample in theirs], others, catalog))
     return msgspec.structs.replace(found, errors=_expected(off))
 
@@ -251,11 +257,15 @@ def _off(samples: Iterable[Sample], effects: dict[str, Effect], catalog: Catalog
     for sample in samples:
         case = sample.case
         kind = case.what if case.what in KINDS else _KIND_OF.get(case.what)
-        if kind is not None and case.dividend is None:
+        if kind is not None:
             groups = [effects[group] for group in case.key.groups() if group in effects]
             value = predictor.value(case, scaled(GUESS_SHARES, groups))
             off.setdefault(kind, []).append(abs(value / sample.measured - 1))
     return off
+
+
+def _told(kind: str, values: list[float]) -> str:
+    return f"{kind} of {len(values)} off by {mean(values):.1%}, median {median(values):.1%}"
 
 
 def _join(into: Off, more: Off) -> None:

@@ -90,6 +90,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     tpot_limit_s: float | None = None
     times: float = 1.0  # of the predicted seconds or rate of one chip, what the row states
     dividend: float | None = None  # the row states this over the rate
+    derived: str = ""  # "cost" or "energy": a rate that was measured too, over a price or a power
 
     def engine(self, catalog: Catalog, shares: Shares, group: Group | None = None) -> Engine:
         """The engine that decodes, or one of another layout."""
@@ -261,7 +262,8 @@ def _cost(point: Point, case: Case, catalog: Catalog) -> Case:
     price = catalog.chips[case.key.chip].own_usd_per_hour
     if price is None:
         raise Unpredicted(f"what an hour of {point.system} costs is not known")
-    return msgspec.structs.replace(_total_rate(point, case, catalog), dividend=price.value / 3600 * 1e6)
+    total = _total_rate(point, case, catalog)
+    return msgspec.structs.replace(total, dividend=price.value / 3600 * 1e6, derived="cost")
 
 
 def _per_megawatt(point: Point, case: Case, catalog: Catalog) -> Case:
@@ -269,7 +271,7 @@ def _per_megawatt(point: Point, case: Case, catalog: Catalog) -> Case:
     if power is None:
         raise Unpredicted(f"the power of {point.system} with all its share is not known")
     total = _total_rate(point, case, catalog)
-    return msgspec.structs.replace(total, times=total.times / power.value * 1e6)
+    return msgspec.structs.replace(total, times=total.times / power.value * 1e6, derived="energy")
 
 
 def _prompts(point: Point, case: Case, catalog: Catalog) -> Case:

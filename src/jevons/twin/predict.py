@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -97,7 +98,7 @@ def _enough(prefill: Engine, decode: Engine, workers: int, loop: Loop) -> int:
     """Prefill workers that keep so many decode workers busy."""
     state = steady(decode, loop.users / workers, loop.input_tokens, loop.output_tokens)
     asked = loop.users / (loop.output_tokens * state.step_s)
-    return max(1, round(asked * steady(prefill, 1, loop.input_tokens, loop.output_tokens).prompt_s))
+    return math.ceil(asked * steady(prefill, 1, loop.input_tokens, loop.output_tokens).prompt_s)
 
 
 def _move_s(prefill: Engine) -> float:

@@ -83,7 +83,7 @@ def kind_of(case: Case, catalog: Catalog) -> str:
         return "TTFT"
     if case.what == "step":
         return "one step"
-    return "throughput" if case.dividend is None else "cost"
+    return case.derived or "throughput"
 
 
 def _row(point: Point, catalog: Catalog, calibration: Calibration, predictor: Predictor) -> Row:
