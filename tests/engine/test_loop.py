@@ -63,8 +63,9 @@ class _Tiers:
         self.loop.answer(Over(bring.id))
 
 
-def _work(name: str, prompt: list[int], max_tokens: int) -> Work:
-    return Work(id=RequestId(name), prompt=prompt, max_tokens=max_tokens, sampling=Sampling(), stop_ids=[])
+def _work(name: str, prompt: list[int], max_tokens: int, *, hand_over: bool = False) -> Work:
+    id = RequestId(name)
+    return Work(id=id, prompt=prompt, max_tokens=max_tokens, sampling=Sampling(), stop_ids=[], hand_over=hand_over)
 
 
 def _come_back(tiers: _Tiers) -> list[MoveReport]:
@@ -159,3 +160,58 @@ def test_the_tiers_hear_of_each_layer_then_that_the_step_is_booked_or_given_up()
     given_up = [first, Written(1, 3), Written(2, 3), Cancel(first.id)]
     booked = [second, Written(1, 3), Written(2, 3), Written(3, 3), Computed(second.id)]
     assert engine.asked[1:] == given_up + booked  # after the look; decodes fill no page here
+
+
+class _Saving:
+    """An engine and tiers that hold nothing: what its first step filled is saved while the second runs."""
+
+    def __init__(self) -> None:
+        self.loop: EngineLoop | None = None
+        self.done: list[Done] = []
+        self.left_in_step: list[RequestId] = []
+        self.has_ended = threading.Event()
+        self._saved: list[int] = []
+        self._steps = 0
+
+    def on_done(self, done: Done) -> None:
+        self.done.append(done)
+        if any(step.finish == "length" for step in done.steps):
+            self.has_ended.set()
+
+    def ask(self, ask: Ask) -> None:
+        assert self.loop is not None
+        match ask:
+            case Look(id, names):
+                self.loop.answer(Found(id, [None] * len(names), {}))
+            case Computed(id):
+                self._saved.append(id)
+
+    def step(
+        self, slices: Sequence[Slice], is_abandoned: Callable[[], bool], on_layer: OnLayer
+    ) -> list[Sampled | None]:
+        assert self.loop is not None
+        self._steps += 1
+        if self._steps == 2:
+            self.loop.answer(Over(self._saved[0]))
+            assert not is_abandoned()
+            self.left_in_step = [step.id for done in self.done for step in done.steps if step.finish == "handover"]
+        return [Sampled(7, None) if s.sampling is not None else None for s in slices]
+
+
+def test_a_handover_does_not_wait_for_the_end_of_the_next_step() -> None:
+    engine = _Saving()
+    pool = BlockPool(64, SIZE)
+    restore = Restore(pool, page_bytes=PAGE_BYTES, step_tokens=9)
+    batcher = Batcher(pool, step_tokens=9, max_running=4, context_tokens=200, restore=restore)
+    engine.loop = loop = EngineLoop(batcher, engine, engine.on_done, engine.ask)
+    loop.submit(_work("leaves", list(range(9)), max_tokens=5, hand_over=True))
+    loop.submit(_work("stays", list(range(20, 29)), max_tokens=1))
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        assert engine.has_ended.wait(20.0)
+    finally:
+        loop.stop()
+        thread.join()
+
+    assert engine.left_in_step == ["leaves"]

@@ -189,6 +189,11 @@ class Batcher:
         for seq in self._running:
             self._pass_over(seq)
 
+    @property
+    def leaving(self) -> int:
+        """Sequences to be handed over."""
+        return len(self._leaving)
+
     def handed_over(self, now_s: float) -> list[Step]:
         """Sequences whose blocks have reached the tiers, or had the time to: others may go on with them."""
         ready = [seq for seq, until_s in self._leaving if until_s <= now_s or not self._is_saving(seq)]

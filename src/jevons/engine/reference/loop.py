@@ -110,9 +110,7 @@ class EngineLoop:
             self._admit()
             has_worked = self._step()
             self._send_asks()
-            left = self._batcher.handed_over(time.monotonic())
-            if left:
-                self._tell(left)
+            self._hand_over()
 
     def _step(self) -> bool:
         """Returns whether there was something to do."""
@@ -153,6 +151,11 @@ class EngineLoop:
         if hold_s:
             self._take(wait_s=hold_s)
         return bool(self._answers or self._new or self._cancelled)
+
+    def _hand_over(self) -> None:
+        left = self._batcher.handed_over(time.monotonic())
+        if left:
+            self._tell(left)
 
     def _tell(self, steps: list[Step], report: StepReport | None = None) -> None:
         moves = [] if self._batcher.restore is None else self._batcher.restore.drain_reports()
@@ -206,9 +209,13 @@ class EngineLoop:
         self._cancelled.clear()
 
     def _is_abandoned(self) -> bool:
+        """Asked before each layer, which is also the time for what cannot wait for the step's end."""
         if self._inbox.empty() and not self._cancelled:
             return False
         self._take(wait_s=0.0)
+        if self._batcher.leaving:  # whose blocks are there now need not wait for this step's end
+            self._hear()
+            self._hand_over()
         gone = sum(len(c.tokens) for c in self._chunks if c.id in self._cancelled)
         return self._stopping or gone > ABANDON_SHARE * sum(len(c.tokens) for c in self._chunks)
 
