@@ -1,10 +1,12 @@
 """What a handover costs a stream: the gap between its first and second token, beside the later gaps.
 
-    PYTHONPATH=. python bench/handover.py
+    PYTHONPATH=. python bench/handover.py [PROMPTS AT ONCE]
 
 One worker prefills, one decodes; a stream that keeps the decode worker busy makes the router hand prompts over. Blocks
-go to the arena after each step of the prefill, so what is left for the gap is the last step's blocks out, all of them
-in, what is left of the decode worker's step, and its next one, which computes the prompt's last, unfilled block.
+go to the arena layer by layer while the prefill computes, so what is left for the gap is all of them back in, what is
+left of the decode worker's step, and its next one, which computes the prompt's last, unfilled block. With several
+prompts at once the prefill worker is busy with the next one when it hands one over, and the streams share the decode
+worker.
 Pools are small, so that their memory has been touched before: the first touch of a page costs more than its copy.
 """
 
@@ -12,16 +14,18 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
 from tests.processes import Jevons, until
 
-from jevons.twin.workload import Chat, conversations
+from jevons.twin.workload import Chat, Conversation, conversations
 
 MODEL = "smollm2-135m"
 PROMPTS, OUTPUT = 16, 16
@@ -65,19 +69,30 @@ def keep_busy(url: str, is_over: threading.Event) -> None:
         stream(url, [{"role": "user", "content": f"Count to one hundred, try {count}."}], 200)
 
 
-def main() -> None:
+def messages_of(talk: Conversation) -> list[dict[str, str]]:
+    return [{"role": "system", "content": talk.system}, {"role": "user", "content": talk.turns[0]}]
+
+
+def main(at_once: int = 1) -> None:
     chat = Chat(conversations=PROMPTS, turns=1, groups=PROMPTS, system_tokens=300, turn_tokens=40, seed=5)
     talks = conversations(chat)
-    running = Jevons("--prefill", "1", "--decode", "1", "--dram-bytes", str(48 << 20), "--kv-bytes", str(24 << 20))
+    running = Jevons(
+        "--prefill",
+        "1",
+        "--decode",
+        "1",
+        "--dram-bytes",
+        str(at_once * 48 << 20),
+        "--kv-bytes",
+        str(at_once * 24 << 20),
+    )
     is_over = threading.Event()
     busy = threading.Thread(target=keep_busy, args=(running.url, is_over))
     try:
         until(lambda: len(running.healthy()) == 2, 120.0)
         busy.start()
-        streams = []
-        for talk in talks:
-            messages = [{"role": "system", "content": talk.system}, {"role": "user", "content": talk.turns[0]}]
-            streams.append(stream(running.url, messages, OUTPUT))
+        with ThreadPoolExecutor(at_once) as pool:
+            streams = list(pool.map(lambda talk: stream(running.url, messages_of(talk), OUTPUT), talks))
         recent = running.snapshot()["recent"]
     finally:
         is_over.set()
@@ -92,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

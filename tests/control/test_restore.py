@@ -13,7 +13,7 @@ from jevons.base.ids import BlockHash, BlockId, RequestId
 from jevons.control.batch import Batcher, Chunk, Drawn
 from jevons.control.restore import LOOK_S, SAVE_S, Restore
 from jevons.facts.block import Tier
-from jevons.facts.move import Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, Over, Save
+from jevons.facts.move import Arrived, Ask, Bring, Cancel, Computed, Found, Keep, Look, Missed, Over, Save
 from jevons.facts.request import Sampling, Step, Work
 from jevons.kv.hashing import block_hashes
 from jevons.kv.pool import BlockPool
@@ -243,6 +243,103 @@ def test_computed_blocks_are_saved_and_brought_ones_are_not_saved_again() -> Non
     assert (save.names, save.depths) == (block_hashes(list(range(14)), SIZE)[1:], [4, 8])
 
 
+@pytest.mark.parametrize("page_blocks", [1, 2])
+def test_the_pages_that_a_step_will_fill_are_saved_ahead_of_it_and_no_others(page_blocks: int) -> None:
+    b, prompt = batcher(step_tokens=12, page_blocks=page_blocks), list(range(27))
+    page = SIZE * page_blocks
+    names = block_hashes(prompt, page)
+    b.add(work("a", prompt))
+    look(b, [None] * (26 // page))
+    saved: list[BlockHash] = []
+    for end in (12, 24, 27):
+        chunks = b.schedule(0.0)
+        assert b.save_ahead(chunks) == (end < 27)
+        if end < 27:
+            save = one(b, Save)
+            assert isinstance(save, Save)
+            assert (save.is_ahead, save.names) == (True, names[len(saved) : end // page])
+            assert save.depths == [page * names.index(each) for each in save.names]
+            table = chunks[0].table
+            first = names.index(save.names[0]) * page_blocks
+            assert save.places == table[first : first + len(save.names) * page_blocks]
+            saved += save.names
+            complete(b, chunks)
+            assert asked(b) == [Computed(save.id)]
+            b.on_answer(Over(save.id), 0.0)
+    assert saved == names[: 24 // page]
+
+
+def test_a_step_that_is_given_up_takes_back_what_was_saved_ahead_of_it_and_the_next_saves_it() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [None] * 3)
+    b.save_ahead(b.schedule(0.0))
+    first = one(b, Save)
+    assert isinstance(first, Save)
+    b.give_up()
+    assert asked(b) == [Cancel(first.id)]
+
+    chunks = b.schedule(1.0)
+    b.save_ahead(chunks)
+    second = one(b, Save)
+    assert isinstance(second, Save)
+    assert (second.names, second.is_ahead) == (first.names, True)
+    b.on_answer(Over(first.id, refused=2), 1.0)
+    complete(b, chunks, 1.0)
+    assert asked(b) == [Computed(second.id)]
+
+
+def test_who_is_cancelled_in_mid_step_has_nothing_saved() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [None] * 3)
+    chunks = b.schedule(0.0)
+    b.save_ahead(chunks)
+    save = one(b, Save)
+    assert isinstance(save, Save)
+    b.cancel(RequestId("a"))
+    assert complete(b, chunks) == []
+
+    assert asked(b) == [Cancel(save.id)]
+    b.on_answer(Over(save.id, refused=2), 0.0)
+    assert b.pool.free == 16
+
+
+def test_what_finds_no_room_ahead_of_a_step_is_saved_after_it() -> None:
+    b = batcher(blocks=8)
+    b.add(work("a", list(range(22))))
+    look(b, [None] * 5)
+    saves: list[Ask] = []
+    for is_room in (True, True, False):  # half of the pool may be on its way
+        chunks = b.schedule(0.0)
+        assert b.save_ahead(chunks) == is_room
+        saves += [ask for ask in asked(b) if isinstance(ask, Save)]
+        if not is_room:
+            b.on_answer(Over(saves[0].id), 0.0)  # type: ignore[union-attr]
+        complete(b, chunks)
+    last = one(b, Save)
+    assert isinstance(last, Save)
+    assert (last.is_ahead, last.names) == (False, block_hashes(list(range(22)), SIZE)[4:])
+    assert b.restore is not None
+    assert "save_backlog" not in b.restore.counts
+
+
+def test_a_step_may_take_longer_than_a_save_that_is_ahead_of_it() -> None:
+    b = batcher()
+    b.add(work("a", list(range(14))))
+    look(b, [None] * 3)
+    chunks = b.schedule(0.0)
+    b.save_ahead(chunks)
+    save = one(b, Save)
+    assert isinstance(save, Save)
+    complete(b, chunks, SAVE_S + 1.0)
+    b.schedule(SAVE_S + 2.0)
+    assert asked(b) == [Computed(save.id)]
+
+    b.schedule(2 * SAVE_S + 1.1)
+    assert asked(b) == [Cancel(save.id)]
+
+
 def test_a_place_that_is_being_saved_is_not_given_out() -> None:
     b = batcher(blocks=8)
     b.add(work("a", list(range(9)), max_tokens=1))
@@ -300,6 +397,7 @@ class World:
         self.store: dict[BlockHash, tuple[int, ...]] = {}
         self.pending: list[Ask] = []
         self.cancelled: set[int] = set()
+        self.computed: set[int] = set()
         self.now_s = 0.0
         self._tokens: dict[RequestId, list[int]] = {}
 
@@ -309,11 +407,28 @@ class World:
             self._answer_one()
         chunks = self.batcher.schedule(self.now_s)
         self._take_asks()
+        if self.draw.random() < 0.8:  # who never does still saves after the step
+            self.batcher.save_ahead(chunks)
+            self._take_asks()
+        if self.draw.random() < 0.1:
+            self._break_off(chunks)
+            return []
         for chunk in chunks:
             self._compute(chunk)
+        for _ in range(self.draw.randrange(2)):
+            self._answer_one()
         steps = complete(self.batcher, chunks)
         self._take_asks()
         return steps
+
+    def _break_off(self, chunks: Sequence[Chunk]) -> None:
+        """A step is given up: what it was to fill holds something else now, and tiers may answer before they hear."""
+        for chunk in chunks:
+            for block in range(-(-chunk.start // SIZE), -(-(chunk.start + len(chunk.tokens)) // SIZE)):
+                self.pages[chunk.table[block]] = (-1,)
+        self._answer_one()
+        self.batcher.give_up()
+        self._take_asks()
 
     def settle(self) -> None:
         while self.pending:
@@ -325,6 +440,8 @@ class World:
         for ask in self.batcher.restore.drain_asks():
             if isinstance(ask, Cancel):
                 self.cancelled.add(ask.id)
+            elif isinstance(ask, Computed):
+                self.computed.add(ask.id)
             elif not isinstance(ask, Keep):
                 self.pending.append(ask)
 
@@ -351,12 +468,8 @@ class World:
             case Look(id, names):
                 tiers = [Tier.DRAM if name in self.store else None for name in names]
                 self._tell(Found(id, tiers, {}))
-            case Save(id, names, places):
-                for index, name in enumerate(names):
-                    last = self.pages[self._places(places, index)[-1]]
-                    assert block_hashes(last, SIZE * self.page_blocks)[-1] == name, "a place stays while it is saved"
-                    self.store[name] = last
-                self._tell(Over(id))
+            case Save():
+                self._save(ask)
             case Bring(id, names, places):
                 for index, name in enumerate(names):
                     if self.draw.random() < 0.2 or name not in self.store:
@@ -367,6 +480,18 @@ class World:
                         self._fill(self._places(places, index), self.store[name])
                         self._tell(Arrived(id, [(index, Tier.DRAM)]))
                 self._tell(Over(id))
+
+    def _save(self, ask: Save) -> None:
+        if ask.id in self.cancelled:
+            self._tell(Over(ask.id, refused=len(ask.names)))
+        elif ask.is_ahead and ask.id not in self.computed:
+            self.pending.append(ask)  # nobody may read it yet
+        else:
+            for index, name in enumerate(ask.names):
+                last = self.pages[self._places(ask.places, index)[-1]]
+                assert block_hashes(last, SIZE * self.page_blocks)[-1] == name, "a place stays while it is saved"
+                self.store[name] = last
+            self._tell(Over(ask.id))
 
     def _places(self, places: Sequence[BlockId], index: int) -> Sequence[BlockId]:
         return places[index * self.page_blocks : (index + 1) * self.page_blocks]

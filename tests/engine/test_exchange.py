@@ -40,6 +40,23 @@ def test_a_block_that_goes_out_is_the_arenas_canonical_page(arena: Arena) -> Non
     assert torch.equal(raw.view(layout(16).shape), own[2])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("tokens", [16, 32])
+def test_layer_by_layer_a_page_goes_out_as_it_does_at_once(arena: Arena, tokens: int, dtype: str) -> None:
+    own, pages = cache(4, 16), layout(tokens, dtype)
+    exchange, size = attached(own, pages, arena), pages.page_bytes
+    page = [([3, 1][: tokens // 16], 0)]
+    exchange.copy_out(page)
+    at_once = bytes(arena.page(0, size))
+    arena.page(0, size)[:] = bytes(size)
+
+    exchange.copy_out(page, slice(0, 1))
+    one = size // LAYERS
+    assert bytes(arena.page(0, size)) == at_once[:one] + bytes(size - one)
+    exchange.copy_out(page, slice(1, None))
+    assert bytes(arena.page(0, size)) == at_once
+
+
 def test_two_blocks_of_16_make_a_page_of_32_and_back(arena: Arena) -> None:
     small, large = cache(4, 16), torch.zeros_like(cache(2, 32))
     attached(small, layout(32), arena).copy_out([([3, 1], 0)])

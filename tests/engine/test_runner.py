@@ -203,6 +203,18 @@ def test_a_step_writes_its_own_tokens_places_and_no_others(runner: Runner) -> No
     assert written.nonzero().tolist() == [[4, i] for i in range(4)] + [[9, i] for i in range(16)]
 
 
+def test_after_each_layer_what_it_wrote_is_what_stays(runner: Runner, shape: ModelShape) -> None:
+    seen: list[torch.Tensor] = []
+
+    def on_layer(layers: int, of: int) -> None:
+        assert (layers, of) == (len(seen) + 1, shape.layers)
+        seen.append(runner.pages[:3, :layers].clone())
+
+    runner.step([Slice(tokens(20), 0, [0, 1], None), Slice(tokens(9, 1), 0, [2], ALL)], on_layer=on_layer)
+    assert [len(each[0]) for each in seen] == list(range(1, shape.layers + 1))
+    assert all(torch.equal(each, runner.pages[:3, : each.shape[1]]) for each in seen)
+
+
 def test_an_abandoned_step_can_be_computed_again(runner: Runner, tiny_dir: Path, shape: ModelShape) -> None:
     text = tokens(40)
     asked = iter([False, True])

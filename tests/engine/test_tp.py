@@ -216,11 +216,19 @@ def test_a_page_copied_out_of_two_ranks_holds_the_heads_of_one(
     prompt = tokens(4 * BLOCK_SIZE)
     for runner in (one, two):
         runner.step([Slice(prompt, 0, [7, 3, 9, 4], None)])
-    two.exchange.copy_out(arena.moves([7, 3, 9, 4]))
+    two.exchange.copy_out(arena.moves([7, 3, 9, 4]), slice(0, 1))
+    assert not arena.pages[:, 1:].any()
+    two.exchange.copy_out(arena.moves([7, 3, 9, 4]), slice(1, None))
     for head in range(shape.kv_heads):
         ours, theirs = (kv[:, :, :, head].float() for kv in (arena.pages, one.pages[[7, 3, 9, 4]]))
         assert theirs.abs().max() > 1
         assert (ours - theirs).abs().max() < KV_OFF
+
+
+def test_ranks_tell_of_no_layer_since_one_does_not_know_how_far_the_others_are(two: Leader) -> None:
+    told: list[int] = []
+    two.step([Slice(tokens(20), 0, range(2), None)], on_layer=lambda layers, of: told.append(layers))
+    assert told == []
 
 
 @pytest.mark.parametrize("to_two", [False, True])

@@ -137,6 +137,15 @@ def test_a_block_that_goes_out_and_comes_in_elsewhere_is_the_same_there_and_noth
             assert (now == then).all()
 
 
+def test_layers_go_out_by_themselves(arena: Arena) -> None:
+    pool, size = pool_of(marked("flash"), "flash", arena), layout().page_bytes
+    slots = pool.set_aside([3])
+    pool.copy_out([(slots, 0)])
+    at_once = bytes(arena.page(0, size))
+    pool.copy_out([(slots, size)], slice(1, None))
+    assert bytes(arena.page(size, size)) == bytes(size // LAYERS) + at_once[size // LAYERS :]
+
+
 def test_a_page_is_the_same_whatever_the_order_it_came_from(arena: Arena) -> None:
     pages = set()
     keys, values = torch.rand(2, TOKENS, HEADS, DIM)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,12 +19,12 @@ from tests.processes import until
 
 from jevons.base.ids import BlockHash, BlockId
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer, Arrived, Bring, Cancel, Found, Look, Missed, Over, Save
+from jevons.facts.move import Answer, Arrived, Bring, Cancel, Computed, Found, Look, Missed, Over, Save, Written
 from jevons.store.arena import Arena
-from jevons.store.node import Introduction, Node, Page
+from jevons.store.node import ALL, Introduction, Node, Page
 from jevons.wire.channel import Failed, KeeperConfig, Ready
 
-PAGE = 8192
+PAGE, LAYERS = 8192, 4
 MARK = b"f" * 16
 WAIT_S = 10.0
 
@@ -55,15 +56,23 @@ class Memory:
 
     def __init__(self) -> None:
         self.pages = np.zeros((64, PAGE), np.uint8)
+        self.copied: list[slice] = []  # layers, one for each call
         self.arena: Arena | None = None
+
+    @property
+    def reached(self) -> int:
+        """Layers copied out so far."""
+        return max((LAYERS if layers.stop is None else layers.stop for layers in list(self.copied)), default=0)
 
     def attach(self, arena: Arena) -> None:
         self.arena = arena
 
-    def copy_out(self, pages: Sequence[Page]) -> None:
+    def copy_out(self, pages: Sequence[Page], layers: slice = ALL) -> None:
         assert self.arena is not None
         for (place,), offset in pages:
-            self.arena.page(offset, PAGE)[:] = self.pages[place].tobytes()
+            page = np.frombuffer(self.arena.page(offset, PAGE), np.uint8).reshape(LAYERS, -1)
+            page[layers] = self.pages[place].reshape(LAYERS, -1)[layers]
+        self.copied.append(layers)
 
     def copy_in(self, pages: Sequence[Page]) -> None:
         assert self.arena is not None
@@ -91,9 +100,31 @@ class Engine:
             self.memory.pages[place] = number % 251
         self._id += 1
         self.node.ask(Save(self._id, names, places, [n * 16 for n in range(count)], salt))
+        return self.over().refused
+
+    def save_ahead(self, first: int, count: int) -> int:
+        """Save places in which nothing is computed yet. Returns the ask."""
+        self._id += 1
+        places = [BlockId(n % 64) for n in range(first, first + count)]
+        self.memory.pages[places] = 255
+        names = [name(n) for n in range(first, first + count)]
+        self.node.ask(Save(self._id, names, places, [0] * count, "", is_ahead=True))
+        return self._id
+
+    def compute(self, first: int, count: int, layers: range) -> None:
+        """A step goes on by these layers of pages full of their own number."""
+        for number in range(first, first + count):
+            page = self.memory.pages[number % 64].reshape(LAYERS, -1)
+            page[layers.start : layers.stop] = number % 251
+        self.node.ask(Written(layers.stop, LAYERS))
+
+    def has_copied(self, layers: int) -> bool:
+        return self.memory.reached >= layers
+
+    def over(self) -> Over:
         over = self.answers.get(timeout=WAIT_S)
         assert isinstance(over, Over)
-        return over.refused
+        return over
 
     def look(self, first: int, count: int) -> list[Tier | None]:
         self._id += 1
@@ -219,6 +250,120 @@ def test_what_is_cancelled_is_over_though_the_keeper_hangs(start: Start, engine:
     finally:
         os.kill(keeper.process.pid, signal.SIGCONT)
     until(lambda: a.look(0, 1) == [Tier.DRAM], WAIT_S, "the keeper goes on")
+
+
+def test_layers_move_as_they_are_computed_and_nobody_reads_them_before_the_step_is_booked(
+    start: Start, engine: Make
+) -> None:
+    keeper = start()
+    a, b = engine(keeper), engine(keeper)
+    id = a.save_ahead(0, 3)
+    for number in range(LAYERS):
+        a.compute(0, 3, range(number, number + 1))
+        until(partial(a.has_copied, number + 1), WAIT_S, "the layer is copied")
+        assert b.look(0, 3) == [None] * 3
+    a.node.ask(Computed(id))
+
+    assert a.over() == Over(id)
+    assert b.bring(0, 3) == dict.fromkeys(range(3), "dram")
+    assert len(a.memory.copied) == LAYERS
+
+
+def test_places_that_are_told_in_mid_step_are_filled_with_all_layers_so_far(start: Start, engine: Make) -> None:
+    keeper = start()
+    a = engine(keeper)
+    os.kill(keeper.process.pid, signal.SIGSTOP)
+    try:
+        id = a.save_ahead(0, 3)
+        a.compute(0, 3, range(2))
+    finally:
+        os.kill(keeper.process.pid, signal.SIGCONT)
+    until(partial(a.has_copied, 2), WAIT_S, "the places came")
+    a.compute(0, 3, range(2, LAYERS))
+    a.node.ask(Computed(id))
+
+    assert a.over() == Over(id)
+    assert a.bring(0, 3) == dict.fromkeys(range(3), "dram")
+    assert a.memory.copied == [slice(0, 2), slice(2, None)]
+
+
+def test_places_that_are_told_after_the_step_are_filled_at_once(start: Start, engine: Make) -> None:
+    keeper = start()
+    a = engine(keeper)
+    os.kill(keeper.process.pid, signal.SIGSTOP)
+    try:
+        id = a.save_ahead(0, 3)
+        a.compute(0, 3, range(LAYERS))
+        a.node.ask(Computed(id))
+        late = a.save_ahead(3, 2)  # the next step's
+        a.compute(3, 2, range(1))
+    finally:
+        os.kill(keeper.process.pid, signal.SIGCONT)
+
+    assert a.over() == Over(id)
+    a.node.ask(Cancel(late))
+    assert a.over() == Over(late, refused=2)
+    assert a.bring(0, 5) == {0: "dram", 1: "dram", 2: "dram", 3: "missing", 4: "missing"}
+
+
+def test_an_engine_that_tells_of_no_layer_has_all_copied_once_the_step_is_booked(start: Start, engine: Make) -> None:
+    a = engine(start())
+    id = a.save_ahead(0, 3)
+    a.memory.pages[:3] = np.arange(3)[:, None]
+    a.node.ask(Computed(id))
+
+    assert a.over() == Over(id)
+    assert a.bring(0, 3) == dict.fromkeys(range(3), "dram")
+    assert a.memory.copied == [slice(0, None)]
+
+
+@pytest.mark.parametrize("layers", [0, 2, LAYERS])
+def test_a_step_that_is_given_up_publishes_nothing_and_keeps_no_place(start: Start, engine: Make, layers: int) -> None:
+    keeper = start(dram_bytes=8 * PAGE)
+    a, b = engine(keeper), engine(keeper)
+    for _ in range(3):
+        id = a.save_ahead(0, 8)
+        if layers:
+            a.compute(0, 8, range(layers))
+            until(partial(a.has_copied, layers), WAIT_S, "the layers are copied")
+        a.node.ask(Cancel(id))
+        a.node.ask(Computed(id))  # comes too late, if it ever comes
+        assert a.over() == Over(id, refused=8)
+        assert b.bring(0, 8) == dict.fromkeys(range(8), "missing")
+        a.memory.copied.clear()
+
+    assert a.save(100, 8) == 0  # every place can be had
+    assert b.bring(100, 8) == dict.fromkeys(range(100, 108), "dram")
+
+
+def test_a_keeper_lost_in_mid_step_ends_the_save_and_the_next_one_knows_nothing_of_it(
+    start: Start, engine: Make
+) -> None:
+    keeper = start()
+    a = engine(keeper)
+    id = a.save_ahead(0, 3)
+    a.compute(0, 3, range(2))
+    until(partial(a.has_copied, 2), WAIT_S, "two layers are copied")
+    keeper.stop()
+    assert a.over() == Over(id, refused=3)
+    start()
+    until(lambda: a.node.is_attached, WAIT_S, "attached to the new keeper")
+    a.compute(0, 3, range(2, LAYERS))
+    a.node.ask(Computed(id))
+
+    assert a.bring(0, 3) == dict.fromkeys(range(3), "missing")
+    assert a.save(0, 3) == 0
+
+
+def test_pages_that_the_tiers_hold_are_refused_ahead_and_the_others_filled(start: Start, engine: Make) -> None:
+    a = engine(start())
+    a.save(1, 2)
+    id = a.save_ahead(0, 4)
+    a.compute(0, 4, range(LAYERS))
+    a.node.ask(Computed(id))
+
+    assert a.over() == Over(id, refused=2)
+    assert a.bring(0, 4) == dict.fromkeys(range(4), "dram")
 
 
 def test_an_engine_that_dies_leaves_no_lease_and_no_memory_behind(start: Start, engine: Make) -> None:

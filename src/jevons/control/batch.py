@@ -18,10 +18,11 @@ import msgspec
 
 from jevons.base.errors import CapacityError
 from jevons.base.ids import BlockHash, BlockId, RequestId
+from jevons.control.progress import Progress
 from jevons.control.restore import Coming, Restore
 from jevons.facts.move import Answer
 from jevons.facts.request import Sampling, Step, TokenLogprob, Work
-from jevons.kv.hashing import chain, root
+from jevons.kv.hashing import chain
 from jevons.kv.pool import BlockPool, FullBlocks
 from jevons.perf.measured import GUESS_PRICES, Prices
 from jevons.policy.source import WAIT_SHARE
@@ -48,29 +49,6 @@ class Drawn(msgspec.Struct, frozen=True):
     logprob: TokenLogprob | None = None
 
 
-class _Sequence:
-    """One request's tokens, and how far they are computed."""
-
-    def __init__(self, work: Work, block_size: int) -> None:
-        self.work = work
-        self.tokens = [*work.prompt, *work.emitted]
-        self.outputs = len(work.emitted)
-        self.computed = 0
-        self.table: list[BlockId] = []
-        self.root = root(block_size, work.salt)
-        self.names: list[BlockHash] = chain(self.tokens, block_size, self.root)
-        self.sealed = 0  # blocks of `names` that are named in the pool
-        self.cached_tokens: int | None = None  # reported once, from the first admission
-        self.coming = Coming()
-        self.pages: list[BlockHash] = []  # what the tiers call them, as far as they are known
-        self.offered = 0  # leading pages the tiers were offered, or gave
-        self.saves: list[int] = []
-
-    @property
-    def left(self) -> int:
-        return len(self.tokens) - self.computed
-
-
 class Batcher:
     """The waiting and running sequences of one engine, and its block pool."""
 
@@ -89,9 +67,9 @@ class Batcher:
         self.context_tokens = min(context_tokens, pool.blocks * pool.block_size)
         self._step_tokens = step_tokens
         self._max_running = max_running
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-        self._leaving: list[tuple[_Sequence, float]] = []  # to be handed over, once saved or at that time
+        self._waiting: deque[Progress] = deque()
+        self._running: list[Progress] = []
+        self._leaving: list[tuple[Progress, float]] = []  # to be handed over, once saved or at that time
         self._coming: Counter[BlockHash] = Counter()  # blocks that running prompts will fill
         self.preemptions = 0
         self._now_s = 0.0  # of the call under way
@@ -116,7 +94,7 @@ class Batcher:
                 f"{len(work.prompt)} prompt tokens + {work.max_tokens} output tokens = {need}: "
                 f"this worker holds at most {self.context_tokens} for one sequence"
             )
-        self._waiting.append(_Sequence(work, self.pool.block_size))
+        self._waiting.append(Progress(work, self.pool.block_size))
 
     def cancel(self, id: RequestId) -> bool:
         """Drop a sequence wherever it is. Returns whether it was there."""
@@ -133,7 +111,7 @@ class Batcher:
         return False
 
     def schedule(self, now_s: float) -> list[Chunk]:
-        """The next step's work; empty if there is none now. `complete` must follow, or `retry` if it was given up."""
+        """The next step's work; empty if there is none now. `complete` must follow, or `give_up`."""
         self._now_s = now_s
         if self.restore is not None:
             self.restore.expire(now_s)
@@ -168,6 +146,24 @@ class Batcher:
         hold_s = due_s - now_s
         return hold_s if hold_s * len(chunks) < step_s else WAIT_SHARE * step_s / len(chunks)
 
+    def save_ahead(self, chunks: Sequence[Chunk]) -> bool:
+        """This step is about to run: offer the pages it will fill, to be copied meanwhile. Returns whether any are.
+
+        `complete` or `give_up` must follow. Only of prompts: a page of what is generated takes many steps to fill.
+        """
+        if self.restore is not None:
+            by_id = {seq.work.id: seq for seq in self._running}
+            for chunk in chunks:
+                if len(chunk.tokens) > 1:
+                    by_id[chunk.id].offer_ahead(self.restore, chunk.start + len(chunk.tokens), self.prices)
+        return any(seq.is_ahead for seq in self._running)
+
+    def give_up(self) -> None:
+        """The step was not finished: what it computed is not booked, and nothing of it is saved."""
+        if self.restore is not None:
+            for seq in self._running:
+                seq.give_up_ahead(self.restore)
+
     def complete(self, chunks: Sequence[Chunk], drawn: Sequence[Drawn | None], now_s: float) -> list[Step]:
         """Book what a step computed. Sequences cancelled meanwhile are passed over."""
         self._now_s = now_s
@@ -178,6 +174,8 @@ class Batcher:
             if seq is None:
                 continue
             seq.computed = chunk.start + len(chunk.tokens)
+            if self.restore is not None:
+                seq.book_ahead(self.restore, now_s)
             self._seal(seq)
             self._pass_over(seq)
             if token is not None:
@@ -190,6 +188,11 @@ class Batcher:
         self.restore.on_answer(answer, at_s)
         for seq in self._running:
             self._pass_over(seq)
+
+    @property
+    def leaving(self) -> int:
+        """Sequences to be handed over."""
+        return len(self._leaving)
 
     def handed_over(self, now_s: float) -> list[Step]:
         """Sequences whose blocks have reached the tiers, or had the time to: others may go on with them."""
@@ -208,10 +211,10 @@ class Batcher:
 
     # Inside
 
-    def _is_saving(self, seq: _Sequence) -> bool:
+    def _is_saving(self, seq: Progress) -> bool:
         return self.restore is not None and any(self.restore.is_saving(id) for id in seq.saves)
 
-    def _take(self, seq: _Sequence, budget: int, chunks: list[Chunk]) -> int:
+    def _take(self, seq: Progress, budget: int, chunks: list[Chunk]) -> int:
         """Give `seq` up to `budget` tokens of this step. Returns how many."""
         count = min(seq.left, budget)
         if self.restore is not None:
@@ -237,7 +240,7 @@ class Batcher:
         )
         return count
 
-    def _grow(self, seq: _Sequence, tokens: int) -> bool:
+    def _grow(self, seq: Progress, tokens: int) -> bool:
         """Have blocks for `tokens` tokens, taking them from the youngest if need be. False if `seq` gave way."""
         need = -(-tokens // self.pool.block_size) - len(seq.table)
         while need > 0 and not self.pool.can_allocate(need):
@@ -249,7 +252,7 @@ class Batcher:
             seq.table.extend(self.pool.allocate(need))
         return True
 
-    def _admit(self) -> _Sequence | None:
+    def _admit(self) -> Progress | None:
         """Start the first waiting sequence that fits and need not wait for a block in the making."""
         for seq in self._waiting:
             reusable = seq.names[: (len(seq.tokens) - 1) // self.pool.block_size]
@@ -266,29 +269,13 @@ class Batcher:
             return seq
         return None
 
-    def _knows_tiers(self, seq: _Sequence, found: int) -> bool:
+    def _knows_tiers(self, seq: Progress, found: int) -> bool:
         if self.restore is None:
             return True
-        return self.restore.knows(seq.coming, self._wanted(seq), -(-found // self.restore.page_blocks), self._now_s)
+        depth = -(-found // self.restore.page_blocks)
+        return self.restore.knows(seq.coming, seq.wanted(self.restore), depth, self._now_s)
 
-    def _wanted(self, seq: _Sequence) -> list[BlockHash]:
-        """The pages that the tiers may give: all but the one with the last token, which is always computed."""
-        assert self.restore is not None, "only with tiers"
-        return self._page_names(seq)[: (len(seq.tokens) - 1) // self.restore.page_tokens]
-
-    def _page_names(self, seq: _Sequence) -> list[BlockHash]:
-        """Names of the sequence's full pages."""
-        assert self.restore is not None, "only with tiers"
-        if self.restore.page_blocks == 1:
-            return seq.names
-        size = self.restore.page_tokens
-        known = len(seq.pages)
-        if known < len(seq.tokens) // size:
-            parent = seq.pages[-1] if seq.pages else root(size, seq.work.salt)
-            seq.pages += chain(seq.tokens[known * size :], size, parent)
-        return seq.pages
-
-    def _start(self, seq: _Sequence, found: list[BlockId]) -> None:
+    def _start(self, seq: Progress, found: list[BlockId]) -> None:
         self.pool.take(found)
         seq.table = list(found)
         seq.sealed = len(found)
@@ -300,15 +287,15 @@ class Batcher:
         if self.restore is not None:
             self._bring(seq, self.restore)
 
-    def _bring(self, seq: _Sequence, restore: Restore) -> None:
+    def _bring(self, seq: Progress, restore: Restore) -> None:
         """Bring pages beyond those the pool has, if any tier holds them."""
-        pages, depth = self._wanted(seq), -(-len(seq.table) // restore.page_blocks)
+        pages, depth = seq.wanted(restore), -(-len(seq.table) // restore.page_blocks)
         seq.offered = len(seq.table) // restore.page_blocks
         if restore.has_any(seq.coming, depth):
             seq.table += self.pool.allocate(len(pages) * restore.page_blocks - len(seq.table))
             restore.begin(seq.coming, pages, seq.table, depth, self.prices, self._now_s)
 
-    def _pass_over(self, seq: _Sequence) -> None:
+    def _pass_over(self, seq: Progress) -> None:
         """Blocks that came from the tiers are as good as computed, once all before them are."""
         if self.restore is None:
             return
@@ -325,7 +312,7 @@ class Batcher:
             seq.cached_tokens = min(seq.cached_tokens + passed, len(seq.work.prompt))
         self._seal(seq, is_computed=False)
 
-    def _seal(self, seq: _Sequence, *, is_computed: bool = True) -> None:
+    def _seal(self, seq: Progress, *, is_computed: bool = True) -> None:
         """Name the blocks that are full now; those that were computed here go to the tiers too."""
         size = self.pool.block_size
         full = seq.computed // size
@@ -348,21 +335,9 @@ class Batcher:
         self._arrived(fresh)
         seq.sealed = full
         if self.restore is not None:
-            self._offer(seq, self.restore, is_computed=is_computed)
+            seq.offer(self.restore, self.prices, self._now_s, is_computed=is_computed)
 
-    def _offer(self, seq: _Sequence, restore: Restore, *, is_computed: bool) -> None:
-        """Offer full pages to the tiers, unless they came from there."""
-        start, end, size = seq.offered, seq.sealed // restore.page_blocks, restore.page_blocks
-        if start >= end:
-            return
-        seq.offered = end
-        if is_computed:
-            names, places = self._page_names(seq)[start:end], seq.table[start * size : end * size]
-            saving = restore.save(names, places, start, seq.work.salt, self.prices, self._now_s)
-            if saving is not None:
-                seq.saves.append(saving)
-
-    def _advance(self, seq: _Sequence, drawn: Drawn) -> Step:
+    def _advance(self, seq: Progress, drawn: Drawn) -> Step:
         seq.tokens.append(drawn.token)
         seq.outputs += 1
         finish = None
@@ -378,7 +353,7 @@ class Batcher:
         if finish is not None:
             self._running.remove(seq)
             if self.restore is not None and seq.work.keep_s:
-                self.restore.keep(self._page_names(seq)[: seq.offered], seq.work.keep_s)
+                self.restore.keep(seq.page_names(self.restore)[: seq.offered], seq.work.keep_s)
             self._release(seq)
         return Step(
             id=seq.work.id,
@@ -388,20 +363,21 @@ class Batcher:
             cached_tokens=seq.cached_tokens if first else None,
         )
 
-    def _preempt(self, seq: _Sequence) -> None:
+    def _preempt(self, seq: Progress) -> None:
         self.preemptions += 1
         self._running.remove(seq)
         self._release(seq)
         seq.computed, seq.sealed, seq.offered, seq.table, seq.coming = 0, 0, 0, [], Coming()
         self._waiting.appendleft(seq)
 
-    def _release(self, seq: _Sequence) -> None:
+    def _release(self, seq: Progress) -> None:
         self._arrived(seq.names[seq.sealed :])
         self._leave(seq)
         self.pool.release(seq.table)
 
-    def _leave(self, seq: _Sequence) -> None:
+    def _leave(self, seq: Progress) -> None:
         if self.restore is not None:
+            seq.give_up_ahead(self.restore)
             self.restore.leave(seq.coming, self._now_s)
 
     def _arrived(self, names: Sequence[BlockHash]) -> None:

@@ -2,6 +2,8 @@
 
     waiting ──look──▶ found ──bring──▶ held, or computed from the front meanwhile ──arrived, missed, over──▶ computed
     computed blocks ──save──▶ over
+    blocks of a step ──save ahead──▶ (step runs) ──computed──▶ over
+                                          └──give up──▶ over, nothing saved
 
 What it wants done is asked (`drain_asks`), what came of it is told (`on_answer`). While a Bring or a Save is under way
 its places have a user in the pool, so nobody else writes them, whatever becomes of the sequence. Every ask has a
@@ -16,9 +18,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 
+import msgspec
+
 from jevons.base.ids import BlockHash, BlockId
 from jevons.facts.block import Tier
-from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, MoveReport, Over, Save
+from jevons.facts.move import (
+    Answer,
+    Arrived,
+    Ask,
+    Bring,
+    Cancel,
+    Computed,
+    Found,
+    Keep,
+    Look,
+    Missed,
+    MoveReport,
+    Over,
+    Save,
+)
 from jevons.kv.pool import BlockPool
 from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, Load, MoveSeconds, Prices
 from jevons.policy.source import Compute, Plan, Supply, plan
@@ -28,6 +46,16 @@ FRESH_S = 2.0  # so long it believes what it heard
 LATE = 2.0  # answers are expected within so many times what they are predicted to take
 SAVE_S = 5.0
 SAVING_SHARE = 0.5  # of the pool's blocks may be on their way to the tiers
+NEVER_S = float("inf")
+
+
+class Pages(msgspec.Struct, frozen=True):
+    """Consecutive pages of one sequence, to be saved."""
+
+    names: list[BlockHash]
+    places: list[BlockId]
+    first: int  # its number in the sequence
+    salt: str
 
 
 class Coming:
@@ -196,22 +224,32 @@ class Restore:
 
     # Blocks that were computed
 
-    def save(
-        self, names: list[BlockHash], places: list[BlockId], first: int, salt: str, prices: Prices, now_s: float
-    ) -> int | None:
-        """Pages `first` and on of a sequence have become full. Returns the ask, until it is over."""
-        if self._saving + len(places) > SAVING_SHARE * self._pool.blocks:
-            self.counts["save_backlog"] += len(names)
+    def save(self, pages: Pages, prices: Prices, now_s: float) -> int | None:
+        """These have become full. Returns the ask, until it is over."""
+        if not self._can_save(pages):
+            self.counts["save_backlog"] += len(pages.names)
             return None
-        depths = [(first + i) * self.page_tokens for i in range(len(names))]
-        # As if it began its prompt: that attention makes deep blocks dearer would make chains lose their heads first.
-        worth_s = prices.seconds(Load(self.page_tokens / self._step_tokens, self.page_tokens))
-        ask = Save(next(self._ids), names, places, depths, salt, worth_s)
-        self._pool.take(places)
-        self._saving += len(places)
-        self._saves[ask.id] = (ask, now_s + SAVE_S)
-        self._asks.append(ask)
-        return ask.id
+        return self._save(self._save_of(pages, prices), now_s + SAVE_S)
+
+    def save_ahead(self, pages: Pages, prices: Prices) -> int | None:
+        """These will be full when the next step is done: they are copied while it runs.
+
+        `computed` or `give_up` must follow for the ask returned. Without one `save` may be tried after the step.
+        """
+        if not self._can_save(pages):
+            return None
+        return self._save(msgspec.structs.replace(self._save_of(pages, prices), is_ahead=True), NEVER_S)
+
+    def computed(self, id: int, now_s: float) -> None:
+        """The step that this was ahead of is booked."""
+        if id in self._saves:
+            self._saves[id] = (self._saves[id][0], now_s + SAVE_S)
+            self._asks.append(Computed(id))
+
+    def give_up(self, id: int) -> None:
+        """The step that this was ahead of is not booked."""
+        if id in self._saves:
+            self._asks.append(Cancel(id))
 
     def is_saving(self, id: int) -> bool:
         return id in self._saves
@@ -226,7 +264,7 @@ class Restore:
         for id, (ask, until_s) in list(self._saves.items()):
             if until_s <= now_s:
                 self.counts["save_timeout"] += len(ask.names)
-                self._saves[id] = (ask, float("inf"))
+                self._saves[id] = (ask, NEVER_S)
                 self._asks.append(Cancel(id))
 
     # Answers
@@ -256,6 +294,22 @@ class Restore:
         return reports
 
     # Inside
+
+    def _can_save(self, pages: Pages) -> bool:
+        return self._saving + len(pages.places) <= SAVING_SHARE * self._pool.blocks
+
+    def _save_of(self, pages: Pages, prices: Prices) -> Save:
+        depths = [(pages.first + i) * self.page_tokens for i in range(len(pages.names))]
+        # As if it began its prompt: that attention makes deep blocks dearer would make chains lose their heads first.
+        worth_s = prices.seconds(Load(self.page_tokens / self._step_tokens, self.page_tokens))
+        return Save(next(self._ids), pages.names, pages.places, depths, pages.salt, worth_s)
+
+    def _save(self, ask: Save, until_s: float) -> int:
+        self._pool.take(ask.places)
+        self._saving += len(ask.places)
+        self._saves[ask.id] = (ask, until_s)
+        self._asks.append(ask)
+        return ask.id
 
     def _tell(self, coming: Coming, tiers: Sequence[Tier | None], now_s: float) -> None:
         coming.look, coming.tiers, coming.told_s = None, tiers, now_s

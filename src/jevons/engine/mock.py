@@ -13,7 +13,7 @@ import torch
 
 from jevons.engine.reference.exchange import Exchange
 from jevons.engine.reference.plan import Slice
-from jevons.engine.reference.runner import Cache, never
+from jevons.engine.reference.runner import Cache, OnLayer, ignore, never
 from jevons.engine.reference.sampling import Sampled
 from jevons.facts.model import ModelShape
 from jevons.facts.request import TokenLogprob
@@ -55,8 +55,10 @@ class MockRunner:
         self._block_size = block_size
         self._tokens_per_s = tokens_per_s
 
-    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
-        """Write the digests of `slices` and draw the tokens wanted."""
+    def step(
+        self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never, on_layer: OnLayer = ignore
+    ) -> list[Sampled | None]:
+        """Write the digests of `slices` and draw the tokens wanted, all layers at once."""
         time.sleep(sum(len(s.tokens) for s in slices) / self._tokens_per_s)
         return [self._advance(s) for s in slices]
 

@@ -28,7 +28,11 @@ class Bring(msgspec.Struct, frozen=True):
 
 
 class Save(msgspec.Struct, frozen=True):
-    """Copy these places of the pool to the tiers, under these names. Ended by Over."""
+    """Copy these places of the pool to the tiers, under these names. Ended by Over.
+
+    One that is asked ahead of the step that fills the places is copied as far as Written tells, and nobody may read
+    what is copied before Computed; if that never comes, Cancel must.
+    """
 
     id: int
     names: list[BlockHash]
@@ -36,6 +40,20 @@ class Save(msgspec.Struct, frozen=True):
     depths: list[int]  # tokens before each page
     salt: str
     worth_s: float = 0.0  # seconds to compute one
+    is_ahead: bool = False
+
+
+class Written(msgspec.Struct, frozen=True):
+    """The step in progress has written so many layers `of` all, in every place that a Save ahead of it names."""
+
+    layers: int
+    of: int
+
+
+class Computed(msgspec.Struct, frozen=True):
+    """The step that a Save was ahead of is booked: its pages are what their names say."""
+
+    id: int
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -51,7 +69,7 @@ class Keep(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Ask = Look | Bring | Save | Cancel | Keep
+Ask = Look | Bring | Save | Written | Computed | Cancel | Keep
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -5,7 +5,9 @@
 
 The thread never waits for anything but its inbox and the socket, so what is cancelled is over at once. A page is
 checked where it lies in the arena, under a lease, before it is copied; a page that is saved gets its checksum from the
-arena too. Without a keeper every look finds nothing: the engine computes, and the reason is counted.
+arena too. What is saved ahead of a step is copied layer by layer while the step runs; the keeper hears that a place is
+filled, and others can read it, only once the step is booked. Without a keeper every look finds nothing: the engine
+computes, and the reason is counted.
 """
 
 from __future__ import annotations
@@ -27,7 +29,21 @@ import msgspec
 from jevons.base.errors import StoreError
 from jevons.base.ids import BlockHash
 from jevons.facts.block import BlockKey, Tier
-from jevons.facts.move import Answer, Arrived, Ask, Bring, Cancel, Found, Keep, Look, Missed, Over, Save
+from jevons.facts.move import (
+    Answer,
+    Arrived,
+    Ask,
+    Bring,
+    Cancel,
+    Computed,
+    Found,
+    Keep,
+    Look,
+    Missed,
+    Over,
+    Save,
+    Written,
+)
 from jevons.kv.layout import checksum
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
@@ -42,6 +58,7 @@ _READ_BYTES = 1 << 18
 
 
 Page = tuple[Sequence[int], int]  # places of the pool, and where in the arena
+ALL = slice(None)
 
 
 class Pool(Protocol):
@@ -50,8 +67,8 @@ class Pool(Protocol):
     def attach(self, arena: Arena) -> None:
         """Offsets mean this arena from now on."""
 
-    def copy_out(self, pages: Sequence[Page]) -> None:
-        """Copy places of the pool to the arena, as canonical pages."""
+    def copy_out(self, pages: Sequence[Page], layers: slice = ALL) -> None:
+        """Copy these layers of places of the pool to the arena, as those of canonical pages."""
 
     def copy_in(self, pages: Sequence[Page]) -> None:
         """Copy canonical pages of the arena to places of the pool."""
@@ -69,6 +86,18 @@ class Introduction(msgspec.Struct, frozen=True):
     fingerprint: bytes  # of its blocks, see `kv.layout.fingerprint`
     page_bytes: int  # of one as the tiers keep it
     places: int = 1  # of the pool, in a page
+
+
+class _Filling:
+    """How far a Save is. Layers are counted from the first; None stands for all of them."""
+
+    def __init__(self, ask: Save) -> None:
+        self.ask = ask
+        self.pages: list[tuple[int, int]] | None = None  # wanted: index in `ask`, offset; None: not answered yet
+        self.written: int | None = 0 if ask.is_ahead else None
+        self.copied: int | None = 0
+        self.checksums: list[tuple[int, int]] = []  # of each page, its index first, once all layers are copied
+        self.is_booked = not ask.is_ahead
 
 
 class Node:
@@ -92,6 +121,7 @@ class Node:
         os.set_blocking(self._wake_write, False)
         self._asked: dict[int, Look | Bring | Save] = {}
         self._left: dict[int, set[int]] = {}  # of each Bring, the indices outstanding
+        self._filling: dict[int, _Filling] = {}  # each Save
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
         self._thread.start()
 
@@ -158,28 +188,48 @@ class Node:
             try:
                 ask = self._inbox.get_nowait()
             except queue.Empty:
-                return True
+                break
             if ask is None:
                 return False
             self._on_ask(line, ask)
+        if line is not None:
+            for id in list(self._filling):
+                self._fill(line, id)
+        return True
 
     def _on_ask(self, line: _Line | None, ask: Ask) -> None:
+        if isinstance(ask, Written | Computed):
+            self._on_progress(ask)
+            return
         if isinstance(ask, Look | Bring | Save):
             self._asked[ask.id] = ask
             if isinstance(ask, Bring):
                 self._left[ask.id] = set(range(len(ask.names)))
+            elif isinstance(ask, Save):
+                self._filling[ask.id] = _Filling(ask)
         if line is not None and self.is_attached:
             self._send(line, ask)
         elif isinstance(ask, Look | Bring | Save):
             self._fail(ask.id, "gone")
 
-    def _send(self, line: _Line, ask: Ask) -> None:
+    def _on_progress(self, ask: Written | Computed) -> None:
+        """The step that Saves are ahead of goes on, or is booked: `_take_inbox` copies once it has heard all."""
+        match ask:
+            case Written(layers, of):
+                for filling in self._filling.values():
+                    if not filling.is_booked:
+                        filling.written = layers if layers < of else None
+            case Computed(id):
+                if id in self._filling:
+                    self._filling[id].written, self._filling[id].is_booked = None, True
+
+    def _send(self, line: _Line, ask: Look | Bring | Save | Cancel | Keep) -> None:
         match ask:
             case Look(id, names):
                 line.send(wire.Find(id, self._fingerprint, wire.pack(names)))
             case Bring(id, names):
                 line.send(wire.Fetch(id, self._fingerprint, wire.pack(names)))
-            case Save(id, names, _, depths, salt, worth_s):
+            case Save(id, names, _, depths, salt, worth_s, _):
                 packed, size_bytes = wire.pack(names), self._page_bytes
                 line.send(wire.Reserve(id, self._fingerprint, packed, size_bytes, depths, tenant(salt), worth_s))
             case Cancel(id):
@@ -205,7 +255,7 @@ class Node:
                 if id in self._asked:
                     self._missed(line, id, lost)
             case wire.Places(id, offsets):
-                self._fill(line, id, offsets)
+                self._on_places(line, id, offsets)
             case wire.Welcome() | wire.Admitted() | wire.Holding():
                 pass
 
@@ -242,19 +292,33 @@ class Node:
             line.send(wire.Done(id))
             self._over(id)
 
-    def _fill(self, line: _Line, id: int, offsets: list[int]) -> None:
-        ask = self._asked.get(id)
-        if not isinstance(ask, Save):
+    def _on_places(self, line: _Line, id: int, offsets: list[int]) -> None:
+        filling = self._filling.get(id)
+        if filling is None:
+            return  # cancelled
+        filling.pages = [(index, offset) for index, offset in enumerate(offsets) if offset >= 0]
+        if filling.pages:
+            self._fill(line, id)
+        else:
+            self._over(id, refused=len(offsets))
+
+    def _fill(self, line: _Line, id: int) -> None:
+        """Copy what is written of a Save and not copied yet. Once that is all and booked, others may read it."""
+        filling = self._filling[id]
+        ask, pages = filling.ask, filling.pages
+        if pages is None:
             return
-        wanted = [(index, offset) for index, offset in enumerate(offsets) if offset >= 0]
-        self._pool.copy_out([(self._places_of(ask, index), offset) for index, offset in wanted])
-        filled = []
-        for index, offset in wanted:
-            key = BlockKey(self._fingerprint, ask.names[index])
-            filled.append((index, checksum(key, line.arena.page(offset, self._page_bytes))))
-        if filled:
-            line.send(wire.Filled(id, filled))
-        self._over(id, refused=len(offsets) - len(wanted))
+        if filling.copied != filling.written:
+            layers = slice(filling.copied, filling.written)
+            self._pool.copy_out([(self._places_of(ask, index), offset) for index, offset in pages], layers)
+            filling.copied = filling.written
+        if filling.copied is None and not filling.checksums:
+            for index, offset in pages:
+                key = BlockKey(self._fingerprint, ask.names[index])
+                filling.checksums.append((index, checksum(key, line.arena.page(offset, self._page_bytes))))
+        if filling.is_booked:
+            line.send(wire.Filled(id, filling.checksums))
+            self._over(id, refused=len(ask.names) - len(pages))
 
     def _places_of(self, ask: Bring | Save, index: int) -> Sequence[int]:
         return ask.places[index * self._places : (index + 1) * self._places]
@@ -276,6 +340,7 @@ class Node:
     def _over(self, id: int, refused: int = 0) -> None:
         del self._asked[id]
         self._left.pop(id, None)
+        self._filling.pop(id, None)
         self._on_answer(Over(id, refused))
 
 

@@ -10,13 +10,17 @@ import torch
 
 from jevons.kv.layout import Layout
 from jevons.store.arena import Arena
-from jevons.store.node import Page
+from jevons.store.node import ALL, Page
 
 
 class Exchange:
     """Copies blocks between a rank's cache and an arena's canonical pages, for one thread beside the engine's own.
 
     A page holds all heads of a whole number of blocks, in the page's dtype; each rank copies its own heads.
+
+    On a GPU the copying thread uses the device's default stream like the engine's, so a copy reads what was queued for
+    computing before it was asked for. It also waits for what is queued after: right, but hidden behind computing it
+    would be only with a stream of its own and an event after each layer (no GPU here to try it on).
 
     Args:
         cache: [blocks, layers, 2, own kv_heads, block_size, head_dim].
@@ -35,21 +39,24 @@ class Exchange:
         # Bytes of both where nothing is to be converted: views of tensors cost as much as copying a small block.
         self._own_bytes = _bytes(cache) if self._is_plain and cache.device.type == "cpu" else None
         self._arena_bytes = np.empty(0, np.uint8)
+        self._layer_bytes = layout.page_bytes // layout.layers
 
     def attach(self, arena: Arena) -> None:
         """Offsets mean this arena from now on."""
         self._arena = torch.frombuffer(arena.memory, dtype=torch.uint8)
         self._arena_bytes = self._arena.numpy()
 
-    def copy_out(self, pages: Sequence[Page]) -> None:
-        """Copy places of the cache to the arena. A step may run meanwhile if it writes none of them."""
-        own, size = self._own_bytes, self._layout.page_bytes
+    def copy_out(self, pages: Sequence[Page], layers: slice = ALL) -> None:
+        """Copy layers of places of the cache to the arena. A step may run meanwhile if it writes none of them."""
+        own = self._own_bytes
+        first, end, _ = layers.indices(self._layout.layers)
+        begin, size = first * self._layer_bytes, (end - first) * self._layer_bytes
         for places, offset in pages:
             if own is not None:
-                self._arena_bytes[offset : offset + size] = own[places[0]]
+                self._arena_bytes[offset + begin : offset + begin + size] = own[places[0], begin : begin + size]
                 continue
             for part, place in zip(self._parts(offset), places, strict=True):
-                part.copy_(self._cache[place])
+                part[layers].copy_(self._cache[place, layers])
 
     def copy_in(self, pages: Sequence[Page]) -> None:
         """Copy pages of the arena to places of the cache, which no step in progress may use."""

@@ -28,11 +28,11 @@ from jevons.engine.reference.rank import (
     encoded,
     rank_device,
 )
-from jevons.engine.reference.runner import Cache, Runner, Sampled, Slice, never
+from jevons.engine.reference.runner import Cache, OnLayer, Runner, Sampled, Slice, ignore, never
 from jevons.engine.reference.share import share_of
 from jevons.engine.shape import read_shape
 from jevons.store.arena import Arena
-from jevons.store.node import Page, Pool
+from jevons.store.node import ALL, Page, Pool
 
 START_S = 120.0  # until a follower has loaded its part, as a worker gets
 ANSWER_S = 30.0  # until a follower has read a step, or copied some blocks
@@ -98,10 +98,16 @@ class Leader(Runner):
         """Call `on_lost`, on a thread of its own, if another rank ends before `close`."""
         self._followers.watch(on_lost)
 
-    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
+    def step(
+        self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never, on_layer: OnLayer = ignore
+    ) -> list[Sampled | None]:
         """As above. All ranks give a step up before the same layer, since they do what the leader says.
 
         It says so one layer ahead: were they to wait for its word before each layer, they would fall asleep over it.
+
+        `on_layer` is never called, so blocks leave after the step. That the leader is done with a layer does not say
+        that the others are: on GPUs a sum is queued like all else. And a command to each of them for each layer costs
+        more than is hidden.
         """
         stop = False
 
@@ -136,9 +142,9 @@ class SharedExchange:
         with self._followers.doing(Attach(), [arena.fd]):
             self._own.attach(arena)
 
-    def copy_out(self, pages: Sequence[Page]) -> None:
-        with self._followers.doing(CopyOut(pages)):
-            self._own.copy_out(pages)
+    def copy_out(self, pages: Sequence[Page], layers: slice = ALL) -> None:
+        with self._followers.doing(CopyOut(pages, layers.start, layers.stop)):
+            self._own.copy_out(pages, layers)
 
     def copy_in(self, pages: Sequence[Page]) -> None:
         with self._followers.doing(CopyIn(pages)):

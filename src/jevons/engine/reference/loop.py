@@ -1,8 +1,8 @@
 """The engine's loop: take requests, schedule, run, tell what came of it. One thread, nothing else in it.
 
 inbox ──▶ batcher.schedule ──▶ runner.step ──▶ batcher.complete ──▶ on_step(done)
-            │ asks                                  ▲ answers
-            └──────────▶ node: blocks to and from the tiers
+            │ asks             │ layers             ▲ answers
+            └──────────────────┴──▶ node: blocks to and from the tiers
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 from jevons.base.errors import CapacityError
 from jevons.base.ids import RequestId
 from jevons.control.batch import Batcher, Chunk, Drawn
-from jevons.engine.reference.runner import Abandoned, Sampled, Slice
+from jevons.engine.reference.runner import Abandoned, OnLayer, Sampled, Slice, ignore
 from jevons.facts.event import KvEvent
-from jevons.facts.move import Answer, Ask, MoveReport
+from jevons.facts.move import Answer, Ask, MoveReport, Written
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import StepReport
 from jevons.perf.measured import StepSeconds, load_of
@@ -51,7 +51,9 @@ ABANDON_SHARE = 0.5
 class Steps(Protocol):
     """What computes: `reference.Runner` or `mock.MockRunner`."""
 
-    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool]) -> list[Sampled | None]: ...
+    def step(
+        self, slices: Sequence[Slice], is_abandoned: Callable[[], bool], on_layer: OnLayer
+    ) -> list[Sampled | None]: ...
 
 
 class EngineLoop:
@@ -108,9 +110,7 @@ class EngineLoop:
             self._admit()
             has_worked = self._step()
             self._send_asks()
-            left = self._batcher.handed_over(time.monotonic())
-            if left:
-                self._tell(left)
+            self._hand_over()
 
     def _step(self) -> bool:
         """Returns whether there was something to do."""
@@ -120,22 +120,29 @@ class EngineLoop:
         self._send_asks()  # blocks come while this step runs
         if self._hears_in_time():
             return True  # more can be in this step: schedule it again
+        on_layer = self._on_layer if self._batcher.save_ahead(self._chunks) else ignore
+        self._send_asks()  # places for the blocks it fills are found while it runs
         self._step_began_s = began = time.perf_counter()
         try:
-            sampled = self._runner.step([_slice(chunk) for chunk in self._chunks], self._is_abandoned)
+            sampled = self._runner.step([_slice(chunk) for chunk in self._chunks], self._is_abandoned, on_layer)
         except Abandoned:
+            self._batcher.give_up()
             return True  # nothing is booked: what is still wanted is scheduled again, and its KV written again
         finally:
             self._step_began_s = None
         self._take(wait_s=0.0)
         self._hear()  # what was saved meanwhile makes room for what is saved now
         steps = self._batcher.complete(self._chunks, [_drawn(s) for s in sampled], time.monotonic())
+        self._send_asks()  # what is saved can be read before anyone hears of the tokens
         report = _report(self._chunks, time.perf_counter() - began)
         self._learned.measured(load_of(report), report.seconds)
         self._batcher.prices = self._learned.prices
-        self._send_asks()  # saving begins before anyone hears of the tokens
         self._tell(steps, report)
         return True
+
+    def _on_layer(self, layers: int, of: int) -> None:
+        assert self._ask is not None, "who saves can ask"
+        self._ask(Written(layers, of))
 
     def _hears_in_time(self) -> bool:
         """Hold back the step while that pays. Returns whether something was heard."""
@@ -144,6 +151,11 @@ class EngineLoop:
         if hold_s:
             self._take(wait_s=hold_s)
         return bool(self._answers or self._new or self._cancelled)
+
+    def _hand_over(self) -> None:
+        left = self._batcher.handed_over(time.monotonic())
+        if left:
+            self._tell(left)
 
     def _tell(self, steps: list[Step], report: StepReport | None = None) -> None:
         moves = [] if self._batcher.restore is None else self._batcher.restore.drain_reports()
@@ -197,9 +209,13 @@ class EngineLoop:
         self._cancelled.clear()
 
     def _is_abandoned(self) -> bool:
+        """Asked before each layer, which is also the time for what cannot wait for the step's end."""
         if self._inbox.empty() and not self._cancelled:
             return False
         self._take(wait_s=0.0)
+        if self._batcher.leaving:  # whose blocks are there now need not wait for this step's end
+            self._hear()
+            self._hand_over()
         gone = sum(len(c.tokens) for c in self._chunks if c.id in self._cancelled)
         return self._stopping or gone > ABANDON_SHARE * sum(len(c.tokens) for c in self._chunks)
 

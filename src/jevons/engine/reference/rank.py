@@ -54,6 +54,8 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
 
 class CopyOut(msgspec.Struct, frozen=True, tag="copy_out"):
     pages: Sequence[tuple[Sequence[int], int]]  # block ids, offset in the arena
+    first: int | None  # layers of them, as of a slice
+    end: int | None
 
 
 class CopyIn(msgspec.Struct, frozen=True, tag="copy_in"):
@@ -138,8 +140,8 @@ class Follower(Runner):
                 arena = Arena.attach(descriptors[0])
                 self.exchange.attach(arena)
                 arena.close()
-            case CopyOut(pages):
-                self.exchange.copy_out(pages)
+            case CopyOut(pages, first, end):
+                self.exchange.copy_out(pages, slice(first, end))
             case CopyIn(pages):
                 self.exchange.copy_in(pages)
 

@@ -44,6 +44,12 @@ def never() -> bool:
     return False
 
 
+def ignore(layers: int, of: int) -> None: ...
+
+
+OnLayer = Callable[[int, int], None]  # layers whose KV is written, of all
+
+
 class Runner:
     """A model and its pages; `step` computes. For one thread at a time.
 
@@ -113,8 +119,14 @@ class Runner:
         return f"{self._dtype} {self._pages.tensor.dtype} {where} {self._ranks} ranks"
 
     @torch.inference_mode()
-    def step(self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never) -> list[Sampled | None]:
+    def step(
+        self, slices: Sequence[Slice], is_abandoned: Callable[[], bool] = never, on_layer: OnLayer = ignore
+    ) -> list[Sampled | None]:
         """Compute `slices`, write their KV to the pages and draw the tokens wanted, in the order of `slices`.
+
+        Args:
+            on_layer: called after each layer: nothing of it is written any more, and `exchange` may copy it. On a GPU
+                the writing is queued by then, and the copy comes after it.
 
         Raises:
             Abandoned: `is_abandoned()` before some layer. Part of the KV is written; computing it again is harmless.
@@ -129,6 +141,7 @@ class Runner:
             if is_abandoned():
                 raise Abandoned
             x = self._layer(number, layer, x, plan, factors[layer.window])
+            on_layer(number + 1, len(self._weights.layers))
         drawn = dict(zip(order, self._draw(x, ordered), strict=True))
         return [drawn[i] for i in range(len(slices))]
 

@@ -19,7 +19,7 @@ from jevons.base.errors import ConfigError
 from jevons.base.ids import BlockId
 from jevons.kv.layout import DTYPE_BYTES, Layout
 from jevons.store.arena import Arena
-from jevons.store.node import Page
+from jevons.store.node import ALL, Page
 
 Bits = npt.NDArray[Any]  # uint16 or uint32: bits are copied, never numbers
 View = tuple[Bits, Bits]  # keys and values
@@ -171,9 +171,9 @@ class Pool:
     def attach(self, arena: Arena) -> None:
         self.arena = arena
 
-    def copy_out(self, pages: Sequence[Page]) -> None:
+    def copy_out(self, pages: Sequence[Page], layers: slice = ALL) -> None:
         for (slot,), offset in pages:
-            self._page(offset)[:] = self._aside[slot]
+            self._page(offset)[layers] = self._aside[slot][layers]
 
     def copy_in(self, pages: Sequence[Page]) -> None:
         for (block,), offset in pages:
@@ -199,7 +199,7 @@ class NoPool:
     def attach(self, arena: Arena) -> None:
         pass
 
-    def copy_out(self, pages: Sequence[Page]) -> None:
+    def copy_out(self, pages: Sequence[Page], layers: slice = ALL) -> None:
         raise AssertionError("nothing is saved from here")
 
     def copy_in(self, pages: Sequence[Page]) -> None:
