@@ -1,0 +1,65 @@
+"""Kernels: functions over arrays, written in Python and compiled when they are first called.
+
+A kernel is plain Python that Numba can compile: arrays, records, numbers, loops. It allocates nothing and returns no
+array, so its arrays are counted by nobody: counting costs a microsecond a call.
+
+What it compiles to is kept on disk, in a directory named after the kernels' sources: Numba itself looks at one file
+only, and would go on with an old version of what a kernel calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+__all__ = ["FLOAT", "INT", "SMALL", "Ints", "Places", "Reals", "Records", "are_compiled", "compiled", "grown"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Places = np.ndarray[Any, np.dtype[np.int32]]
+Reals = np.ndarray[Any, np.dtype[np.float64]]
+Records = Any  # an array of a record dtype, which is named where it is made; its fields are attributes of its elements
+INT, SMALL, FLOAT = np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.float64)
+
+_ROOMS = ("base", "kv", "perf", "policy", "control", "twin")
+
+
+def _kernels_of(package: Path) -> str:
+    """A name for the kernels as they are."""
+    digest = blake2b(numba.__version__.encode(), digest_size=8)
+    for room in _ROOMS:
+        for file in sorted((package / room).glob("*.py")):
+            text = file.read_bytes()
+            if b"@compiled" in text:
+                digest.update(text)
+    return digest.hexdigest()
+
+
+if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
+    _package = Path(__file__).resolve().parents[1]
+    numba.config.CACHE_DIR = str(Path.home() / ".cache" / "jevons" / "kernels" / _kernels_of(_package))  # type: ignore[attr-defined]
+
+
+def are_compiled() -> bool:
+    """Whether these kernels were compiled on this machine before; the first time takes half a minute."""
+    return any(Path(numba.config.CACHE_DIR).glob("**/*.nbc"))  # type: ignore[attr-defined]
+
+
+def compiled(function: F) -> F:
+    """`function` compiled when it is first called. Integers wrap at 64 bits, indices are not checked."""
+    options: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "_nrt": False}
+    kernel: F = numba.njit(**options)(function)
+    return kernel
+
+
+def grown(array: Any, size: int) -> Any:
+    """`array` with room for `size` elements, its own first; what is new is zero."""
+    wider = np.zeros(size, array.dtype)
+    wider[: len(array)] = array
+    return wider

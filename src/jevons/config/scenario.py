@@ -1,0 +1,159 @@
+"""A scenario: a fleet, what it serves, what arrives, and what is promised. One TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from jevons.base.errors import ConfigError
+from jevons.facts.llm import Precision
+
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Polynomial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long an iteration takes, as published simulators describe a machine."""
+
+    prompt_ms: tuple[float, float, float]  # of T new prompt tokens: constant, T, T²
+    decode_ms: tuple[float, float, float]  # of the share of KV tokens in use by decodes: constant, share, share²
+    floor_ms: float = 1.0
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Instances that are alike."""
+
+    instances: Count
+    chip: str = ""  # of the catalog; empty with `polynomial`
+    tensor: Count = 1  # chips that share each layer
+    experts: Count = 1  # ranks the experts are spread over
+    attention: Count = 1  # copies of attention
+    ffn_chip: str = ""  # feed-forward layers and experts are on chips of this kind, attention on `chip`
+    ffn_chips: Count = 1
+    microbatches: Count = 2
+    role: Literal["both", "prefill", "decode"] = "both"
+    block_size: Count = 64  # tokens
+    blocks: Count | None = None  # None: what memory holds besides the weights
+    memory_share: Share = 0.9  # of the chips' memory that is used
+    step_tokens: Count = 8192  # computed in one iteration at most
+    max_running: Count = 256
+    polynomial: Polynomial | None = None
+    up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long
+
+
+class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What arrives: a recorded trace, or made-up sessions."""
+
+    trace: str = ""  # a Mooncake or OpenAI-style .jsonl, or an Azure .csv
+    kind: str = ""  # chat, rag, code, agents, documents, video
+    rate: Positive = 1.0  # sessions starting a second
+    requests: Count | None = None  # at most
+    seconds: Positive | None = None  # at most
+    speed: Positive = 1.0  # a trace's times are divided by it
+    copies: Count = 1  # of a trace, side by side, sharing nothing
+    shape: Literal["steady", "bursts", "diurnal"] = "steady"
+
+
+class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is promised to each request."""
+
+    ttft_s: Positive = 2.0
+    tpot_s: Positive = 0.1
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happens to instances, counted through all groups from 0."""
+
+    at_s: Annotated[float, Meta(ge=0)]
+    what: Literal["fail", "drain", "up"]
+    first: Annotated[int, Meta(ge=0)]
+    count: Count = 1
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    fleet: Annotated[list[Group], Meta(min_length=1)]
+    traffic: Traffic
+    model: str = ""  # of the catalog; empty where all groups are polynomial
+    title: str = ""
+    weights: Precision | None = None  # None: as released
+    kv_bits: Literal[8, 16] = 16
+    router: str = "kv"
+    event_lag_s: Annotated[float, Meta(ge=0)] = 0.0  # until the router hears of a block
+    slo: Slo = Slo()
+    events: list[Event] = []
+    seed: int = 0
+
+    @property
+    def instances(self) -> int:
+        return sum(group.instances for group in self.fleet)
+
+
+def read_scenario(path: Path, changes: dict[str, Any] | None = None) -> Scenario:
+    """A scenario file, with some of it replaced.
+
+    Args:
+        changes: values by dotted name, such as `traffic.rate`.
+
+    Raises:
+        ConfigError: names the file, the field, the value and the rule.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"scenario {path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"scenario {path}: not TOML: {error}") from error
+    scenario = make_scenario(table, str(path), changes)
+    trace = scenario.traffic.trace
+    if trace and not (changes or {}).get("traffic.trace") and not Path(trace).is_absolute():
+        beside = msgspec.structs.replace(scenario.traffic, trace=str(path.parent / trace))
+        return msgspec.structs.replace(scenario, traffic=beside)
+    return scenario
+
+
+def make_scenario(table: dict[str, Any], where: str, changes: dict[str, Any] | None = None) -> Scenario:
+    """A scenario from its fields. Raises ConfigError, see `read_scenario`."""
+    for name, value in (changes or {}).items():
+        *parents, last = name.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    try:
+        scenario = msgspec.convert(table, Scenario)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"scenario {where}: {error}") from error
+    if bool(scenario.traffic.trace) == bool(scenario.traffic.kind):
+        raise ConfigError(f"scenario {where}: traffic: must name either a trace or a kind, exactly one of them")
+    roles = {group.role for group in scenario.fleet}
+    if "prefill" in roles and roles == {"prefill"}:
+        raise ConfigError(f"scenario {where}: fleet: prefill instances need others to go on after the first token")
+    for number, group in enumerate(scenario.fleet):
+        if group.polynomial is None and not (group.chip and scenario.model):
+            raise ConfigError(f"scenario {where}: fleet[{number}]: must have a chip and the scenario a model")
+    for event in scenario.events:
+        if event.first + event.count > scenario.instances:
+            raise ConfigError(
+                f"scenario {where}: events: instances {event.first} to {event.first + event.count - 1} are meant, "
+                f"there are {scenario.instances}, counted from 0"
+            )
+    return scenario
+
+
+def shipped(name: str) -> Path:
+    """The file of a scenario that ships with jevons.
+
+    Raises:
+        ConfigError: there is none of that name; names those there are.
+    """
+    folder = Path(__file__).parent / "scenarios"
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise ConfigError(f"scenario {name!r}: neither a file nor one of {names}")
+    return path

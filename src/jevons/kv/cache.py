@@ -1,0 +1,253 @@
+"""Kernels of the block pool: which blocks each of many pools holds, who uses them, and which go first.
+
+    blank ──allocate──▶ used ──seal(name)──▶ used, named ──release──▶ free, named ──match + take──▶ used, named
+      ▲                   └──release──▶ blank                             └──allocate──▶ used, its name is gone
+
+Several pools share the arrays: a pool is a number of blocks and the order in which its free named ones will go, the one
+unused for longest first. A place is an entry of the arrays; it costs memory only once it was used.
+
+What changes of what can be found by name goes to a log, in order, for who keeps an index. Kernels take a hub with the
+fields of `pool_arrays`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Places, Records, compiled, grown
+from jevons.base.hub import Hub, view
+from jevons.kv.table import empty_heads, find, insert, key_of, name_of, refill, remove
+
+POOL = np.dtype(
+    [
+        ("blocks", np.int64),  # it may hold
+        ("blank", np.int64),  # of them free and without a name
+        ("free", np.int64),  # free and named
+        ("oldest", np.int32),  # of the free named places; -1: none
+        ("newest", np.int32),
+    ]
+)
+PLACE = np.dtype(
+    [
+        ("key", np.int64),  # of its name and pool
+        ("link", np.int32),  # see `kv.table`
+        ("users", np.int32),
+        ("state", np.int32),  # BLANK, NAMED or FULL
+        ("older", np.int32),  # neighbours in the order of the free
+        ("newer", np.int32),  # or the next one that is spare
+        ("unused", np.int32),
+    ]
+)
+BLANK, NAMED, FULL = 0, 1, 2  # FULL: worth keeping but nobody will ask for it by name
+
+
+def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict[str, Any], dict[str, int | float]]:
+    """For a hub: pools of so many blocks each, empty, with room for `places` blocks in all and `log` changes."""
+    pools = np.zeros(len(pool_blocks), POOL)
+    pools["blocks"] = pools["blank"] = pool_blocks
+    pools["oldest"] = pools["newest"] = -1
+    arrays = {
+        "pools": pools,
+        "places": np.zeros(places, PLACE),
+        "place_heads": empty_heads(places),
+        "log_name": np.zeros(log, np.int64),
+        "log_change": np.zeros(log, np.int32),  # pool + 1 where it was stored there, -(pool + 1) where it was removed
+        "log_at_s": np.zeros(log),
+    }
+    numbers: dict[str, int | float] = {
+        "places_used": 0,  # ever
+        "places_spare": -1,  # the first of those that are spare
+        "places_spares": 0,  # how many are
+        "log_end": 0,
+        "log_read": 0,
+        "now_s": 0.0,
+    }
+    return arrays, numbers
+
+
+def grow_places(hub: Hub, places: int) -> None:
+    """Room for so many blocks in all pools."""
+    heads, old = empty_heads(places), hub["place_heads"]
+    hub.grow("places", places)
+    refill(heads, old, hub["places"])
+    hub.put("place_heads", heads)
+
+
+def grow_log(hub: Hub, size: int) -> None:
+    """Room for `size` changes; what was read is cut off."""
+    read, end = hub.number("log_read"), hub.number("log_end")
+    for name in ("log_name", "log_change", "log_at_s"):
+        hub.put(name, grown(hub[name][read:end], size))
+    hub.set("log_read", 0)
+    hub.set("log_end", end - read)
+
+
+@compiled
+def has_room(h: Records, blocks: int) -> bool:
+    """Whether the arrays have places for so many more blocks."""
+    return bool(h.places_n - h.places_used + h.places_spares >= blocks)
+
+
+@compiled
+def _log(h: Records, name: int, change: int, pool: int) -> None:
+    at = h.log_end
+    view(h.log_name, h.log_name_n, INT)[at] = name
+    view(h.log_change, h.log_change_n, SMALL)[at] = change * (pool + 1)
+    view(h.log_at_s, h.log_at_s_n, FLOAT)[at] = h.now_s
+    h.log_end = at + 1
+
+
+@compiled
+def match(h: Records, pool: int, names: Ints, found: Places) -> int:
+    """Places of the leading blocks of `names` that are in `pool`, into `found`. Returns how many. Changes nothing."""
+    heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
+    for i in range(len(names)):
+        place = find(heads, places, key_of(names[i], pool))
+        if place < 0:
+            return i
+        found[i] = place
+    return len(names)
+
+
+@compiled
+def available(h: Records, pool: int) -> int:
+    """Blocks of `pool` that nobody uses."""
+    pools = view(h.pools, h.pools_n, POOL)
+    return int(pools[pool].blank + pools[pool].free)
+
+
+@compiled
+def idle(h: Records, found: Places, count: int) -> int:
+    """How many of the first `count` places nobody uses: taking them leaves as many fewer to allocate."""
+    places, total = view(h.places, h.places_n, PLACE), 0
+    for i in range(count):
+        total += places[found[i]].users == 0
+    return total
+
+
+@compiled
+def take(h: Records, pool: int, found: Places, count: int) -> None:
+    """Use the first `count` places that `match` found."""
+    places = view(h.places, h.places_n, PLACE)
+    for i in range(count):
+        place = found[i]
+        if places[place].users == 0:
+            _unlink(h, pool, place)
+        places[place].users += 1
+
+
+@compiled
+def allocate(h: Records, pool: int, out: Places, first: int, end: int) -> None:
+    """Use so many more blocks of `pool`, which are available: their places go to out[first:end]."""
+    places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
+    heads = view(h.place_heads, h.place_heads_n, SMALL)
+    for i in range(first, end):
+        if pools[pool].blank > 0:
+            pools[pool].blank -= 1
+            place = h.places_spare
+            if place >= 0:
+                h.places_spare = places[place].newer
+                h.places_spares -= 1
+            else:
+                place = h.places_used
+                h.places_used += 1
+        else:
+            place = int(pools[pool].oldest)
+            _unlink(h, pool, place)
+            if places[place].state == NAMED:
+                remove(heads, places, place)
+                _log(h, name_of(places[place].key, pool), -1, pool)
+        places[place].users = 1
+        places[place].state = BLANK
+        out[i] = place
+
+
+@compiled
+def seal(h: Records, pool: int, table: Places, names: Ints, first: int, end: int) -> None:
+    """Blocks first:end of a sequence are full: those are their names. A second copy of a block stays without one."""
+    heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
+    for i in range(first, end):
+        key = key_of(names[i], pool)
+        if find(heads, places, key) < 0:
+            place = table[i]
+            full = places[place]
+            full.key, full.state = key, NAMED
+            insert(heads, places, place)
+            _log(h, names[i], 1, pool)
+
+
+@compiled
+def release(h: Records, pool: int, table: Places, count: int, full: int) -> None:
+    """A sequence is done with the `count` blocks of its table, of which the first `full` are full: last to first."""
+    places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
+    for i in range(count - 1, -1, -1):
+        place = table[i]
+        places[place].users -= 1
+        if places[place].users > 0:
+            continue
+        if places[place].state == BLANK:
+            if i < full:
+                places[place].state = FULL
+            else:
+                _spare(h, place)
+                pools[pool].blank += 1
+                continue
+        _append(h, pool, place)
+
+
+@compiled
+def _spare(h: Records, place: int) -> None:
+    view(h.places, h.places_n, PLACE)[place].newer = h.places_spare
+    h.places_spare = place
+    h.places_spares += 1
+
+
+@compiled
+def _append(h: Records, pool: int, place: int) -> None:
+    """`place` is the newest of the free."""
+    places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
+    newest = pools[pool].newest
+    places[place].older, places[place].newer = newest, -1
+    if newest >= 0:
+        places[newest].newer = place
+    else:
+        pools[pool].oldest = place
+    pools[pool].newest = place
+    pools[pool].free += 1
+
+
+@compiled
+def _unlink(h: Records, pool: int, place: int) -> None:
+    places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
+    older, newer = places[place].older, places[place].newer
+    if older >= 0:
+        places[older].newer = newer
+    else:
+        pools[pool].oldest = newer
+    if newer >= 0:
+        places[newer].older = older
+    else:
+        pools[pool].newest = older
+    pools[pool].free -= 1
+
+
+@compiled
+def forget(h: Records, pool: int) -> None:
+    """All that is free in `pool` loses its name, and goes to the blank: its engine ended, with nothing in use."""
+    places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
+    heads = view(h.place_heads, h.place_heads_n, SMALL)
+    place = pools[pool].oldest
+    while place >= 0:
+        newer = places[place].newer
+        if places[place].state == NAMED:
+            remove(heads, places, place)
+            _log(h, name_of(places[place].key, pool), -1, pool)
+        places[place].state = BLANK
+        _spare(h, place)
+        place = newer
+    pools[pool].blank += pools[pool].free
+    pools[pool].free = 0
+    pools[pool].oldest = pools[pool].newest = -1

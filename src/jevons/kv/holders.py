@@ -1,0 +1,391 @@
+"""Kernels of the prefix index: which workers hold which blocks, and which are about to.
+
+    block ──▶ the worker that holds it, with the copies it holds and the requests under way that begin with it,
+              or, where there are several, their number, a fingerprint of their set, and a list of
+    pair (block, worker) ──▶ the same for each
+
+A prompt is walked block by block with the workers still matching. Where a block's set has the count and fingerprint of
+the workers still matching it is the same set, and nothing has to be looked at; where it has not, each of them is looked
+up. So a hole in mid-chain ends an overlap there. Of a prefix that thousands hold only some are told: those that hold
+more of the prompt than the crowd, and a few of the crowd, among which the least busy are found otherwise. A fingerprint
+is the XOR of a random number for each worker: sets that differ and look alike are met once in 2^64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jevons.base.compiled import INT, SMALL, Ints, Places, Records, compiled
+from jevons.base.hub import Hub, view
+from jevons.kv.table import empty_heads, find, insert, key_of, refill, remove
+
+BLOCK = np.dtype(
+    [
+        ("key", np.int64),
+        ("print", np.int64),  # fingerprint of its set of workers
+        ("link", np.int32),  # see `kv.table`
+        ("holders", np.int32),
+        ("first", np.int32),  # of its pairs; -1: none; of a block given back, the next such one
+        ("worker", np.int32),  # the only one that ever had it; -1: look at the pairs
+        ("copies", np.int16),  # of that worker
+        ("coming", np.int16),
+        ("unused", np.int32),
+    ]
+)
+PAIR = np.dtype(
+    [
+        ("key", np.int64),
+        ("link", np.int32),
+        ("copies", np.int16),
+        ("coming", np.int16),
+        ("worker", np.int32),
+        ("block", np.int32),
+        ("next", np.int32),
+        ("before", np.int32),
+    ]
+)
+
+
+def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, int | float]]:
+    """For a hub: an empty index of so many workers, with room for so many (block, worker) pairs before it must grow."""
+    arrays = {
+        "blocks": np.zeros(pairs, BLOCK),
+        "block_heads": empty_heads(pairs),
+        "pairs": np.zeros(pairs, PAIR),
+        "pair_heads": empty_heads(pairs),
+        "held": np.zeros(workers, np.int64),  # distinct blocks, by worker
+    }
+    # Entries ever used; the first of those given back, each of which names the next; blocks that are there.
+    numbers: dict[str, int | float] = {
+        "blocks_used": 0,
+        "pairs_used": 0,
+        "block_spare": -1,
+        "pair_spare": -1,
+        "blocks_known": 0,
+    }
+    return arrays, numbers
+
+
+def grow_index(hub: Hub, more: int) -> None:
+    """Room for so many more pairs, and for twice as many as there are of what is short."""
+    for name, heads, least in (("blocks", "block_heads", more), ("pairs", "pair_heads", 2 * more)):
+        size = len(hub[name])
+        if size - hub.number(f"{name}_used") < least:
+            wider, old = empty_heads(2 * size + least), hub[heads]
+            hub.grow(name, 2 * size + least)
+            refill(wider, old, hub[name])
+            hub.put(heads, wider)
+
+
+@compiled
+def room(h: Records) -> int:
+    """(block, worker) pairs that can be added for sure before the index must grow."""
+    return int(min(h.blocks_n - h.blocks_used, (h.pairs_n - h.pairs_used) // 2))
+
+
+@compiled
+def print_of(worker: int) -> int:
+    """A random number that stands for a worker (splitmix64)."""
+    z = (worker + 1) * -7046029254386353131
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * -4658895280553007687
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * -7723592293110705685
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+@compiled
+def _find_pair(h: Records, key: int) -> int:
+    return find(view(h.pair_heads, h.pair_heads_n, SMALL), view(h.pairs, h.pairs_n, PAIR), key)
+
+
+@compiled
+def _find_block(h: Records, name: int) -> int:
+    return find(view(h.block_heads, h.block_heads_n, SMALL), view(h.blocks, h.blocks_n, BLOCK), name)
+
+
+@compiled
+def _block(h: Records, name: int) -> int:
+    """The entry of `name`, a new one if there is none."""
+    blocks, heads = view(h.blocks, h.blocks_n, BLOCK), view(h.block_heads, h.block_heads_n, SMALL)
+    block = find(heads, blocks, name)
+    if block >= 0:
+        return block
+    block = h.block_spare
+    if block >= 0:
+        h.block_spare = blocks[block].first
+    else:
+        block = h.blocks_used
+        h.blocks_used += 1
+    new = blocks[block]
+    new.key, new.holders, new.first, new.worker = name, 0, -1, -1
+    insert(heads, blocks, block)
+    h.blocks_known += 1
+    return int(block)
+
+
+@compiled
+def _new_pair(h: Records, block: int, worker: int, key: int) -> Any:
+    """A pair that stands for nothing yet."""
+    pairs, blk = view(h.pairs, h.pairs_n, PAIR), view(h.blocks, h.blocks_n, BLOCK)[block]
+    pair = h.pair_spare
+    if pair >= 0:
+        h.pair_spare = pairs[pair].next
+    else:
+        pair = h.pairs_used
+        h.pairs_used += 1
+    new = pairs[pair]
+    new.key, new.copies, new.coming, new.worker, new.block, new.next, new.before = (
+        key,
+        0,
+        0,
+        worker,
+        block,
+        blk.first,
+        -1,
+    )
+    if blk.first >= 0:
+        pairs[blk.first].before = pair
+    blk.first = pair
+    insert(view(h.pair_heads, h.pair_heads_n, SMALL), pairs, pair)
+    return new
+
+
+@compiled
+def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
+    """`worker` has so many copies of a block more, and so many more requests under way begin with it there."""
+    block = _block(h, name)
+    blk = view(h.blocks, h.blocks_n, BLOCK)[block]
+    held = view(h.held, h.held_n, INT)
+    if blk.holders == 0:
+        blk.worker, blk.copies, blk.coming, blk.holders, blk.print = worker, copies, coming, 1, print_of(worker)
+        held[worker] += copies
+        return
+    if blk.worker == worker:
+        held[worker] += blk.copies == 0 and copies > 0
+        blk.copies += copies
+        blk.coming += coming
+        return
+    if blk.worker >= 0:
+        old = _new_pair(h, block, blk.worker, key_of(name, blk.worker))
+        old.copies, old.coming = blk.copies, blk.coming
+        blk.worker = -1
+    key = key_of(name, worker)
+    pair = _find_pair(h, key)
+    if pair < 0:
+        own = _new_pair(h, block, worker, key)
+        blk.holders += 1
+        blk.print ^= print_of(worker)
+    else:
+        own = view(h.pairs, h.pairs_n, PAIR)[pair]
+    held[worker] += own.copies == 0 and copies > 0
+    own.copies += copies
+    own.coming += coming
+
+
+@compiled
+def _take(h: Records, worker: int, name: int, copies: int, coming: int) -> int:
+    """The opposite of `_add`. Returns how many there were not to take."""
+    block = _find_block(h, name)
+    if block < 0:
+        return copies + coming
+    blk = view(h.blocks, h.blocks_n, BLOCK)[block]
+    held = view(h.held, h.held_n, INT)
+    if blk.worker >= 0:
+        if blk.worker != worker or blk.copies < copies or blk.coming < coming:
+            return copies + coming
+        blk.copies -= copies
+        blk.coming -= coming
+        held[worker] -= copies > 0 and blk.copies == 0
+        if blk.copies == 0 and blk.coming == 0:
+            _drop_block(h, block)
+        return 0
+    pair = _find_pair(h, key_of(name, worker))
+    if pair < 0:
+        return copies + coming
+    own = view(h.pairs, h.pairs_n, PAIR)[pair]
+    if own.copies < copies or own.coming < coming:
+        return copies + coming
+    own.copies -= copies
+    own.coming -= coming
+    held[worker] -= copies > 0 and own.copies == 0
+    if own.copies == 0 and own.coming == 0:
+        _drop_pair(h, pair)
+    return 0
+
+
+@compiled
+def _drop_block(h: Records, block: int) -> None:
+    blocks = view(h.blocks, h.blocks_n, BLOCK)
+    remove(view(h.block_heads, h.block_heads_n, SMALL), blocks, block)
+    blocks[block].first, h.block_spare = h.block_spare, block
+    h.blocks_known -= 1
+
+
+@compiled
+def _drop_pair(h: Records, pair: int) -> None:
+    pairs = view(h.pairs, h.pairs_n, PAIR)
+    old = pairs[pair]
+    blk = view(h.blocks, h.blocks_n, BLOCK)[old.block]
+    if old.before >= 0:
+        pairs[old.before].next = old.next
+    else:
+        blk.first = old.next
+    if old.next >= 0:
+        pairs[old.next].before = old.before
+    blk.holders -= 1
+    blk.print ^= print_of(old.worker)
+    remove(view(h.pair_heads, h.pair_heads_n, SMALL), pairs, pair)
+    old.next, h.pair_spare = h.pair_spare, pair
+    if blk.holders == 0:
+        _drop_block(h, old.block)
+
+
+@compiled
+def store(h: Records, worker: int, names: Ints) -> None:
+    """`worker` has one more copy of each of `names`."""
+    for name in names:
+        _add(h, worker, name, 1, 0)
+
+
+@compiled
+def store_one(h: Records, worker: int, name: int) -> None:
+    """`worker` has one more copy of a block."""
+    _add(h, worker, name, 1, 0)
+
+
+@compiled
+def drop(h: Records, worker: int, names: Ints) -> int:
+    """`worker` has one copy less of each of `names`. Returns how many of them it was not known to hold."""
+    unknown = 0
+    for name in names:
+        unknown += _take(h, worker, name, 1, 0)
+    return unknown
+
+
+@compiled
+def drop_one(h: Records, worker: int, name: int) -> int:
+    """`worker` has one copy less of a block. Returns 1 if it was not known to hold it."""
+    return _take(h, worker, name, 1, 0)
+
+
+@compiled
+def promise(h: Records, worker: int, name: int) -> None:
+    """A request that `worker` will compute begins with this block: so `overlaps` names the worker for it."""
+    _add(h, worker, name, 0, 1)
+
+
+@compiled
+def settle(h: Records, worker: int, name: int) -> None:
+    """It has computed it, or will not: what it then holds, its events tell."""
+    _take(h, worker, name, 0, 1)
+
+
+@compiled
+def holds(h: Records, worker: int, name: int) -> bool:
+    """Whether `worker` holds a block, or is to compute a prompt that begins with it."""
+    block = _find_block(h, name)
+    if block < 0:
+        return False
+    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
+    return bool(only == worker) if only >= 0 else _find_pair(h, key_of(name, worker)) >= 0
+
+
+@compiled
+def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int) -> int:
+    """Leading blocks of `names` held, of workers that have the first one or are to compute it.
+
+    Of all of them, where there are at most `most`. Where more share what the prompt begins with, of those that have the
+    first block that at most `most` have, and of `most` of the others: the last to have got the first block.
+
+    They go to workers[:n] and depths[:n], n is returned; both must have room for twice `most`.
+    """
+    if len(names) == 0:
+        return 0
+    block = _find_block(h, names[0])
+    if block < 0:
+        return 0
+    blocks = view(h.blocks, h.blocks_n, BLOCK)
+    if blocks[block].holders <= most:
+        still = _list_holders(h, block, workers, most)
+        _follow(h, names, 1, (still, blocks[block].print), workers, depths)
+        return still
+    depth = 0
+    while block >= 0 and blocks[block].holders > most and depth + 1 < len(names):
+        depth += 1
+        block = _find_block(h, names[depth])
+    still = 0
+    if block >= 0 and blocks[block].holders <= most:
+        still = _list_holders(h, block, workers, most)
+        still = _keep_reaching(h, names[:depth], workers, still)
+        _follow(h, names, depth + 1, (still, _print_of_all(workers, still)), workers, depths)
+    some = _list_holders(h, _find_block(h, names[0]), workers[still:], most)
+    for i in range(still, still + some):
+        depths[i] = 1 + depth_on(h, workers[i], names[1:])
+    return still + some
+
+
+@compiled
+def depth_on(h: Records, worker: int, names: Ints) -> int:
+    """Leading blocks of `names` that `worker` holds."""
+    depth = 0
+    while depth < len(names) and holds(h, worker, names[depth]):
+        depth += 1
+    return depth
+
+
+@compiled
+def _follow(h: Records, names: Ints, depth: int, matching: tuple[int, int], workers: Places, depths: Places) -> None:
+    """Depths of the first of `workers`, which have all blocks before `depth`.
+
+    Args:
+        matching: how many they are, and the fingerprint of their set.
+    """
+    still, same = matching
+    blocks = view(h.blocks, h.blocks_n, BLOCK)
+    while depth < len(names) and still > 0:
+        block = _find_block(h, names[depth])
+        if not (block >= 0 and blocks[block].holders == still and blocks[block].print == same):
+            kept = _keep_reaching(h, names[depth : depth + 1], workers, still) if block >= 0 else 0
+            for i in range(kept, still):
+                depths[i] = depth
+            still = kept
+            same = _print_of_all(workers, still)
+        depth += 1
+    for i in range(still):
+        depths[i] = len(names)
+
+
+@compiled
+def _keep_reaching(h: Records, names: Ints, workers: Places, count: int) -> int:
+    """Bring those of the first `count` workers that hold all of `names` to the front. Returns how many they are."""
+    kept = 0
+    for i in range(count):
+        worker = workers[i]
+        if depth_on(h, worker, names) == len(names):
+            workers[i], workers[kept] = workers[kept], worker
+            kept += 1
+    return kept
+
+
+@compiled
+def _print_of_all(workers: Places, count: int) -> int:
+    same = 0
+    for i in range(count):
+        same ^= print_of(workers[i])
+    return same
+
+
+@compiled
+def _list_holders(h: Records, block: int, workers: Places, most: int) -> int:
+    """At most so many of the workers of a block, the last to have got it first. Returns how many."""
+    blk = view(h.blocks, h.blocks_n, BLOCK)[block]
+    if blk.worker >= 0:
+        workers[0] = blk.worker
+        return 1
+    pairs, count, pair = view(h.pairs, h.pairs_n, PAIR), 0, blk.first
+    while pair >= 0 and count < most:
+        workers[count] = pairs[pair].worker
+        count += 1
+        pair = pairs[pair].next
+    return count

@@ -1,0 +1,173 @@
+"""How long an engine's iteration takes, as a kernel: several kinds of physics, one question.
+
+POLYNOMIAL is how published simulators describe a machine. PRICES are what a router learns of a worker. TABLES hold any
+model whose iteration is a sum of three parts, each of one variable:
+
+    seconds = layers(tokens) + decodes · kv(context of each) + prompt tokens · attention(tokens before each)
+
+A GRID holds iterations that only decode, of any model: seconds over the number of sequences and the context of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jevons.base.compiled import FLOAT, Records, compiled
+from jevons.base.hub import view
+from jevons.perf.measured import Prices
+
+POLYNOMIAL, PRICES, TABLES, GRID = 0, 1, 2, 3
+_LAYERS, _KV, _ATTENTION = 0, 1, 2
+_STEPS = 32  # nodes an octave: an interpolated power is right to 0.01 %
+_NODES = _STEPS * 24  # up to 16 million tokens
+_GRID_STEPS = 4  # nodes an octave, of logarithms: what lies between is right to a percent
+_ROWS, _COLUMNS = _GRID_STEPS * 11, _GRID_STEPS * 20  # up to 2,048 sequences of a million tokens
+_TABLE, _GRID = 3 * _NODES, _ROWS * _COLUMNS
+
+PACE = np.dtype(
+    [
+        ("kind", np.int64),
+        ("prompt0_s", np.float64),  # POLYNOMIAL: of new prompt tokens
+        ("prompt1_s", np.float64),
+        ("prompt2_s", np.float64),
+        ("decode0_s", np.float64),  # of the share of KV tokens that running decodes hold
+        ("decode1_s", np.float64),
+        ("decode2_s", np.float64),
+        ("floor_s", np.float64),
+        ("kv_tokens", np.float64),  # all of them
+        ("per_step_s", np.float64),  # PRICES
+        ("per_token_s", np.float64),
+        ("per_token_context_s", np.float64),
+        ("per_decode_s", np.float64),
+        ("per_context_s", np.float64),  # a token that a decode attends to
+    ]
+)
+
+
+def pace_arrays(count: int) -> dict[str, Any]:
+    """For a hub: paces of so many kinds of engine."""
+    return {
+        "paces": np.zeros(count, PACE),
+        "pace_tables": np.zeros(count * _TABLE),  # of each, three curves over the same nodes
+        "pace_grids": np.zeros(count * _GRID),  # of each, rows of logarithms of seconds
+    }
+
+
+def set_polynomial(
+    paces: Records, at: int, prompt_s: Sequence[float], decode_s: Sequence[float], of: tuple[float, float]
+) -> None:
+    """Pace `at` is a polynomial of new prompt tokens, and one of the share of KV tokens that running decodes hold.
+
+    Args:
+        of: least seconds of decoding, and KV tokens in all.
+    """
+    record = paces[at]
+    record["kind"] = POLYNOMIAL
+    for i in range(3):
+        record[f"prompt{i}_s"], record[f"decode{i}_s"] = prompt_s[i], decode_s[i]
+    record["floor_s"], record["kv_tokens"] = of
+
+
+def set_prices(paces: Records, at: int, prices: Prices, per_context_s: float = 0.0) -> None:
+    """Pace `at` is that of a worker of which these prices were learned."""
+    record = paces[at]
+    record["kind"], record["per_context_s"] = PRICES, per_context_s
+    for name in ("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"):
+        record[name] = getattr(prices, name)
+
+
+class Curves(NamedTuple):
+    """Seconds, each of one variable. See the module."""
+
+    layers: Callable[[float], float]
+    kv: Callable[[float], float]
+    attention: Callable[[float], float]
+
+
+def set_curves(arrays: dict[str, Any], at: int, curves: Curves) -> None:
+    """Pace `at` is the sum of these curves."""
+    arrays["paces"][at]["kind"] = TABLES
+    values = [2.0 ** (node / _STEPS) - 1.0 for node in range(_NODES)]
+    table = np.array([[curve(value) for value in values] for curve in curves])
+    arrays["pace_tables"][at * _TABLE : (at + 1) * _TABLE] = table.ravel()
+
+
+def set_grid(arrays: dict[str, Any], at: int, decode_s: Callable[[float, float], float]) -> None:
+    """Pace `at` decodes only: an iteration of so many sequences of so many tokens each takes `decode_s` of both."""
+    arrays["paces"][at]["kind"] = GRID
+    rows = [2.0 ** (row / _GRID_STEPS) for row in range(_ROWS)]
+    columns = [2.0 ** (column / _GRID_STEPS) for column in range(_COLUMNS)]
+    grid = np.log([[decode_s(sequences, context) for context in columns] for sequences in rows])
+    arrays["pace_grids"][at * _GRID : (at + 1) * _GRID] = grid.ravel()
+
+
+@compiled
+def look_up(h: Records, at: int, table: int, value: float) -> float:
+    """A curve at `value` ≥ 0, linear between nodes."""
+    tables = view(h.pace_tables, h.pace_tables_n, FLOAT)
+    place = np.log2(value + 1.0) * _STEPS
+    node = min(int(place), _NODES - 2)
+    low = 2.0 ** (node / _STEPS) - 1.0
+    high = 2.0 ** ((node + 1) / _STEPS) - 1.0
+    first = at * _TABLE + table * _NODES + node
+    below, above = tables[first], tables[first + 1]
+    return float(below + (above - below) * (value - low) / (high - low))
+
+
+@compiled
+def step_s(h: Records, at: int, prompt_tokens: float, prompt_pairs: float, decodes: float, context: float) -> float:
+    """Seconds of one iteration.
+
+    Args:
+        at: whose pace.
+        prompt_tokens: computed in it.
+        prompt_pairs: sum over those of the tokens each attends to.
+        decodes: sequences advanced by one token.
+        context: tokens of those sequences, all together.
+    """
+    pace = view(h.paces, h.paces_n, PACE)[at]
+    if pace.kind == POLYNOMIAL:
+        return _polynomial_s(pace, prompt_tokens, decodes, context)
+    if pace.kind == PRICES:
+        return float(
+            pace.per_step_s
+            + prompt_tokens * pace.per_token_s
+            + prompt_pairs * pace.per_token_context_s
+            + decodes * pace.per_decode_s
+            + context * pace.per_context_s
+        )
+    if pace.kind == GRID:
+        return _on_grid(h, at, decodes, context / max(decodes, 1.0))
+    seconds = look_up(h, at, _LAYERS, prompt_tokens + decodes)
+    if decodes > 0.0:
+        seconds += decodes * look_up(h, at, _KV, context / decodes)
+    if prompt_tokens > 0.0:
+        seconds += prompt_tokens * look_up(h, at, _ATTENTION, prompt_pairs / prompt_tokens)
+    return seconds
+
+
+@compiled
+def _on_grid(h: Records, at: int, sequences: float, context: float) -> float:
+    """Linear between nodes in logarithms of all three."""
+    x = min(np.log2(max(sequences, 1.0)) * _GRID_STEPS, _ROWS - 1.001)
+    y = min(np.log2(max(context, 1.0)) * _GRID_STEPS, _COLUMNS - 1.001)
+    row, column = int(x), int(y)
+    fx, fy = x - row, y - column
+    grids, first = view(h.pace_grids, h.pace_grids_n, FLOAT), at * _GRID + row * _COLUMNS + column
+    low = grids[first] * (1 - fx) + grids[first + _COLUMNS] * fx
+    high = grids[first + 1] * (1 - fx) + grids[first + _COLUMNS + 1] * fx
+    return float(np.exp(low * (1 - fy) + high * fy))
+
+
+@compiled
+def _polynomial_s(pace: Records, prompt_tokens: float, decodes: float, context: float) -> float:
+    seconds = 0.0
+    if prompt_tokens > 0.0:
+        seconds += pace.prompt0_s + prompt_tokens * (pace.prompt1_s + prompt_tokens * pace.prompt2_s)
+    if decodes > 0.0:
+        share = context / pace.kv_tokens
+        seconds += max(pace.floor_s, pace.decode0_s + share * (pace.decode1_s + share * pace.decode2_s))
+    return seconds

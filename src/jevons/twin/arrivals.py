@@ -1,0 +1,182 @@
+"""What arrives, as arrays: recorded traces read line by line, and made-up sessions, in pieces of bounded size.
+
+A prompt's content is told by ids, one for each `TRACE_BLOCK` tokens of it: equal ids stand for equal tokens and equal
+tokens before them. Where they reach beyond the prompt they name the answer too, so that who comes back finds it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from hashlib import blake2b
+from io import TextIOWrapper
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+import numpy as np
+
+from jevons.base.compiled import Ints, Records
+from jevons.base.errors import ConfigError
+from jevons.config.scenario import Traffic
+from jevons.twin.kernel import ARRIVAL
+from jevons.twin.sessions import sessions
+
+TRACE_BLOCK = 512
+PIECE = 16_384  # requests
+_CHARS_PER_TOKEN = 4  # of English text with usual tokenizers
+_READ_BYTES = 1 << 22
+_COPY_STRIDE = 1 << 36  # ids of one copy of a trace stay below
+
+
+class Piece(NamedTuple):
+    """Consecutive requests."""
+
+    requests: Records  # ARRIVAL
+    ids: Ints
+
+
+class _Mooncake(msgspec.Struct, gc=False):
+    timestamp: float  # milliseconds
+    input_length: int
+    output_length: int
+    hash_ids: list[int] = []
+
+
+def arrivals(traffic: Traffic, seed: int) -> Iterator[Piece]:
+    """The requests of a workload in order of time, at most `traffic.requests` and `traffic.seconds` of them.
+
+    Raises:
+        ConfigError: the trace cannot be read, is empty, has times going backwards or lengths below 1; names the line.
+    """
+    pieces = _of_trace(traffic) if traffic.trace else sessions(traffic, seed)
+    left = traffic.requests
+    began = False
+    for piece in pieces:
+        requests = piece[0]
+        if traffic.seconds is not None:
+            requests = requests[requests["at_s"] <= traffic.seconds]
+        requests = requests[:left]
+        began = began or len(requests) > 0
+        if len(requests) == 0:
+            break
+        yield Piece(requests, piece[1])
+        if left is not None:
+            left -= len(requests)
+    if not began:
+        raise ConfigError(f"traffic: must hold at least one request, {traffic.trace or traffic.kind} has none")
+
+
+def _of_trace(traffic: Traffic) -> Iterator[Piece]:
+    path = Path(traffic.trace)
+    before, count = -np.inf, 0
+    try:
+        with path.open("rb") as file:
+            for rows in _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file):
+                piece = _piece(rows, traffic)
+                _check(path, piece.requests["at_s"] * traffic.speed, piece.requests, before, count // traffic.copies)
+                before, count = float(piece.requests["at_s"][-1]) * traffic.speed, count + len(piece.requests)
+                yield piece
+    except OSError as error:
+        raise ConfigError(f"trace {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"trace {path}: is not text: {error}") from error
+
+
+def _piece(rows: Sequence[_Mooncake], traffic: Traffic) -> Piece:
+    copies = traffic.copies
+    requests = np.zeros(len(rows) * copies, ARRIVAL)
+    counts = np.array([len(row.hash_ids) for row in rows], np.int64)
+    ends = np.cumsum(counts)
+    ids = np.fromiter(chain.from_iterable(row.hash_ids for row in rows), np.int64, int(ends[-1]))
+    requests["at_s"] = np.repeat([row.timestamp for row in rows], copies) / (1000.0 * traffic.speed)
+    requests["prompt"] = np.repeat([row.input_length for row in rows], copies)
+    requests["output"] = np.repeat([row.output_length or 1 for row in rows], copies)
+    requests["count"] = np.repeat(counts, copies)
+    copy = np.tile(np.arange(copies), len(rows))
+    requests["ids"] = np.repeat(ends - counts, copies) + copy * len(ids)
+    return Piece(requests, np.concatenate([ids + c * _COPY_STRIDE for c in range(copies)]))
+
+
+def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) -> None:
+    """Times must not go back, lengths must be lengths. Of the first that is wrong its number is told, from 1."""
+    back = np.flatnonzero(np.diff(at_s, prepend=before) < -1e-9)
+    if len(back):
+        i = int(back[0])
+        was = before if i == 0 else at_s[i - 1]
+        raise ConfigError(
+            f"trace {path}: request {first + i + 1}: at {at_s[i]:g} s, after one at {was:g} s; sort it by time"
+        )
+    wrong = np.flatnonzero((requests["prompt"] < 1) | (requests["output"] < 1))
+    if len(wrong):
+        row = requests[wrong[0]]
+        raise ConfigError(
+            f"trace {path}: request {first + int(wrong[0]) + 1}: {row['prompt']} tokens in, {row['output']} out; "
+            f"must be at least 1 and 0"
+        )
+
+
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
+    decoder, line, rest = msgspec.json.Decoder(_Mooncake), 1, b""
+    while read := file.read(_READ_BYTES):
+        whole, newline, rest = (rest + read).rpartition(b"\n")
+        rows = _decoded(path, decoder, whole + newline, line)
+        line += whole.count(b"\n") + len(newline)
+        if rows:
+            yield rows
+    if rest.strip():
+        yield _decoded(path, decoder, rest, line)
+
+
+def _decoded(path: Path, decoder: msgspec.json.Decoder[_Mooncake], text: bytes, line: int) -> list[_Mooncake]:
+    """Requests of some lines, of which the first is number `line`."""
+    try:
+        return decoder.decode_lines(text)
+    except msgspec.MsgspecError:
+        return [_one(path, decoder, row, line + i) for i, row in enumerate(text.splitlines()) if row.strip()]
+
+
+def _one(path: Path, decoder: msgspec.json.Decoder[_Mooncake], text: bytes, line: int) -> _Mooncake:
+    try:
+        return decoder.decode(text)
+    except msgspec.MsgspecError as first:
+        try:
+            return _openai(msgspec.json.decode(text, type=dict[str, Any]))
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"trace {path}: line {line}: neither a Mooncake request ({first}) nor an OpenAI one ({error!r})"
+            ) from error
+
+
+def _openai(row: dict[str, Any]) -> _Mooncake:
+    """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each."""
+    body = row.get("body", row)
+    if "messages" in body:
+        text = "".join(f"{message['role']}\n{message.get('content') or ''}\n" for message in body["messages"])
+    else:
+        text = str(body["prompt"])
+    tokens = max(1, len(text) // _CHARS_PER_TOKEN)
+    output = int(row.get("output_tokens") or body.get("max_completion_tokens") or body.get("max_tokens") or 1)
+    ids, before, width = [], b"", TRACE_BLOCK * _CHARS_PER_TOKEN
+    for start in range(0, len(text), width):
+        before = blake2b(before + text[start : start + width].encode(), digest_size=5).digest()
+        ids.append(int.from_bytes(before, "big") & (_COPY_STRIDE - 1))
+    return _Mooncake(float(row["timestamp"]) * 1000.0, tokens, output, ids)
+
+
+def _azure(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
+    began: datetime | None = None
+    rows = enumerate(csv.DictReader(TextIOWrapper(file, "utf-8")), 2)
+    while some := list(islice(rows, PIECE)):
+        found = []
+        for number, row in some:
+            try:
+                at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+                began = began or at
+                prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+            except (KeyError, ValueError, TypeError) as error:
+                raise ConfigError(f"trace {path}: line {number}: not of an Azure LLM trace: {error!r}") from error
+            found.append(_Mooncake((at - began).total_seconds() * 1000.0, prompt, output))
+        yield found

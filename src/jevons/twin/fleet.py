@@ -1,0 +1,267 @@
+"""A scenario's fleet as the kernel's arrays: paces from data sheets and calibration, pools from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from msgspec.structs import replace
+
+from jevons.base.compiled import Records
+from jevons.base.errors import ConfigError
+from jevons.base.hub import Hub
+from jevons.config.catalog import Catalog
+from jevons.config.scenario import Group, Scenario
+from jevons.control import board
+from jevons.facts.hardware import Chip
+from jevons.facts.llm import Llm
+from jevons.kv.cache import pool_arrays
+from jevons.kv.holders import index_arrays
+from jevons.perf import pace as paces
+from jevons.perf.afd import GUESS_SRAM_SHARE, Rest, Way, afd_step, chips_needed
+from jevons.perf.calibration import Calibrated, Calibration, Key, family_of, look_up
+from jevons.perf.measured import Prices
+from jevons.perf.roofline import Engine, Work, iteration
+from jevons.perf.roofline import Group as Layout
+from jevons.perf.room import room_tokens
+from jevons.twin.engine import ENGINE, engine_arrays
+from jevons.twin.kernel import loop_arrays
+
+_MOST_BLOCKS = 1 << 22  # held by anyone, to begin with: memory that is not used costs nothing
+_SLOTS = 1 << 16  # requests under way at once, to begin with
+_USUAL_TOKENS = 8_192  # a sequence's length by which windows and states are weighed against full attention
+_USUAL_DECODES = 64
+_ENGINE = "vllm"  # the program whose calibration is taken: the kernel schedules as it does
+Known = TypeVar("Known", Chip, Llm)
+
+
+class Made(NamedTuple):
+    """One group of a fleet as it was made."""
+
+    group: Group
+    chip: Chip | None
+    engine: Engine | None
+    calibrated: Calibrated | None
+    blocks: int
+    prices: Prices
+
+
+def make_groups(scenario: Scenario, catalog: Catalog, calibration: Calibration) -> list[Made]:
+    """Each group's engine, its room and its prices.
+
+    Raises:
+        ConfigError: a chip or the model is not in the catalog, cannot compute it, or cannot hold it.
+    """
+    return [_make(i, group, scenario, catalog, calibration) for i, group in enumerate(scenario.fleet)]
+
+
+def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calibration: Calibration) -> Made:
+    where = f"fleet[{number}]"
+    if group.polynomial is not None:
+        blocks = group.blocks or 16_384
+        return Made(group, None, None, None, blocks, _polynomial_prices(group, blocks))
+    model = _known(catalog.models, scenario.model, "model")
+    chip = _known(catalog.chips, group.chip, f"{where}.chip")
+    weights = scenario.weights or model.weights
+    if chip.flops(16) is None:
+        raise ConfigError(f"{where}.chip: FLOP/s of {group.chip} are not known; add them to the catalog")
+    key = Key(engine=_ENGINE, family=family_of(model), chip=group.chip, weights=weights, split=group.role != "both")
+    calibrated = look_up(calibration, key)
+    layout = Layout(tensor=group.tensor, experts=group.experts, attention=group.attention)
+    engine = Engine(
+        model=model,
+        chip=chip,
+        group=layout,
+        shares=calibrated.shares,
+        weights=weights,
+        kv_bytes=scenario.kv_bits / 8,
+    )
+    _check_rest(where, group, engine, catalog)
+    tokens = _room(group, engine)
+    blocks = group.blocks or int(tokens // group.block_size)
+    if blocks < 1:
+        need, has = model.weight_bytes(weights), group.tensor * chip.memory_bytes.value
+        raise ConfigError(
+            f"{where}: {group.tensor} × {group.chip} hold {has / 1e9:,.0f} GB, {scenario.model} needs "
+            f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor) or fewer bits "
+            f"(weights)"
+        )
+    return Made(group, chip, engine, calibrated, blocks, _prices(engine, group.step_tokens))
+
+
+def _known(table: dict[str, Known], name: str, what: str) -> Known:
+    if name not in table:
+        raise ConfigError(f"{what}: {name!r} is not in the catalog; `jevons fleet list` shows what is")
+    return table[name]
+
+
+def _room(group: Group, engine: Engine) -> float:
+    if not group.ffn_chip:
+        return room_tokens(engine, _USUAL_TOKENS, group.memory_share)
+    each = engine.model.kv_bytes(_USUAL_TOKENS, engine.kv_bytes) / _USUAL_TOKENS
+    return engine.group.tensor * engine.chip.memory_bytes.value * group.memory_share / each
+
+
+def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> None:
+    """Attention on one kind of chip and the rest on another: decode only, and the rest must fit."""
+    if not group.ffn_chip:
+        return
+    if group.role != "decode":
+        raise ConfigError(f"{where}.role: must be 'decode' where ffn_chip is given, got {group.role!r}")
+    chip = _known(catalog.chips, group.ffn_chip, f"{where}.ffn_chip")
+    if chip.scale_up_bytes_per_s is None or not (engine.chip.scale_out_bytes_per_s or engine.chip.scale_up_bytes_per_s):
+        raise ConfigError(f"{where}: links of {group.chip} and {group.ffn_chip} must be known; add them to the catalog")
+    need = chips_needed(engine.model, engine.weights or engine.model.weights, chip)
+    if need > group.ffn_chips:
+        raise ConfigError(
+            f"{where}.ffn_chips: {group.ffn_chips} × {group.ffn_chip} cannot hold the experts in "
+            f"{GUESS_SRAM_SHARE:.0%} of their memory; at least {need} must be given"
+        )
+
+
+def _prices(engine: Engine, step_tokens: int) -> Prices:
+    """What the router begins with: its sum of four parts, fitted to a full step of prompts and a usual batch."""
+    nothing = iteration(engine, Work()).overhead_s
+    prompt = iteration(engine, Work(prompt_tokens=step_tokens, prompt_pairs=step_tokens * step_tokens / 2))
+    context = _USUAL_DECODES * 2_048
+    decodes = iteration(engine, Work(decodes=_USUAL_DECODES, context_tokens=context)).seconds
+    one = iteration(engine, Work(decodes=1, context_tokens=2_048)).seconds
+    return Prices(
+        per_step_s=nothing,
+        per_token_s=(prompt.seconds - prompt.attention_s - nothing) / step_tokens,
+        per_token_context_s=prompt.attention_s / (step_tokens * step_tokens / 2),
+        per_decode_s=max(0.0, decodes - one) / (_USUAL_DECODES - 1),
+    )
+
+
+def _polynomial_prices(group: Group, blocks: int) -> Prices:
+    assert group.polynomial is not None, "asked of polynomial groups"
+    constant, linear, square = group.polynomial.prompt_ms
+    a_share = _USUAL_TOKENS / (blocks * group.block_size)
+    return Prices(
+        constant / 1e3, (linear + square * group.step_tokens) / 1e3, 0.0, group.polynomial.decode_ms[1] * a_share / 1e3
+    )
+
+
+def _set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> None:
+    group, engine = made.group, made.engine
+    if group.polynomial is not None:
+        p, tokens = group.polynomial, float(made.blocks * group.block_size)
+        prompt_s, decode_s = ([ms / 1e3 for ms in part] for part in (p.prompt_ms, p.decode_ms))
+        paces.set_polynomial(arrays["paces"], at, prompt_s, decode_s, (p.floor_ms / 1e3, tokens))
+        return
+    assert engine is not None, "who is not polynomial has an engine"
+    if group.ffn_chip:
+        _set_afd(arrays, at, made, catalog.chips[group.ffn_chip])
+        return
+    each_s = engine.shares.sequence_s / engine.group.attention
+
+    def layers(tokens: float) -> float:
+        parts = iteration(engine, Work(prompt_tokens=tokens))
+        return parts.linear_s + parts.link_s + parts.overhead_s
+
+    def kv(context: float) -> float:
+        return iteration(engine, Work(decodes=1, context_tokens=context)).kv_s + each_s
+
+    def attention(pairs: float) -> float:
+        return iteration(engine, Work(prompt_tokens=1, prompt_pairs=pairs)).attention_s
+
+    paces.set_curves(arrays, at, paces.Curves(layers, kv, attention))
+
+
+def _set_afd(arrays: dict[str, Any], at: int, made: Made, chip: Chip) -> None:
+    group, engine = made.group, made.engine
+    assert engine is not None, "who is not polynomial has an engine"
+    assert chip.scale_up_bytes_per_s is not None, "checked when it was made"
+    rest = Rest(chip=chip, chips=group.ffn_chips, weights=engine.weights or engine.model.weights, shares=engine.shares)
+    near = engine.chip.scale_out_bytes_per_s or engine.chip.scale_up_bytes_per_s
+    assert near is not None, "checked when it was made"
+    rate = min(near.value * group.tensor, chip.scale_up_bytes_per_s.value * group.ffn_chips)
+    way = Way(bytes_per_s=rate * engine.shares.link, latency_s=engine.shares.link_s)
+
+    def decode_s(sequences: float, context: float) -> float:
+        step = afd_step(engine, rest, way, sequences, sequences * context)
+        assert step is not None, "checked when it was made"
+        return step.seconds
+
+    paces.set_grid(arrays, at, decode_s)
+
+
+def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy: int) -> Hub:
+    """The fleet before anything arrives. Instances are numbered through the groups, in the order of `made`."""
+    count = sum(m.group.instances for m in made)
+    pace_table = paces.pace_arrays(len(made))
+    engines, workers = np.zeros(count, ENGINE), np.zeros(count, board.WORKER)
+    for name in ("first", "last", "next", "final"):
+        engines[name] = -1
+    engines["ends_s"] = np.inf
+    engines["pool"] = np.arange(count)
+    kinds, first = [], 0
+    for at, m in enumerate(made):
+        _set_pace(pace_table, at, m, catalog)
+        here = slice(first, first + m.group.instances)
+        _fill_engines(engines[here], m, at)
+        _fill_workers(workers[here], m)
+        kinds += [at] * m.group.instances
+        first += m.group.instances
+    blocks = [m.blocks for m in made for _ in range(m.group.instances)]
+    room = min(_MOST_BLOCKS, 2 * sum(blocks))
+    parts = (
+        pool_arrays(blocks, room, max(room // 2, 4 * max(blocks))),
+        index_arrays(count, room),
+        board.board_arrays(kinds, workers, _SLOTS),
+        engine_arrays(engines, _SLOTS, 2 * max(m.group.max_running for m in made) + 2),
+        loop_arrays(count, _SLOTS, 1 << 15),
+    )
+    arrays, numbers = dict(pace_table), dict[str, int | float]()
+    for some, more in parts:
+        arrays |= some
+        numbers |= more
+    hub = Hub(arrays, numbers)
+    hub.set("policy", policy)
+    h = hub.record
+    for worker, kind in enumerate(kinds):
+        board.start(h, worker, made[kind].group.up_after_s == 0)
+    return hub
+
+
+def _fill_engines(engines: Records, m: Made, pace: int) -> None:
+    group, engine = m.group, m.engine
+    engines["pace"], engines["block_size"] = pace, group.block_size
+    engines["step_tokens"], engines["max_running"] = group.step_tokens, group.max_running
+    engines["up"], engines["layers"] = 1, 1
+    engines["near_bytes_per_s"] = engines["far_bytes_per_s"] = np.inf
+    if engine is None:
+        return
+    engines["layers"] = engine.model.layers
+    engines["kv_fixed_bytes"] = engine.model.state_bytes
+    tokens = _USUAL_TOKENS
+    engines["kv_token_bytes"] = (engine.model.kv_bytes(tokens, engine.kv_bytes) - engine.model.state_bytes) / tokens
+    chips, share = group.tensor, engine.shares.link
+    up, out = engine.chip.scale_up_bytes_per_s, engine.chip.scale_out_bytes_per_s
+    if up is not None:
+        engines["near_bytes_per_s"] = up.value * chips * share
+    beyond = out or up
+    engines["far_bytes_per_s"] = np.inf if beyond is None else beyond.value * chips * share
+    engines["link_s"] = engine.shares.link_s
+    domain = int(engine.chip.domain_size.value) if engine.chip.domain_size is not None else chips
+    each = max(1, domain // chips)
+    engines["domain"] = pace * (1 << 32) + np.arange(len(engines)) // each
+
+
+def _fill_workers(workers: Records, m: Made) -> None:
+    for name in ("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"):
+        workers[name] = getattr(m.prices, name)
+    workers["step_tokens"], workers["block_size"] = m.group.step_tokens, m.group.block_size
+    workers["whole"] = not m.group.ffn_chip
+    if m.engine is not None and m.engine.chip.scale_out_bytes_per_s is not None:
+        rate = m.engine.chip.scale_out_bytes_per_s.value * m.group.tensor * m.engine.shares.link
+        each = m.engine.model.kv_bytes(_USUAL_TOKENS, m.engine.kv_bytes) / _USUAL_TOKENS
+        workers["per_handed_token_s"] = each / rate / m.engine.model.layers
+        workers["per_handover_s"] = m.engine.shares.link_s
+
+
+def decoders_first(scenario: Scenario) -> Scenario:
+    """The same with the groups that compute prompts alone at the end, as the kernel wants them."""
+    return replace(scenario, fleet=sorted(scenario.fleet, key=lambda group: group.role == "prefill"))

@@ -1,0 +1,430 @@
+"""The event loop of the twin: arrivals, engines, KV events, in the order of simulated time.
+
+    arrivals ──▶ place (the router's kernels) ──▶ engine ──▶ told: first token, done ──▶ the router's book
+                                                    └──▶ log: blocks stored and removed ──(lag)──▶ the router's index
+
+Whose event is next is kept in a tournament over the engines, so an event costs the logarithm of their number. The loop
+returns to Python when arrays must grow, when it needs more arrivals, when results fill up, or at the time it was told.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Reals, Records, compiled
+from jevons.base.hub import view
+from jevons.control.board import WAIT, WORKER, computed, place, place_apart, rekey, unwait, wait
+from jevons.kv.cache import forget, has_room
+from jevons.kv.holders import drop_one, promise, room, settle, store_one
+from jevons.twin.engine import (
+    BROUGHT,
+    arrive,
+    begun_by,
+    engine_of,
+    finish_event,
+    handed_over_s,
+    plan,
+    preempt,
+    sequence_of,
+)
+from jevons.twin.segments import cut, give_back, room_left, size_class
+
+RESULT = np.dtype(
+    [
+        ("request", np.int64),
+        ("at_s", np.float64),
+        ("admitted_s", np.float64),
+        ("first_s", np.float64),
+        ("done_s", np.float64),
+        ("predicted_s", np.float64),
+        ("prompt", np.int64),
+        ("output", np.int64),
+        ("cached", np.int64),
+        ("predicted_cached", np.int64),
+        ("worker", np.int32),
+        ("decode_on", np.int32),
+    ]
+)
+ARRIVAL = np.dtype(
+    [
+        ("at_s", np.float64),
+        ("prompt", np.int64),
+        ("output", np.int64),
+        ("ids", np.int64),  # where its block ids begin, and how many
+        ("count", np.int64),
+    ]
+)
+# Why the loop returned
+MORE, GROW, FULL, TIME, REFUSED = 0, 1, 2, 3, 4
+
+
+def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, Any], dict[str, int | float]]:
+    """For a hub: the loop's own. The hub has all of `twin.engine`, `control.board` and what they need besides."""
+    leaves = 1 << max(0, (engines - 1).bit_length())
+    arrays = {
+        "due": np.full(2 * leaves, np.inf),  # a tournament of the engines' next events
+        "slots": np.zeros(sequences, np.int32),  # of sequences that are done: a stack
+        "results": np.zeros(results, RESULT),
+        "scratch": np.zeros(1 << 16, np.int64),  # names of a prompt
+        "arrivals": np.zeros(0, ARRIVAL),  # in order of time
+        "ids": np.zeros(0, np.int64),  # which they name
+        "moves_at_s": np.zeros(sequences),  # KV on its way between engines: a heap by time, then by order of beginning
+        "moves_order": np.zeros(sequences, np.int64),
+        "moves_slot": np.zeros(sequences, np.int64),
+    }
+    numbers: dict[str, int | float] = {
+        "next": 0,  # arrival
+        "base": 0,  # arrivals before these
+        "slots_spare": 0,
+        "slots_used": 0,
+        "results_end": 0,
+        "moves_end": 0,
+        "moves_begun": 0,
+        # What a run does not change
+        "exact": 0,
+        "uses_index": 1,
+        "lag_s": 0.0,  # until the router hears of a block
+        "trace_block": 512,  # tokens behind an id of an arrival
+        "block": 64,  # tokens of a block
+        "margin": 0,  # blocks that one event may add at most
+        "decoders": 1,  # kinds below this do what follows a first token; all: none computes prompts alone
+    }
+    return arrays, numbers
+
+
+@compiled
+def _comes_before(h: Records, i: int, j: int) -> bool:
+    at_s, order = view(h.moves_at_s, h.moves_at_s_n, FLOAT), view(h.moves_order, h.moves_order_n, INT)
+    return bool(at_s[i] < at_s[j] or (at_s[i] == at_s[j] and order[i] < order[j]))
+
+
+@compiled
+def _swap(h: Records, i: int, j: int) -> None:
+    at_s, order = view(h.moves_at_s, h.moves_at_s_n, FLOAT), view(h.moves_order, h.moves_order_n, INT)
+    slots = view(h.moves_slot, h.moves_slot_n, INT)
+    at_s[i], at_s[j] = at_s[j], at_s[i]
+    order[i], order[j] = order[j], order[i]
+    slots[i], slots[j] = slots[j], slots[i]
+
+
+@compiled
+def begin_move(h: Records, at_s: float, slot: int) -> None:
+    """`slot` is at the other engine at that time."""
+    i = h.moves_end
+    view(h.moves_at_s, h.moves_at_s_n, FLOAT)[i] = at_s
+    view(h.moves_order, h.moves_order_n, INT)[i] = h.moves_begun
+    view(h.moves_slot, h.moves_slot_n, INT)[i] = slot
+    h.moves_end += 1
+    h.moves_begun += 1
+    while i > 0 and _comes_before(h, i, (i - 1) // 2):
+        _swap(h, i, (i - 1) // 2)
+        i = (i - 1) // 2
+
+
+@compiled
+def end_move(h: Records) -> int:
+    """Take the first off the heap. Returns its slot."""
+    slot = view(h.moves_slot, h.moves_slot_n, INT)[0]
+    h.moves_end -= 1
+    count, i = h.moves_end, 0
+    _swap(h, 0, count)
+    while True:
+        least = i
+        for child in range(2 * i + 1, min(2 * i + 3, count)):
+            if _comes_before(h, child, least):
+                least = child
+        if least == i:
+            return int(slot)
+        _swap(h, i, least)
+        i = least
+
+
+@compiled
+def set_due(h: Records, engine: int, at_s: float) -> None:
+    """The next event of `engine` is at that time; infinite: none."""
+    due = view(h.due, h.due_n, FLOAT)
+    node = h.due_n // 2 + engine
+    due[node] = at_s
+    node >>= 1
+    while node >= 1:
+        soonest = min(due[2 * node], due[2 * node + 1])
+        if due[node] == soonest:
+            return
+        due[node] = soonest
+        node >>= 1
+
+
+@compiled
+def soonest(due: Reals) -> int:
+    """The engine whose event is next, the first of equals."""
+    leaves, node = len(due) // 2, 1
+    while node < leaves:
+        node = 2 * node if due[2 * node] <= due[2 * node + 1] else 2 * node + 1
+    return node - leaves
+
+
+@compiled
+def run(hubs: Records, until_s: float, is_last: bool) -> int:
+    """Go on until something is needed. Returns what: MORE arrivals, GROW arrays, FULL results, or the TIME is up.
+
+    Args:
+        hubs: [1] see `loop_arrays`.
+        is_last: no arrivals come after those that are there.
+    """
+    h = hubs[0]
+    due, arrivals = view(h.due, h.due_n, FLOAT), view(h.arrivals, h.arrivals_n, ARRIVAL)
+    moves_at_s = view(h.moves_at_s, h.moves_at_s_n, FLOAT)
+    while True:
+        if not _has_room(h):
+            return GROW
+        if h.results_end + h.told_n > h.results_n:
+            return FULL
+        event_s = due[1]
+        at_s = arrivals[h.next].at_s if h.next < h.arrivals_n else np.inf
+        if at_s == np.inf and not is_last:
+            return MORE
+        move_s = moves_at_s[0] if h.moves_end > 0 else np.inf
+        next_s = min(event_s, at_s, move_s)
+        if next_s > until_s or next_s == np.inf:
+            return TIME if until_s < np.inf else MORE
+        h.now_s = next_s
+        if move_s == next_s:
+            _moved(h, end_move(h))
+        elif at_s == next_s:  # before engines: who arrives at this moment is in what they do next
+            if not _arrival(h, arrivals[h.next]):
+                return REFUSED
+            h.next += 1
+        else:
+            _engine_event(h, soonest(due))
+
+
+@compiled
+def _has_room(h: Records) -> bool:
+    """Whether the next event, whatever it is, finds room in the arrays."""
+    margin = h.margin
+    return bool(
+        has_room(h, margin)
+        and (not h.uses_index or room(h) >= h.log_end - h.log_read + margin)
+        and h.log_name_n - h.log_end >= 2 * margin
+        and room_left(h.names_n, view(h.names_spare, h.names_spare_n, INT)) >= 2 * margin
+        and room_left(h.tables_n, view(h.tables_spare, h.tables_spare_n, INT)) >= 4 * margin
+        and (h.slots_spare > 0 or h.slots_used < h.sequences_n)
+    )
+
+
+@compiled
+def _arrival(h: Records, arrival: Records) -> bool:
+    """Returns whether there was a worker for it."""
+    _hear(h, arrival.at_s)
+    scratch = view(h.scratch, h.scratch_n, INT)
+    named = _name(h, scratch, arrival)
+    reusable = scratch[: min(named, (arrival.prompt - 1) // h.block)]
+    worker, decode_on, predicted_s, cached = _place(h, reusable, arrival.prompt)
+    if worker < 0:
+        return False
+    if h.slots_spare > 0:
+        h.slots_spare -= 1
+        slot = view(h.slots, h.slots_n, SMALL)[h.slots_spare]
+    else:
+        slot = h.slots_used
+        h.slots_used += 1
+    s = sequence_of(h, slot)
+    s.request, s.at_s, s.prompt, s.output = h.base + h.next, arrival.at_s, arrival.prompt, arrival.output
+    s.cached, s.computed, s.emitted, s.target, s.decode_on = -1, 0, 0, arrival.prompt, decode_on
+    s.blocks = s.sealed = s.chunk = s.is_running = s.state = 0
+    s.placed_on, s.predicted_s, s.predicted_cached = worker, predicted_s, cached
+    s.names_class, s.named = size_class(max(named, 1)), named
+    names = view(h.names, h.names_n, INT)
+    s.names = cut(names, view(h.names_spare, h.names_spare_n, INT), s.names_class)
+    for at in range(named):
+        names[s.names + at] = scratch[at]
+    _book(h, slot, worker, cached)
+    if decode_on >= 0:
+        after = view(h.workers, h.workers_n, WORKER)[decode_on]
+        after.decoding += 1  # promised
+        after.requests += 1
+        rekey(h, decode_on)
+    return True
+
+
+@compiled
+def _book(h: Records, slot: int, worker: int, cached: int) -> None:
+    """`slot` was placed on `worker`: the book and the engine know it."""
+    s, own = sequence_of(h, slot), view(h.waits, h.waits_n, WAIT)[slot]
+    own.names, own.named = s.names, min(s.named, s.prompt // h.block)
+    wait(h, slot, worker, s.target, cached)
+    if h.uses_index and s.named > 0:
+        promise(h, worker, view(h.names, h.names_n, INT)[s.names])
+    rekey(h, worker)
+    arrive(h, worker, slot, h.now_s)
+    set_due(h, worker, engine_of(h, worker).ends_s)
+
+
+@compiled
+def _place(h: Records, names: Ints, prompt: int) -> tuple[int, int, float, int]:
+    """The worker, who goes on after the first token (-1: the same), predicted seconds and cached tokens."""
+    found, there = view(h.found, h.found_n, SMALL), -1
+    if h.decoders < h.kinds_n:
+        there, chosen = place_apart(h, names, prompt, h.decoders)
+    else:
+        chosen = place(h, names, prompt)
+    if chosen < 0:
+        return -1, -1, 0.0, 0
+    at, decode_on = chosen, -1
+    if there >= 0:
+        at, decode_on = there, int(found[chosen])
+    seconds, cached = view(h.seconds, h.seconds_n, FLOAT), view(h.cached, h.cached_n, INT)
+    return int(found[at]), decode_on, seconds[at], cached[at]
+
+
+@compiled
+def _moved(h: Records, slot: int) -> None:
+    """The KV of a prompt is on the engine that goes on."""
+    s = sequence_of(h, slot)
+    arrive(h, s.worker, slot, h.now_s)
+    set_due(h, s.worker, engine_of(h, s.worker).ends_s)
+
+
+@compiled
+def _name(h: Records, out: Ints, arrival: Records) -> int:
+    """Names of the full blocks of a prompt, and of its answer where the ids reach so far. Returns how many."""
+    ids, first = view(h.ids, h.ids_n, INT), arrival.ids
+    tokens = arrival.prompt
+    if arrival.count * h.trace_block >= arrival.prompt + h.trace_block:
+        tokens += arrival.output
+    count = min(tokens // h.block, arrival.count * h.trace_block // h.block)
+    if h.block <= h.trace_block:
+        each = h.trace_block // h.block
+        for i in range(count):
+            out[i] = ids[first + i // each] * each + i % each
+    else:
+        each = h.block // h.trace_block
+        for i in range(count):
+            out[i] = ids[first + (i + 1) * each - 1]
+    return int(count)
+
+
+@compiled
+def _engine_event(h: Records, i: int) -> None:
+    e, told = engine_of(h, i), view(h.told, h.told_n, SMALL)
+    now_s, prompt_tokens = e.ends_s, e.prompt_tokens
+    finish_event(h, i)
+    if prompt_tokens > 0:
+        computed(h, i, prompt_tokens)
+    for at in range(h.told_first):
+        _first(h, told[at])
+    for at in range(h.told_done):
+        _done(h, told[h.told_n - 1 - at], now_s)
+    plan(h, i, now_s, h.exact)
+    rekey(h, i)
+    set_due(h, i, e.ends_s)
+
+
+@compiled
+def _first(h: Records, slot: int) -> None:
+    """The first token of a sequence, or the first one where it was placed again."""
+    s = sequence_of(h, slot)
+    unwait(h, slot, s.worker)
+    w = view(h.workers, h.workers_n, WORKER)[s.worker]
+    w.decoding += 1
+    w.requests += 1
+    if h.uses_index and s.named > 0:
+        settle(h, s.worker, view(h.names, h.names_n, INT)[s.names])
+
+
+@compiled
+def _done(h: Records, slot: int, now_s: float) -> None:
+    """A sequence has its last token, or its last one here."""
+    s = sequence_of(h, slot)
+    w = view(h.workers, h.workers_n, WORKER)[s.worker]
+    w.decoding -= 1
+    w.requests -= 1
+    rekey(h, s.worker)
+    if s.decode_on >= 0 and s.worker != s.decode_on and s.output > s.emitted:
+        s.state = BROUGHT
+        begin_move(h, handed_over_s(h, slot, now_s), slot)
+        s.worker = s.decode_on
+        return
+    if s.decode_on >= 0 and s.worker != s.decode_on:  # it was promised there, for nothing
+        after = view(h.workers, h.workers_n, WORKER)[s.decode_on]
+        after.decoding -= 1
+        after.requests -= 1
+        rekey(h, s.decode_on)
+    give_back(view(h.names, h.names_n, INT), view(h.names_spare, h.names_spare_n, INT), s.names, s.names_class)
+    r = view(h.results, h.results_n, RESULT)[h.results_end]
+    h.results_end += 1
+    r.request, r.at_s, r.admitted_s, r.first_s, r.done_s = s.request, s.at_s, s.admitted_s, s.first_s, now_s
+    r.predicted_s, r.predicted_cached = s.predicted_s, s.predicted_cached
+    r.prompt, r.output, r.cached = s.prompt, s.output, s.cached
+    r.worker, r.decode_on = s.placed_on, s.decode_on
+    view(h.slots, h.slots_n, SMALL)[h.slots_spare] = slot
+    h.slots_spare += 1
+
+
+@compiled
+def _hear(h: Records, now_s: float) -> None:
+    """What changed in the pools long enough ago reaches the index."""
+    if not h.uses_index:
+        h.log_read = h.log_end = 0
+        return
+    names, changes = view(h.log_name, h.log_name_n, INT), view(h.log_change, h.log_change_n, SMALL)
+    at_s, at = view(h.log_at_s, h.log_at_s_n, FLOAT), h.log_read
+    while at < h.log_end and at_s[at] + h.lag_s <= now_s:
+        if changes[at] > 0:
+            store_one(h, changes[at] - 1, names[at])
+        else:
+            drop_one(h, -changes[at] - 1, names[at])
+        at += 1
+    if at == h.log_end:
+        at = h.log_end = 0
+    h.log_read = at
+
+
+@compiled
+def fail(hubs: Records, i: int, now_s: float) -> None:
+    """Engine `i` ends: what it held is gone, what it ran is placed again and computed anew, with the tokens it had.
+
+    It is marked as not up already, and another one is.
+    """
+    h = hubs[0]
+    e = engine_of(h, i)
+    h.now_s = now_s
+    if e.ends_s < np.inf and e.decodes > 0 and e.steps > 1:
+        over = begun_by(e, now_s) - 1  # the iteration under way is lost
+        e.clock += over
+        e.context += e.decodes * over
+    while e.last >= 0:
+        preempt(h, i, e.last)
+    e.ends_s, e.steps, e.prompt_tokens = np.inf, 0, 0
+    set_due(h, i, np.inf)
+    forget(h, e.pool)
+    slot = e.next
+    e.next, e.final, e.waiting = -1, -1, 0
+    while slot >= 0:
+        after = sequence_of(h, slot).after
+        _place_again(h, slot)
+        slot = after
+
+
+@compiled
+def _place_again(h: Records, slot: int) -> None:
+    """The worker of a sequence is gone: take it out of the book, and place what it has so far."""
+    s = sequence_of(h, slot)
+    names, workers = view(h.names, h.names_n, INT), view(h.workers, h.workers_n, WORKER)
+    if s.is_running or s.state == BROUGHT:
+        workers[s.worker].decoding -= 1
+        workers[s.worker].requests -= 1
+    else:
+        unwait(h, slot, s.worker)
+        if h.uses_index and s.named > 0:
+            settle(h, s.worker, names[s.names])
+        if s.decode_on >= 0:
+            workers[s.decode_on].decoding -= 1
+            workers[s.decode_on].requests -= 1
+    s.target = s.prompt + s.emitted
+    reusable = names[s.names : s.names + min(s.named, (s.prompt - 1) // h.block)]
+    worker, _, _, cached = _place(h, reusable, s.target)
+    s.decode_on, s.is_running, s.state, s.computed = -1, 0, 0, 0
+    _book(h, slot, worker, cached)

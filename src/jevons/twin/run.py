@@ -1,0 +1,324 @@
+"""Rehearse a scenario: drive the kernel, make room, let things happen, and say what came of it."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from jevons.base.compiled import Reals, Records
+from jevons.base.errors import ConfigError, NoWorker
+from jevons.base.hub import Hub
+from jevons.config.catalog import Catalog
+from jevons.config.scenario import Event, Scenario
+from jevons.control import board
+from jevons.kv.cache import grow_log, grow_places
+from jevons.kv.holders import grow_index
+from jevons.perf.calibration import Calibration
+from jevons.perf.energy import EXPONENT, GUESS_IDLE_SHARE
+from jevons.twin import kernel
+from jevons.twin.arrivals import TRACE_BLOCK, Piece, arrivals
+from jevons.twin.engine import ITL_BINS, itl_s
+from jevons.twin.fleet import Made, decoders_first, make_groups, make_hub
+from jevons.twin.segments import room_left
+
+POLICIES = {
+    "kv": board.KV,
+    "round_robin": board.ROUND_ROBIN,
+    "least_loaded": board.LEAST_LOADED,
+    "random": board.RANDOM,
+}
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A distribution, in the unit of its name."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class GroupTrust(msgspec.Struct, frozen=True):
+    """How far to trust the step times of one group of instances."""
+
+    chip: str
+    trust: str  # measured, transferred, projected; or given
+    tpot_p90_error: float | None  # of predictions of that trust on measurements held out; None: none was
+    note: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rehearsal came to."""
+
+    title: str
+    requests: int
+    instances: int
+    chips: int
+    simulated_s: float
+    cpu_s: float
+    wall_s: float
+    rss_bytes: int
+    ttft_s: Spread
+    tpot_s: Spread
+    itl_s: Spread
+    queue_s: Spread
+    input_tokens: int
+    output_tokens: int
+    output_tokens_per_s: float
+    goodput_per_s: float
+    met_slo: float  # share of requests
+    reuse_fraction: dict[str, float]  # of prompt tokens, by tier
+    predicted_reuse: float
+    utilisation: float  # share of time that instances computed
+    preemptions: int
+    iterations: int
+    joules_per_output_token: float | None
+    trust: list[GroupTrust]
+
+
+OnResults = Callable[[Records], None]
+
+
+def simulate(
+    scenario: Scenario,
+    catalog: Catalog,
+    calibration: Calibration,
+    *,
+    exact: bool = False,
+    on_results: OnResults | None = None,
+) -> Report:
+    """Run a scenario to its end.
+
+    Args:
+        exact: step through every iteration instead of jumping over those that are alike.
+        on_results: called with each piece of results, `kernel.RESULT`, in the order of completion.
+
+    Raises:
+        ConfigError: see `make_groups` and `arrivals`.
+        NoWorker: a request arrives and no instance is up.
+    """
+    if scenario.router not in POLICIES:
+        raise ConfigError(f"router: must be one of {', '.join(POLICIES)}, got {scenario.router!r}")
+    scenario = decoders_first(scenario)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    made = make_groups(scenario, catalog, calibration)
+    run = _Run(scenario, made, catalog, exact=exact, on_results=on_results)
+    run.go()
+    return run.report(time.perf_counter() - began, time.process_time() - cpu_began)
+
+
+class _Run:
+    def __init__(
+        self, scenario: Scenario, made: Sequence[Made], catalog: Catalog, *, exact: bool, on_results: OnResults | None
+    ) -> None:
+        self._scenario, self._made, self._on_results = scenario, made, on_results
+        self._policy = POLICIES[scenario.router]
+        self._hub = hub = make_hub(scenario, made, catalog, self._policy)
+        sizes = {m.group.block_size for m in made}
+        if len(sizes) > 1:
+            raise ConfigError(f"fleet: block_size must be the same everywhere, got {sorted(sizes)}")
+        block = sizes.pop()
+        if TRACE_BLOCK % block and block % TRACE_BLOCK:
+            raise ConfigError(f"fleet: block_size must divide {TRACE_BLOCK} or be a multiple of it, got {block}")
+        splits = any(m.group.role == "prefill" for m in made)
+        if splits and self._policy != board.KV:
+            raise ConfigError(f"router: prefill instances need 'kv', got {scenario.router!r}")
+        hub.set("exact", int(exact))
+        hub.set("uses_index", int(self._policy == board.KV))
+        hub.set("lag_s", scenario.event_lag_s)
+        hub.set("trace_block", TRACE_BLOCK)
+        hub.set("block", block)
+        hub.set("margin", max(m.blocks for m in made) + 64)
+        hub.set("decoders", sum(m.group.role != "prefill" for m in made))
+        self._parts: list[dict[str, Any]] = []
+        self._sums = dict.fromkeys(("requests", "prompt", "output", "cached", "predicted_cached"), 0)
+        self._block = block
+
+    def go(self) -> None:
+        waiting = list(self._happenings())
+        pieces = self._checked(arrivals(self._scenario.traffic, self._scenario.seed))
+        piece, following = next(pieces), next(pieces, None)
+        self._give(piece, 0)
+        base = 0
+        while True:
+            until_s = waiting[0][0] if waiting else np.inf
+            why = kernel.run(self._hub.record, until_s, following is None)
+            if why == kernel.GROW:
+                _make_room(self._hub)
+            elif why == kernel.FULL:
+                self._take_results()
+            elif why == kernel.TIME:
+                self._happens(waiting.pop(0)[1])
+            elif why == kernel.REFUSED:
+                raise NoWorker(f"a request arrives at {self._hub.number('now_s'):.3f} s and no instance is up")
+            elif following is None:
+                break
+            else:
+                base += len(piece.requests)
+                piece, following = following, next(pieces, None)
+                self._give(piece, base)
+        self._take_results()
+
+    def _give(self, piece: Piece, base: int) -> None:
+        self._hub.put("arrivals", np.ascontiguousarray(piece.requests))
+        self._hub.put("ids", piece.ids)
+        self._hub.set("next", 0)
+        self._hub.set("base", base)
+
+    def _happenings(self) -> Iterator[tuple[float, Event]]:
+        first, found = 0, [(event.at_s, event) for event in self._scenario.events]
+        for m in self._made:
+            if m.group.up_after_s > 0:
+                event = Event(at_s=m.group.up_after_s, what="up", first=first, count=m.group.instances)
+                found.append((event.at_s, event))
+            first += m.group.instances
+        yield from sorted(found, key=lambda pair: pair[0])
+
+    def _checked(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Prompts that no instance could ever hold are an error now, not a stall later."""
+        most = min(m.blocks for m in self._made) * self._block
+        for piece in pieces:
+            longest = int((piece.requests["prompt"] + piece.requests["output"]).max())
+            if longest > most:
+                raise ConfigError(
+                    f"traffic: a request of {longest:,} tokens with its answer; an instance holds {most:,}: "
+                    f"give it more chips or fewer bits, or cut the workload"
+                )
+            yield piece
+
+    def _happens(self, event: Event) -> None:
+        for worker in range(event.first, event.first + event.count):
+            board.set_up(self._hub.record, worker, event.what == "up")
+            if event.what == "fail":
+                kernel.fail(self._hub.record, worker, event.at_s)
+
+    def _take_results(self) -> None:
+        count = int(self._hub.number("results_end"))
+        results = self._hub["results"][:count]
+        if self._on_results is not None and count:
+            self._on_results(results)
+        slo = self._scenario.slo
+        ttft = results["first_s"] - results["at_s"]
+        more = np.maximum(results["output"] - 1, 1)
+        tpot = (results["done_s"] - results["first_s"]) / more
+        self._parts.append(
+            {
+                "ttft": ttft.astype(np.float32),
+                "tpot": tpot[results["output"] > 1].astype(np.float32),
+                "queue": (results["admitted_s"] - results["at_s"]).astype(np.float32),
+                "met": int(((ttft <= slo.ttft_s) & (tpot <= slo.tpot_s)).sum()),
+                "last_s": float(results["done_s"].max(initial=0.0)),
+            }
+        )
+        self._sums["requests"] += count
+        for name in ("prompt", "output", "cached", "predicted_cached"):
+            self._sums[name] += int(results[name].sum())
+        self._hub.set("results_end", 0)
+
+    def report(self, wall_s: float, cpu_s: float) -> Report:
+        sums, engines = self._sums, self._hub["engines"]
+        simulated_s = max(part["last_s"] for part in self._parts)
+        met = sum(part["met"] for part in self._parts)
+        return Report(
+            title=self._scenario.title,
+            requests=sums["requests"],
+            instances=len(engines),
+            chips=sum(m.group.instances * (m.group.tensor + _rest_chips(m)) for m in self._made),
+            simulated_s=simulated_s,
+            cpu_s=cpu_s,
+            wall_s=wall_s,
+            rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            ttft_s=self._spread("ttft"),
+            tpot_s=self._spread("tpot"),
+            itl_s=_gaps(self._hub["itl"]),
+            queue_s=self._spread("queue"),
+            input_tokens=sums["prompt"],
+            output_tokens=sums["output"],
+            output_tokens_per_s=sums["output"] / simulated_s,
+            goodput_per_s=met / simulated_s,
+            met_slo=met / max(1, sums["requests"]),
+            reuse_fraction={"hbm": sums["cached"] / max(1, sums["prompt"])},
+            predicted_reuse=sums["predicted_cached"] / max(1, sums["prompt"]),
+            utilisation=float(engines["busy_s"].sum()) / (simulated_s * len(engines)),
+            preemptions=int(engines["preempted"].sum()),
+            iterations=int(engines["iterations"].sum()),
+            joules_per_output_token=self._joules(simulated_s),
+            trust=[_trust(m) for m in self._made],
+        )
+
+    def _spread(self, name: str) -> Spread:
+        values = np.concatenate([part[name] for part in self._parts])
+        if not len(values):
+            return Spread(0.0, 0.0, 0.0, 0.0)
+        quantiles = np.quantile(values, list(_QUANTILES.values()))
+        return Spread(float(values.mean(dtype=np.float64)), *(float(q) for q in quantiles))
+
+    def _joules(self, simulated_s: float) -> float | None:
+        """Chips alone, busy or idle; None where a TDP is not known."""
+        total, first = 0.0, 0
+        for m in self._made:
+            busy_s = float(self._hub["engines"]["busy_s"][first : first + m.group.instances].sum())
+            first += m.group.instances
+            if m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip:
+                return None
+            full_w = m.chip.tdp_w.value * m.group.tensor
+            total += (
+                full_w * GUESS_IDLE_SHARE * (simulated_s * m.group.instances - busy_s) + full_w * busy_s * _BUSY_SHARE
+            )
+        return total / max(1, self._sums["output"])
+
+
+# GUESS: of TDP, while an engine computes: what `perf.energy` gives for memory in use half of the time.
+_BUSY_SHARE = GUESS_IDLE_SHARE + (1 - GUESS_IDLE_SHARE) * 0.5**EXPONENT
+
+
+def _rest_chips(m: Made) -> int:
+    return m.group.ffn_chips if m.group.ffn_chip else 0
+
+
+def _trust(m: Made) -> GroupTrust:
+    if m.calibrated is None:
+        return GroupTrust(m.group.chip or "polynomial", "given", None, "step times are the scenario's own")
+    error = m.calibrated.errors.get("tpot")
+    note = (
+        f"nine of ten held-out TPOTs within {error.p90:.0%}"
+        if error is not None
+        else "nothing of this kind was held out"
+    )
+    if m.group.ffn_chip:
+        note = "attention and experts apart: nothing of this kind was ever measured"
+    return GroupTrust(m.group.chip, str(m.calibrated.trust), None if error is None else error.p90, note)
+
+
+def _gaps(counts: Reals) -> Spread:
+    total = counts.sum()
+    if total == 0:
+        return Spread(0.0, 0.0, 0.0, 0.0)
+    sizes = np.array([itl_s(at) for at in range(ITL_BINS)])
+    share = np.cumsum(counts) / total
+    quantiles = (float(sizes[min(int(np.searchsorted(share, q)), ITL_BINS - 1)]) for q in _QUANTILES.values())
+    return Spread(float((sizes * counts).sum() / total), *quantiles)
+
+
+def _make_room(hub: Hub) -> None:
+    """Double what is short."""
+    number, margin = hub.number, int(hub.number("margin"))
+    entries = int(number("log_end") - number("log_read"))
+    if number("places_n") - number("places_used") + number("places_spares") < margin:
+        grow_places(hub, 2 * int(number("places_n")) + margin)
+    if number("log_name_n") - number("log_end") < 2 * margin:
+        grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
+    if number("uses_index"):
+        grow_index(hub, entries + margin)
+    for name, least in (("names", 2 * margin), ("tables", 4 * margin)):
+        if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
+            hub.grow(name, 2 * len(hub[name]) + least)
+    if number("slots_spare") == 0 and number("slots_used") >= len(hub["sequences"]):
+        for name in ("sequences", "waits", "slots", "moves_at_s", "moves_order", "moves_slot"):
+            hub.grow(name, 2 * len(hub[name]))
