@@ -327,8 +327,8 @@ def place(h: Records, names: Ints, prompt_tokens: int) -> int:
     if h.up_count == 0:
         return -1
     if h.policy == ROUND_ROBIN or h.policy == RANDOM:
-        at = turn if h.policy == ROUND_ROBIN else drawn(turn)
-        return _alone(h, names, view(h.up, h.up_n, SMALL)[at % h.up_count], prompt_tokens)
+        at = turn % h.up_count if h.policy == ROUND_ROBIN else drawn(turn, h.up_count)
+        return _alone(h, names, view(h.up, h.up_n, SMALL)[at], prompt_tokens)
     if h.policy == LEAST_LOADED:
         best, tree = -1, view(h.tree, h.tree_n, FLOAT)
         for kind in range(h.kinds_n):
@@ -379,14 +379,18 @@ def _is_better(h: Records, costs_s: tuple[float, float], new: tuple[int, int], b
     """Less waiting; of equals whole before apart, then the lowest worker."""
     if best[1] < 0 or costs_s[0] < costs_s[1]:
         return True
+    if costs_s[0] > costs_s[1] or new[0] != best[0]:
+        return bool(costs_s[0] == costs_s[1] and new[0] < 0)
     found = view(h.found, h.found_n, SMALL)
-    return bool(costs_s[0] == costs_s[1] and new[0] == best[0] and found[new[1]] < found[best[1]])
+    return bool(found[new[1]] < found[best[1]])
 
 
 @compiled
-def drawn(turn: int) -> int:
-    """Drawn from the turn number alone (splitmix64), so a replay draws the same."""
-    return print_of(turn) & ((1 << 62) - 1)
+def drawn(turn: int, count: int) -> int:
+    """One of so many, drawn from the turn number alone (splitmix64), so a replay draws the same."""
+    bits = print_of(turn)  # a number without sign, of which `high` are all but the last bit
+    high = (bits >> 1) & ((1 << 63) - 1)
+    return (high % count * 2 + (bits & 1)) % count
 
 
 @compiled
