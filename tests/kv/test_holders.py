@@ -149,7 +149,7 @@ def test_growing_keeps_everything() -> None:
 
     for chain in range(WORKERS):
         names = [1_000 * chain + i for i in range(40)]
-        assert dict(kernels.overlaps(names, WORKERS)) == {worker: 40 for worker in range(chain, WORKERS)}
+        assert dict(kernels.overlaps(names, WORKERS)) == dict.fromkeys(range(chain, WORKERS), 40)
 
 
 def test_what_was_given_back_is_used_again() -> None:
