@@ -216,3 +216,22 @@ def test_of_many_that_share_a_prefix_the_few_that_hold_more_are_told() -> None:
 
     assert {worker for worker, depth in told if depth == 8} == {17, 170, 217}
     assert {depth for _, depth in told} == {3, 8}
+
+
+def test_more_promises_than_can_be_counted_are_all_settled() -> None:
+    kernels = Kernels()
+    for worker in (0, 1, 1):
+        kernels.apply("store", worker, [5])
+    h = kernels.hub.record[0]
+    for _ in range(70_000):
+        holders.promise(h, 0, 5)
+        holders.promise(h, 2, 6)
+    kernels.apply("drop", 0, [5])
+
+    assert holders.holds(h, 0, 5)
+    for _ in range(70_000):
+        holders.settle(h, 0, 5)
+        holders.settle(h, 2, 6)
+    assert not holders.holds(h, 0, 5)
+    assert not holders.holds(h, 2, 6)
+    assert kernels.hub.number("blocks_known") == 1

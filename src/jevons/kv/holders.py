@@ -46,6 +46,7 @@ PAIR = np.dtype(
         ("before", np.int32),
     ]
 )
+_MOST_COMING = (1 << 15) - 1  # more are as many
 
 
 def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, int | float]]:
@@ -164,7 +165,7 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
     if blk.worker == worker:
         held[worker] += blk.copies == 0 and copies > 0
         blk.copies += copies
-        blk.coming += coming
+        blk.coming = min(blk.coming + coming, _MOST_COMING)
         return
     if blk.worker >= 0:
         old = _new_pair(h, block, blk.worker, key_of(name, blk.worker))
@@ -180,7 +181,7 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
         own = view(h.pairs, h.pairs_n, PAIR)[pair]
     held[worker] += own.copies == 0 and copies > 0
     own.copies += copies
-    own.coming += coming
+    own.coming = min(own.coming + coming, _MOST_COMING)
 
 
 @compiled
