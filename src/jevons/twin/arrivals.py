@@ -76,8 +76,9 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         with path.open("rb") as file:
             for rows in _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file):
                 piece = _piece(rows, traffic)
-                _check(path, piece.requests["at_s"] * traffic.speed, piece.requests, before, count // traffic.copies)
-                before, count = float(piece.requests["at_s"][-1]) * traffic.speed, count + len(piece.requests)
+                once = piece.requests[:: traffic.copies]
+                _check(path, once["at_s"] * traffic.speed, once, before, count)
+                before, count = float(once["at_s"][-1]) * traffic.speed, count + len(once)
                 yield piece
     except OSError as error:
         raise ConfigError(f"trace {path}: cannot be read: {error.strerror}") from error
