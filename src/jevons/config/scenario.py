@@ -133,6 +133,8 @@ def make_scenario(table: dict[str, Any], where: str, changes: dict[str, Any] | N
     roles = {group.role for group in scenario.fleet}
     if "prefill" in roles and roles == {"prefill"}:
         raise ConfigError(f"scenario {where}: fleet: prefill instances need others to go on after the first token")
+    if "prefill" not in roles and any(group.ffn_chip for group in scenario.fleet):
+        raise ConfigError(f"scenario {where}: fleet: instances with an ffn_chip compute no prompts; add prefill ones")
     for number, group in enumerate(scenario.fleet):
         if group.polynomial is None and not (group.chip and scenario.model):
             raise ConfigError(f"scenario {where}: fleet[{number}]: must have a chip and the scenario a model")
