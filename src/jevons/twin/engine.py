@@ -481,6 +481,25 @@ def finish_event(h: Records, i: int) -> None:
 
 
 @compiled
+def end(h: Records, i: int, now_s: float) -> int:
+    """Engine `i` ends: the iteration under way is lost, what ran waits. Returns the first that waits; nobody does then.
+
+    What it holds is free, and can still be found by name.
+    """
+    e = engine_of(h, i)
+    if e.steps > 1:  # a jump, of which nobody is done before its end
+        e.steps = begun_by(e, now_s) - 1
+        e.ends_s = e.began_s + time_of(e, e.steps)
+        finish_event(h, i)
+    while e.last >= 0:
+        preempt(h, i, e.last)
+    first = int(e.next)
+    e.next, e.final, e.waiting = -1, -1, 0
+    e.ends_s, e.steps, e.prompt_tokens = np.inf, 0, 0
+    return first
+
+
+@compiled
 def _book_chunk(h: Records, e: Records, slot: int, now_s: float) -> None:
     s = sequence_of(h, slot)
     s.computed += s.chunk
@@ -500,7 +519,7 @@ def _book_chunk(h: Records, e: Records, slot: int, now_s: float) -> None:
     s.ends = e.clock + s.output - s.emitted
     e.decodes += 1
     e.context += tokens_of(s, e.clock)
-    if s.emitted == s.output or s.decode_on >= 0:  # the latter go on elsewhere
+    if s.emitted == s.output or (s.decode_on >= 0 and s.decode_on != s.worker):  # the latter go on elsewhere
         _finish(h, e, slot)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from jevons.base.compiled import Records
+from jevons.base.compiled import Places, Records
 from jevons.base.errors import ConfigError
 from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
@@ -262,6 +262,14 @@ def _fill_workers(workers: Records, m: Made) -> None:
         workers["per_handover_s"] = m.engine.shares.link_s
 
 
-def decoders_first(scenario: Scenario) -> Scenario:
-    """The same with the groups that compute prompts alone at the end, as the kernel wants them."""
-    return replace(scenario, fleet=sorted(scenario.fleet, key=lambda group: group.role == "prefill"))
+def decoders_first(scenario: Scenario) -> tuple[Scenario, Places]:
+    """The same with the groups that compute prompts alone at the end, as the kernel wants them.
+
+    Returns:
+        it, and of each instance the number it had.
+    """
+    groups = np.argsort([group.role == "prefill" for group in scenario.fleet], kind="stable")
+    sizes = np.array([group.instances for group in scenario.fleet])
+    numbers = np.split(np.arange(sizes.sum(), dtype=np.int32), np.cumsum(sizes)[:-1])
+    fleet = [scenario.fleet[group] for group in groups]
+    return replace(scenario, fleet=fleet), np.concatenate([numbers[group] for group in groups])

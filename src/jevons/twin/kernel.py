@@ -21,12 +21,11 @@ from jevons.kv.holders import drop_one, promise, room, settle, store_one
 from jevons.twin.engine import (
     BROUGHT,
     arrive,
-    begun_by,
+    end,
     engine_of,
     finish_event,
     handed_over_s,
     plan,
-    preempt,
     sequence_of,
 )
 from jevons.twin.segments import cut, give_back, room_left, size_class
@@ -89,6 +88,7 @@ def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, A
         "trace_block": 512,  # tokens behind an id of an arrival
         "block": 64,  # tokens of a block
         "margin": 0,  # blocks that one event may add at most
+        "tables_margin": 0,  # places in tables that one event may cut at most
         "decoders": 1,  # kinds below this do what follows a first token; all: none computes prompts alone
     }
     return arrays, numbers
@@ -191,7 +191,8 @@ def run(hubs: Records, until_s: float, is_last: bool) -> int:
             return TIME if until_s < np.inf else MORE
         h.now_s = next_s
         if move_s == next_s:
-            _moved(h, end_move(h))
+            if not _moved(h, end_move(h)):
+                return REFUSED
         elif at_s == next_s:  # before engines: who arrives at this moment is in what they do next
             if not _arrival(h, arrivals[h.next]):
                 return REFUSED
@@ -209,7 +210,7 @@ def _has_room(h: Records) -> bool:
         and (not h.uses_index or room(h) >= h.log_end - h.log_read + margin)
         and h.log_name_n - h.log_end >= 2 * margin
         and room_left(h.names_n, view(h.names_spare, h.names_spare_n, INT)) >= 2 * margin
-        and room_left(h.tables_n, view(h.tables_spare, h.tables_spare_n, INT)) >= 4 * margin
+        and room_left(h.tables_n, view(h.tables_spare, h.tables_spare_n, INT)) >= h.tables_margin
         and (h.slots_spare > 0 or h.slots_used < h.sequences_n)
     )
 
@@ -241,11 +242,6 @@ def _arrival(h: Records, arrival: Records) -> bool:
     for at in range(named):
         names[s.names + at] = scratch[at]
     _book(h, slot, worker, cached)
-    if decode_on >= 0:
-        after = view(h.workers, h.workers_n, WORKER)[decode_on]
-        after.decoding += 1  # promised
-        after.requests += 1
-        rekey(h, decode_on)
     return True
 
 
@@ -260,6 +256,11 @@ def _book(h: Records, slot: int, worker: int, cached: int) -> None:
     rekey(h, worker)
     arrive(h, worker, slot, h.now_s)
     set_due(h, worker, engine_of(h, worker).ends_s)
+    if s.decode_on >= 0:
+        after = view(h.workers, h.workers_n, WORKER)[s.decode_on]
+        after.decoding += 1  # promised
+        after.requests += 1
+        rekey(h, s.decode_on)
 
 
 @compiled
@@ -280,11 +281,14 @@ def _place(h: Records, names: Ints, prompt: int) -> tuple[int, int, float, int]:
 
 
 @compiled
-def _moved(h: Records, slot: int) -> None:
-    """The KV of a prompt is on the engine that goes on."""
-    s = sequence_of(h, slot)
-    arrive(h, s.worker, slot, h.now_s)
-    set_due(h, s.worker, engine_of(h, s.worker).ends_s)
+def _moved(h: Records, slot: int) -> bool:
+    """The KV of a prompt is on the engine that goes on; if that has ended, somebody computes it anew."""
+    worker = sequence_of(h, slot).worker
+    if not engine_of(h, worker).up:
+        return _place_again(h, slot)
+    arrive(h, worker, slot, h.now_s)
+    set_due(h, worker, engine_of(h, worker).ends_s)
+    return True
 
 
 @compiled
@@ -383,34 +387,28 @@ def _hear(h: Records, now_s: float) -> None:
 
 
 @compiled
-def fail(hubs: Records, i: int, now_s: float) -> None:
+def fail(hubs: Records, i: int, now_s: float) -> bool:
     """Engine `i` ends: what it held is gone, what it ran is placed again and computed anew, with the tokens it had.
 
-    It is marked as not up already, and another one is.
+    It is marked as not up already. Returns whether there was a worker for all it had.
     """
     h = hubs[0]
-    e = engine_of(h, i)
     h.now_s = now_s
-    if e.ends_s < np.inf and e.decodes > 0 and e.steps > 1:
-        over = begun_by(e, now_s) - 1  # the iteration under way is lost
-        e.clock += over
-        e.context += e.decodes * over
-    while e.last >= 0:
-        preempt(h, i, e.last)
-    e.ends_s, e.steps, e.prompt_tokens = np.inf, 0, 0
+    engine_of(h, i).up = 0
+    slot = end(h, i, now_s)
     set_due(h, i, np.inf)
-    forget(h, e.pool)
-    slot = e.next
-    e.next, e.final, e.waiting = -1, -1, 0
+    forget(h, engine_of(h, i).pool)
     while slot >= 0:
         after = sequence_of(h, slot).after
-        _place_again(h, slot)
+        if not _place_again(h, slot):
+            return False
         slot = after
+    return True
 
 
 @compiled
-def _place_again(h: Records, slot: int) -> None:
-    """The worker of a sequence is gone: take it out of the book, and place what it has so far."""
+def _place_again(h: Records, slot: int) -> bool:
+    """The worker of a sequence is gone: take it out of the book, and place what it has so far. See `_arrival`."""
     s = sequence_of(h, slot)
     names, workers = view(h.names, h.names_n, INT), view(h.workers, h.workers_n, WORKER)
     if s.is_running or s.state == BROUGHT:
@@ -425,6 +423,9 @@ def _place_again(h: Records, slot: int) -> None:
             workers[s.decode_on].requests -= 1
     s.target = s.prompt + s.emitted
     reusable = names[s.names : s.names + min(s.named, (s.prompt - 1) // h.block)]
-    worker, _, _, cached = _place(h, reusable, s.target)
-    s.decode_on, s.is_running, s.state, s.computed = -1, 0, 0, 0
+    worker, decode_on, _, cached = _place(h, reusable, s.target)
+    if worker < 0:
+        return False
+    s.decode_on, s.is_running, s.state, s.computed = decode_on, 0, 0, 0
     _book(h, slot, worker, cached)
+    return True

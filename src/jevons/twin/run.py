@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from jevons.base.compiled import Reals, Records
+from jevons.base.compiled import Places, Reals, Records
 from jevons.base.errors import ConfigError, NoWorker
 from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
-from jevons.config.scenario import Event, Scenario
+from jevons.config.scenario import Scenario
 from jevons.control import board
 from jevons.kv.cache import grow_log, grow_places
 from jevons.kv.holders import grow_index
@@ -105,21 +105,29 @@ def simulate(
     """
     if scenario.router not in POLICIES:
         raise ConfigError(f"router: must be one of {', '.join(POLICIES)}, got {scenario.router!r}")
-    scenario = decoders_first(scenario)
     began, cpu_began = time.perf_counter(), time.process_time()
-    made = make_groups(scenario, catalog, calibration)
-    run = _Run(scenario, made, catalog, exact=exact, on_results=on_results)
+    run = Run(scenario, catalog, calibration, exact=exact, on_results=on_results)
     run.go()
     return run.report(time.perf_counter() - began, time.process_time() - cpu_began)
 
 
-class _Run:
+class Run:
+    """A rehearsal under way; see `simulate`."""
+
     def __init__(
-        self, scenario: Scenario, made: Sequence[Made], catalog: Catalog, *, exact: bool, on_results: OnResults | None
+        self,
+        scenario: Scenario,
+        catalog: Catalog,
+        calibration: Calibration,
+        *,
+        exact: bool = False,
+        on_results: OnResults | None = None,
     ) -> None:
-        self._scenario, self._made, self._on_results = scenario, made, on_results
+        scenario, self._numbers = decoders_first(scenario)
+        self._made = made = make_groups(scenario, catalog, calibration)
+        self._scenario, self._on_results = scenario, on_results
         self._policy = POLICIES[scenario.router]
-        self._hub = hub = make_hub(scenario, made, catalog, self._policy)
+        self.hub = hub = make_hub(scenario, made, catalog, self._policy)
         sizes = {m.group.block_size for m in made}
         if len(sizes) > 1:
             raise ConfigError(f"fleet: block_size must be the same everywhere, got {sorted(sizes)}")
@@ -134,7 +142,10 @@ class _Run:
         hub.set("lag_s", scenario.event_lag_s)
         hub.set("trace_block", TRACE_BLOCK)
         hub.set("block", block)
-        hub.set("margin", max(m.blocks for m in made) + 64)
+        margin = max(m.blocks for m in made) + 64
+        hub.set("margin", margin)
+        hub.put("scratch", np.zeros(margin, np.int64))
+        hub.put("matched", np.zeros(margin, np.int32))
         hub.set("decoders", sum(m.group.role != "prefill" for m in made))
         self._parts: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(("requests", "prompt", "output", "cached", "predicted_cached"), 0)
@@ -148,15 +159,15 @@ class _Run:
         base = 0
         while True:
             until_s = waiting[0][0] if waiting else np.inf
-            why = kernel.run(self._hub.record, until_s, following is None)
+            why = kernel.run(self.hub.record, until_s, following is None)
             if why == kernel.GROW:
-                _make_room(self._hub)
+                _make_room(self.hub)
             elif why == kernel.FULL:
                 self._take_results()
             elif why == kernel.TIME:
-                self._happens(waiting.pop(0)[1])
+                self._happens(*waiting.pop(0))
             elif why == kernel.REFUSED:
-                raise NoWorker(f"a request arrives at {self._hub.number('now_s'):.3f} s and no instance is up")
+                raise self._no_worker("arrives")
             elif following is None:
                 break
             else:
@@ -166,19 +177,20 @@ class _Run:
         self._take_results()
 
     def _give(self, piece: Piece, base: int) -> None:
-        self._hub.put("arrivals", np.ascontiguousarray(piece.requests))
-        self._hub.put("ids", piece.ids)
-        self._hub.set("next", 0)
-        self._hub.set("base", base)
+        self.hub.put("arrivals", np.ascontiguousarray(piece.requests))
+        self.hub.put("ids", piece.ids)
+        self.hub.set("next", 0)
+        self.hub.set("base", base)
 
-    def _happenings(self) -> Iterator[tuple[float, Event]]:
-        first, found = 0, [(event.at_s, event) for event in self._scenario.events]
+    def _happenings(self) -> Iterator[tuple[float, str, Places]]:
+        """When, what, and to whom."""
+        places, first = np.argsort(self._numbers), 0
+        found = [(e.at_s, str(e.what), places[e.first : e.first + e.count]) for e in self._scenario.events]
         for m in self._made:
             if m.group.up_after_s > 0:
-                event = Event(at_s=m.group.up_after_s, what="up", first=first, count=m.group.instances)
-                found.append((event.at_s, event))
+                found.append((m.group.up_after_s, "up", np.arange(first, first + m.group.instances)))
             first += m.group.instances
-        yield from sorted(found, key=lambda pair: pair[0])
+        yield from sorted(found, key=lambda each: each[0])
 
     def _checked(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Prompts that no instance could ever hold are an error now, not a stall later."""
@@ -190,17 +202,31 @@ class _Run:
                     f"traffic: a request of {longest:,} tokens with its answer; an instance holds {most:,}: "
                     f"give it more chips or fewer bits, or cut the workload"
                 )
+            # A table may have room for twice what is needed, and so many may be admitted at once.
+            each = 2 * -(-longest // self._block)
+            tables = max(each * min(m.group.max_running, m.group.step_tokens) for m in self._made)
+            self.hub.set("tables_margin", max(tables, int(self.hub.number("tables_margin"))))
             yield piece
 
-    def _happens(self, event: Event) -> None:
-        for worker in range(event.first, event.first + event.count):
-            board.set_up(self._hub.record, worker, event.what == "up")
-            if event.what == "fail":
-                kernel.fail(self._hub.record, worker, event.at_s)
+    def _happens(self, at_s: float, what: str, workers: Places) -> None:
+        for worker in workers:
+            board.set_up(self.hub.record, worker, what == "up")
+            if what == "up":
+                self.hub["engines"]["up"][worker] = 1
+        for worker in workers if what == "fail" else ():
+            engine = self.hub["engines"][worker]
+            _make_room(self.hub, int(engine["waiting"] + engine["running"]))
+            if not kernel.fail(self.hub.record, worker, at_s):
+                raise self._no_worker("must be computed anew")
+
+    def _no_worker(self, what: str) -> NoWorker:
+        return NoWorker(f"a request {what} at {self.hub.number('now_s'):.3f} s and no instance is up")
 
     def _take_results(self) -> None:
-        count = int(self._hub.number("results_end"))
-        results = self._hub["results"][:count]
+        count = int(self.hub.number("results_end"))
+        results = self.hub["results"][:count]
+        for name in ("worker", "decode_on"):
+            results[name] = np.where(results[name] < 0, -1, self._numbers[results[name]])
         if self._on_results is not None and count:
             self._on_results(results)
         slo = self._scenario.slo
@@ -219,10 +245,10 @@ class _Run:
         self._sums["requests"] += count
         for name in ("prompt", "output", "cached", "predicted_cached"):
             self._sums[name] += int(results[name].sum())
-        self._hub.set("results_end", 0)
+        self.hub.set("results_end", 0)
 
     def report(self, wall_s: float, cpu_s: float) -> Report:
-        sums, engines = self._sums, self._hub["engines"]
+        sums, engines = self._sums, self.hub["engines"]
         simulated_s = max(part["last_s"] for part in self._parts)
         met = sum(part["met"] for part in self._parts)
         return Report(
@@ -236,7 +262,7 @@ class _Run:
             rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             ttft_s=self._spread("ttft"),
             tpot_s=self._spread("tpot"),
-            itl_s=_gaps(self._hub["itl"]),
+            itl_s=_gaps(self.hub["itl"]),
             queue_s=self._spread("queue"),
             input_tokens=sums["prompt"],
             output_tokens=sums["output"],
@@ -263,7 +289,7 @@ class _Run:
         """Chips alone, busy or idle; None where a TDP is not known."""
         total, first = 0.0, 0
         for m in self._made:
-            busy_s = float(self._hub["engines"]["busy_s"][first : first + m.group.instances].sum())
+            busy_s = float(self.hub["engines"]["busy_s"][first : first + m.group.instances].sum())
             first += m.group.instances
             if m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip:
                 return None
@@ -306,8 +332,8 @@ def _gaps(counts: Reals) -> Spread:
     return Spread(float((sizes * counts).sum() / total), *quantiles)
 
 
-def _make_room(hub: Hub) -> None:
-    """Double what is short."""
+def _make_room(hub: Hub, placed: int = 1) -> None:
+    """Double what is short; so many requests may be placed before it is asked for again."""
     number, margin = hub.number, int(hub.number("margin"))
     entries = int(number("log_end") - number("log_read"))
     if number("places_n") - number("places_used") + number("places_spares") < margin:
@@ -315,8 +341,8 @@ def _make_room(hub: Hub) -> None:
     if number("log_name_n") - number("log_end") < 2 * margin:
         grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
     if number("uses_index"):
-        grow_index(hub, entries + margin)
-    for name, least in (("names", 2 * margin), ("tables", 4 * margin)):
+        grow_index(hub, entries + margin + placed)
+    for name, least in (("names", 2 * margin), ("tables", int(number("tables_margin")))):
         if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
             hub.grow(name, 2 * len(hub[name]) + least)
     if number("slots_spare") == 0 and number("slots_used") >= len(hub["sequences"]):
