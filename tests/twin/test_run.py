@@ -1,0 +1,378 @@
+"""Rehearsals: nothing is lost, nothing depends on how it was computed, and a published simulator is met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jevons.base.errors import ConfigError, NoWorker
+from jevons.config.calibration import read_calibration
+from jevons.config.catalog import read_catalog
+from jevons.config.scenario import make_scenario, read_scenario, shipped
+from jevons.twin.arrivals import arrivals
+from jevons.twin.run import POLICIES, Report, Run, simulate
+
+CATALOG, CALIBRATION = read_catalog(), read_calibration()
+SHIPPED = sorted(file.stem for file in shipped("mocker").parent.glob("*.toml"))
+# Step times of a published simulator, whose results on the Mooncake trace are known.
+POLYNOMIAL = {"prompt_ms": [16.50142, 1.518344e-2, 4.209989e-7], "decode_ms": [5.74, 54.01, -25.74]}
+MOCKER = {"instances": 8, "polynomial": POLYNOMIAL}
+CHAT = {"kind": "chat", "rate": 8.0, "requests": 1_000}
+H100S = {"chip": "h100", "tensor": 2, "instances": 2}
+
+
+def scenario(fleet: list[dict[str, Any]] | None = None, traffic: dict[str, Any] | None = None, **more: Any) -> Any:
+    table = {"fleet": fleet or [MOCKER], "traffic": traffic or CHAT, **more}
+    return make_scenario(table, "of a test")
+
+
+def rehearse(wanted: Any, *, exact: bool = False) -> tuple[Report, Any]:
+    """What it came to, and the results of all requests in their order."""
+    pieces: list[Any] = []
+    keep = lambda results: pieces.append(results.copy())  # noqa: E731
+    report = simulate(wanted, CATALOG, CALIBRATION, exact=exact, on_results=keep)
+    results = np.concatenate(pieces)
+    return report, results[np.argsort(results["request"])]
+
+
+def asked(wanted: Any) -> Any:
+    return np.concatenate([piece.requests for piece in arrivals(wanted.traffic, wanted.seed)])
+
+
+def check_answered(wanted: Any, results: Any) -> None:
+    """Each request once, with the tokens it wanted, at times in their order."""
+    requests = asked(wanted)
+    assert np.array_equal(results["request"], np.arange(len(requests)))
+    for name in ("at_s", "prompt", "output"):
+        assert np.array_equal(results[name], requests[name])
+    assert (results["admitted_s"] >= results["at_s"]).all()
+    assert (results["first_s"] > results["admitted_s"]).all()
+    assert (results["done_s"] >= results["first_s"]).all()
+    assert (results["done_s"] > results["first_s"])[results["output"] > 1].all()
+    assert (results["cached"] >= 0).all()
+    assert (results["cached"] < results["prompt"]).all()
+
+
+class Kept:
+    """A run whose hub can be looked at afterwards."""
+
+    def __init__(self, wanted: Any) -> None:
+        self.pieces: list[Any] = []
+        self.run = Run(wanted, CATALOG, CALIBRATION, on_results=lambda results: self.pieces.append(results.copy()))
+        self.hub = self.run.hub
+
+    def go(self, lost: int = 0) -> Any:
+        """Go on to the end; of so many at most the KV is lost between two instances."""
+        self.run.go()
+        results = np.concatenate(self.pieces)
+        # Each token but the first came a gap after the one before, but where the prompt was computed anew for it.
+        gaps, anew = self.hub["itl"].sum(), self.hub["engines"]["preempted"].sum() + lost
+        assert 0 <= (results["output"] - 1).sum() - gaps <= anew
+        return results[np.argsort(results["request"])]
+
+    def check_empty(self) -> None:
+        """Nobody waits, runs or is promised anything; all blocks are free."""
+        hub = self.hub
+        for name in ("running", "waiting", "decodes", "context"):
+            assert not hub["engines"][name].any(), name
+        for name in ("requests", "decoding", "queued_tokens", "queued_context"):
+            assert not hub["workers"][name].any(), name
+        assert np.array_equal(hub["pools"]["blank"] + hub["pools"]["free"], hub["pools"]["blocks"])
+        assert not hub["places"]["users"].any()
+        assert hub.number("slots_spare") == hub.number("slots_used")
+        assert hub.number("moves_end") == 0
+
+
+@pytest.fixture
+def conversations(shared: Path) -> Path:
+    trace = shared / "data" / "traces" / "mooncake_conversation_trace.jsonl"
+    if not trace.exists():
+        pytest.skip(f"needs the Mooncake conversation trace at {trace}, which is not part of the project")
+    return trace
+
+
+def test_a_published_simulators_results_on_the_mooncake_trace_are_met(conversations: Path) -> None:
+    wanted = scenario(traffic={"trace": str(conversations)}, router="round_robin")
+
+    report, results = rehearse(wanted)
+
+    check_answered(wanted, results)
+    assert report.reuse_fraction["hbm"] == pytest.approx(0.08174, abs=0.001)
+    assert report.ttft_s.mean == pytest.approx(0.3211, rel=0.02)
+    assert report.ttft_s.p99 == pytest.approx(2.048, rel=0.05)
+    assert report.itl_s.mean == pytest.approx(0.007588, rel=0.01)
+    assert report.tpot_s.mean == pytest.approx(0.008101, rel=0.01)
+
+
+def test_jumping_over_iterations_changes_nothing() -> None:
+    wanted = scenario(router="round_robin")
+
+    (jumped, some), (stepped, all) = rehearse(wanted), rehearse(wanted, exact=True)
+
+    assert np.array_equal(some["worker"], all["worker"])
+    assert np.array_equal(some["cached"], all["cached"])
+    for name in ("ttft_s", "tpot_s", "itl_s"):
+        assert getattr(jumped, name).mean == pytest.approx(getattr(stepped, name).mean, rel=1e-3)
+    assert some["done_s"] == pytest.approx(all["done_s"], rel=1e-3)
+    assert jumped.iterations == pytest.approx(stepped.iterations, rel=1e-3)
+
+
+def test_the_same_seed_gives_the_same_and_another_gives_another() -> None:
+    wanted = scenario([H100S], model="llama-3.1-70b", weights="fp8", seed=3)
+    other = scenario([H100S], model="llama-3.1-70b", weights="fp8", seed=4)
+
+    (first, results), (again, same) = rehearse(wanted), rehearse(wanted)
+
+    assert np.array_equal(results, same)
+    assert first.ttft_s == again.ttft_s
+    assert not np.array_equal(results["at_s"], rehearse(other)[1]["at_s"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_scenario_answers_everything(name: str) -> None:
+    wanted = read_scenario(shipped(name), {"traffic.requests": 300})
+
+    report, results = rehearse(wanted)
+
+    check_answered(wanted, results)
+    assert report.requests == 300
+    assert report.instances == wanted.instances
+    assert report.output_tokens == results["output"].sum()
+    assert report.ttft_s.p50 <= report.ttft_s.p90 <= report.ttft_s.p99
+    assert 0 < report.utilisation <= 1
+    assert report.reuse_fraction["hbm"] == pytest.approx(results["cached"].sum() / results["prompt"].sum())
+    assert len(report.trust) == len(wanted.fleet)
+
+
+@pytest.mark.parametrize("router", POLICIES)
+def test_every_router_answers_everything(router: str) -> None:
+    wanted = scenario(router=router)
+    kept = Kept(wanted)
+
+    check_answered(wanted, kept.go())
+    kept.check_empty()
+
+
+def test_kv_routing_reuses_more_than_taking_turns() -> None:
+    kv, turns = (rehearse(scenario(router=router))[0] for router in ("kv", "round_robin"))
+
+    assert kv.reuse_fraction["hbm"] > turns.reuse_fraction["hbm"] + 0.1
+    assert kv.ttft_s.mean < turns.ttft_s.mean
+
+
+def split_fleet(**more: Any) -> Any:
+    fleet = [{**H100S, "role": "prefill", "instances": 3}, {**H100S, "role": "decode"}]
+    traffic = {"kind": "rag", "rate": 5.0, "requests": 600}
+    return scenario(fleet, traffic, model="llama-3.1-70b", weights="fp8", kv_bits=8, **more)
+
+
+def test_prompts_computed_apart_go_on_elsewhere() -> None:
+    wanted = split_fleet()
+    kept = Kept(wanted)
+
+    results = kept.go()
+
+    check_answered(wanted, results)
+    kept.check_empty()
+    handed = results[results["decode_on"] >= 0]
+    assert len(handed) > 100
+    assert set(handed["worker"]) == {0, 1, 2}
+    assert set(handed["decode_on"]) == {3, 4}
+    assert set(results["worker"][results["decode_on"] < 0]) <= {3, 4}
+    assert kept.hub["itl"].sum() == (results["output"] - 1).sum()
+
+
+def busy_at(results: Any, at_s: float) -> int:
+    return int(((results["at_s"] < at_s) & (results["done_s"] > at_s)).sum())
+
+
+@pytest.mark.parametrize("router", POLICIES)
+def test_nothing_is_lost_when_instances_fail(router: str) -> None:
+    events = [{"at_s": at, "what": "fail", "first": first, "count": 2} for at, first in ((20.0, 0), (25.5, 3))]
+    events.append({"at_s": 40.0, "what": "up", "first": 0, "count": 2})
+    wanted = scenario(router=router, events=events)
+    kept = Kept(wanted)
+
+    results = kept.go()
+
+    check_answered(wanted, results)
+    kept.check_empty()
+    placed = results[(results["at_s"] > 25.5) & (results["at_s"] < 40.0)]
+    assert not set(placed["worker"]) & {0, 1, 3, 4}
+    assert set(results[results["at_s"] > 41.0]["worker"]) >= {0, 1}
+    assert busy_at(rehearse(scenario(router=router))[1], 20.0) > 8
+
+
+def test_who_drains_is_given_nothing_more_and_ends_what_it_has() -> None:
+    wanted = scenario(events=[{"at_s": 30.0, "what": "drain", "first": 2, "count": 3}])
+    kept = Kept(wanted)
+
+    results = kept.go()
+
+    check_answered(wanted, results)
+    kept.check_empty()
+    assert not set(results[results["at_s"] > 30.0]["worker"]) & {2, 3, 4}
+    assert kept.hub["engines"]["preempted"].sum() == 0
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4])
+def test_nothing_is_lost_when_one_of_a_split_fleet_fails(first: int) -> None:
+    wanted = split_fleet(events=[{"at_s": 30.0, "what": "fail", "first": first}])
+    kept = Kept(wanted)
+
+    results = kept.go(lost=10)
+
+    check_answered(wanted, results)
+    kept.check_empty()
+    after = results[results["at_s"] > 30.0]
+    assert first not in after["worker"]
+    assert first not in after["decode_on"]
+    inside = first + 2 if first < 3 else first - 3  # those that compute prompts alone are last there
+    assert kept.hub["engines"]["busy_s"][inside] <= 30.0
+    assert not kept.hub["engines"]["clock"][2:].any(), "who computes prompts alone decodes nothing"
+
+
+def test_when_the_last_instance_fails_with_work_it_is_said() -> None:
+    wanted = scenario(events=[{"at_s": 30.0, "what": "fail", "first": 0, "count": 8}])
+
+    with pytest.raises(NoWorker, match="a request must be computed anew at 30.000 s and no instance is up"):
+        simulate(wanted, CATALOG, CALIBRATION)
+
+
+def test_what_was_handed_over_and_preempted_gets_all_its_tokens() -> None:
+    decode = {**H100S, "role": "decode", "instances": 1, "blocks": 200}
+    fleet = [{**H100S, "role": "prefill"}, decode]
+    traffic = {"kind": "rag", "rate": 3.0, "requests": 150}
+    kept = Kept(scenario(fleet, traffic, model="llama-3.1-70b", weights="fp8", kv_bits=8))
+
+    results = kept.go()
+
+    kept.check_empty()
+    assert kept.hub["engines"]["preempted"][0] > 10
+    assert (results["decode_on"] >= 0).sum() > 10
+
+
+def test_kv_on_its_way_to_an_instance_that_fails_is_computed_anew() -> None:
+    events = []  # many, so that some are on their way at one of them
+    for at in range(10, 100, 6):
+        events += [{"at_s": at, "what": "fail", "first": 3}, {"at_s": at + 2.0, "what": "up", "first": 3}]
+        events += [{"at_s": at + 3.0, "what": "fail", "first": 4}, {"at_s": at + 5.0, "what": "up", "first": 4}]
+    wanted = split_fleet(events=events)
+    kept = Kept(wanted)
+
+    results = kept.go(lost=60)
+
+    check_answered(wanted, results)
+    kept.check_empty()
+
+
+def test_instances_that_start_later_are_given_nothing_before() -> None:
+    late = {**MOCKER, "instances": 4, "up_after_s": 30.0}
+    wanted = scenario([{**MOCKER, "instances": 4}, late])
+
+    results = rehearse(wanted)[1]
+
+    check_answered(wanted, results)
+    assert results["worker"][results["at_s"] < 30.0].max() < 4
+    assert set(results["worker"][results["at_s"] > 31.0]) == set(range(8))
+
+
+def test_a_request_that_nobody_could_take_is_an_error() -> None:
+    wanted = scenario([{**MOCKER, "up_after_s": 1_000.0}])
+
+    with pytest.raises(NoWorker, match=r"a request arrives at \d+\.\d+ s and no instance is up"):
+        simulate(wanted, CATALOG, CALIBRATION)
+
+
+def test_pools_too_small_for_the_batch_preempt_and_finish() -> None:
+    wanted = scenario([{**MOCKER, "instances": 2, "blocks": 200}], {**CHAT, "rate": 3.0}, router="round_robin")
+    kept = Kept(wanted)
+
+    results = kept.go()
+
+    check_answered(wanted, results)
+    kept.check_empty()
+    assert kept.hub["engines"]["preempted"].sum() > 10
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 48), st.integers(1, 24)), min_size=2, max_size=12), st.data()
+)
+def test_any_requests_that_fit_alone_are_answered_together(
+    tmp_path_factory: pytest.TempPathFactory, requests: list[tuple[int, int, int]], data: Any
+) -> None:
+    most = max(prompt + output for _, prompt, output in requests)
+    block = data.draw(st.sampled_from([1, 2, 4]), "block size")
+    engine = {
+        "instances": 1,
+        "polynomial": POLYNOMIAL,
+        "block_size": block,
+        "blocks": -(-most // block) + data.draw(st.integers(0, 6), "more blocks"),
+        "step_tokens": data.draw(st.integers(2, 24), "step tokens"),
+        "max_running": data.draw(st.integers(1, 6), "running"),
+    }
+    trace = tmp_path_factory.mktemp("trace") / "trace.jsonl"
+    line = '{{"timestamp": {}, "input_length": {}, "output_length": {}, "hash_ids": [{}]}}\n'
+    trace.write_text("".join(line.format(20 * i * at, p, o, i) for i, (at, p, o) in enumerate(sorted(requests))))
+    wanted = scenario([engine], {"trace": str(trace)})
+    kept = Kept(wanted)
+
+    check_answered(wanted, kept.go())
+    kept.check_empty()
+
+
+def test_events_that_come_late_make_predictions_wrong_and_nothing_else() -> None:
+    prompt, late = rehearse(scenario(router="kv")), rehearse(scenario(router="kv", event_lag_s=30.0))
+
+    check_answered(scenario(), late[1])
+    assert prompt[0].predicted_reuse == pytest.approx(prompt[0].reuse_fraction["hbm"], abs=0.02)
+    assert late[0].predicted_reuse < late[0].reuse_fraction["hbm"] - 0.02
+    assert late[0].reuse_fraction["hbm"] < prompt[0].reuse_fraction["hbm"]
+
+
+def test_memory_does_not_grow_with_the_number_of_requests() -> None:
+    few, many = (Kept(scenario(traffic={**CHAT, "requests": count})) for count in (3_000, 12_000))
+    sizes = []
+    for kept in (few, many):
+        kept.go()
+        arrays = kept.hub._arrays
+        sizes.append({name: array.nbytes for name, array in arrays.items() if name not in ("arrivals", "ids")})
+
+    assert sizes[0] == sizes[1]
+    assert many.hub.number("slots_used") < 200
+    assert many.hub["names_spare"][-1] < 100_000  # elements of names ever used
+    assert many.hub["tables_spare"][-1] < 100_000
+
+
+def test_a_request_that_no_instance_could_hold_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"a request of [\d,]+ tokens with its answer; an instance holds 640:"):
+        simulate(scenario([{**MOCKER, "blocks": 10}]), CATALOG, CALIBRATION)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "router", "says"),
+    [
+        ([MOCKER], "fastest", "router: must be one of kv, round_robin, least_loaded, random, got 'fastest'"),
+        ([MOCKER, {**MOCKER, "block_size": 32}], "kv", r"block_size must be the same everywhere, got \[32, 64\]"),
+        ([{**MOCKER, "block_size": 48}], "kv", "block_size must divide 512 or be a multiple of it, got 48"),
+        ([{**MOCKER, "role": "prefill"}, MOCKER], "random", "prefill instances need 'kv', got 'random'"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused(fleet: list[dict[str, Any]], router: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        simulate(scenario(fleet, router=router), CATALOG, CALIBRATION)
+
+
+@pytest.mark.parametrize("block", [16, 512, 1_024])
+def test_blocks_may_be_smaller_or_larger_than_a_traces(block: int) -> None:
+    wanted = scenario([{**MOCKER, "block_size": block, "blocks": 1_048_576 // block}])
+    kept = Kept(wanted)
+
+    check_answered(wanted, kept.go())
+    kept.check_empty()
