@@ -169,15 +169,16 @@ def _openai(row: dict[str, Any]) -> _Mooncake:
 
 def _azure(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
     began: datetime | None = None
-    rows = enumerate(csv.DictReader(TextIOWrapper(file, "utf-8")), 2)
-    while some := list(islice(rows, PIECE)):
-        found = []
-        for number, row in some:
-            try:
-                at = datetime.fromisoformat(row["TIMESTAMP"][:26])
-                began = began or at
-                prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-            except (KeyError, ValueError, TypeError) as error:
-                raise ConfigError(f"trace {path}: line {number}: not of an Azure LLM trace: {error!r}") from error
-            found.append(_Mooncake((at - began).total_seconds() * 1000.0, prompt, output))
-        yield found
+    with TextIOWrapper(file, "utf-8") as text:
+        rows = enumerate(csv.DictReader(text), 2)
+        while some := list(islice(rows, PIECE)):
+            found = []
+            for number, row in some:
+                try:
+                    at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+                    began = began or at
+                    prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+                except (KeyError, ValueError, TypeError) as error:
+                    raise ConfigError(f"trace {path}: line {number}: not of an Azure LLM trace: {error!r}") from error
+                found.append(_Mooncake((at - began).total_seconds() * 1000.0, prompt, output))
+            yield found
