@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def command(
 ) -> None:
     """Rehearse a fleet: SCENARIO is a TOML file, or the name of one that ships with jevons."""
     wanted = _scenario(scenario, {name: value for name, value in given.items() if value is not None})
+    if out is not None:
+        _make(out)
     if not are_compiled():
         click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
     pieces: list[Any] = []
@@ -56,6 +59,8 @@ def command(
 
 def _scenario(name: str | None, given: dict[str, Any]) -> Scenario:
     changes: dict[str, Any] = {key: given[key] for key in ("model", "router", "seed") if key in given}
+    if "trace" in given and "traffic" in given:
+        raise ConfigError("--trace and --traffic: give one of them: what is recorded, or what is made up")
     if "trace" in given:
         changes |= {"traffic.trace": str(given["trace"]), "traffic.kind": ""}
     if "traffic" in given:
@@ -83,17 +88,22 @@ def _rate(given: dict[str, Any], is_trace: bool) -> dict[str, Any]:
 
 
 def _group(text: str) -> dict[str, Any]:
-    parts = text.split("x", 2)
-    counts = [part for part in parts[:-1] if part.isdigit()]
-    if not counts or len(counts) != len(parts) - 1:
+    read = re.fullmatch(r"([0-9]+)x(?:([0-9]+)x)?(\S+)", text)
+    if read is None:
         raise ConfigError(f"--fleet: must be INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 8x4xh200, got {text!r}")
-    return {"instances": int(counts[0]), "tensor": int(counts[1]) if len(counts) > 1 else 1, "chip": parts[-1]}
+    return {"instances": int(read[1]), "tensor": int(read[2] or 1), "chip": read[3]}
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from error
 
 
 def _write(out: Path, report: Report, pieces: list[Any]) -> None:
     import numpy as np
 
-    out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     np.save(out / "requests.npy", np.concatenate(pieces))
 
