@@ -14,6 +14,7 @@ from jevons.facts.llm import Precision
 
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0, le=1e9)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -51,10 +52,10 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     trace: str = ""  # a Mooncake or OpenAI-style .jsonl, or an Azure .csv
     kind: str = ""  # chat, rag, code, agents, documents, video
-    rate: Positive = 1.0  # sessions starting a second
+    rate: Rate = 1.0  # sessions starting a second
     requests: Count | None = None  # at most
     seconds: Positive | None = None  # at most
-    speed: Positive = 1.0  # a trace's times are divided by it
+    speed: Rate = 1.0  # a trace's times are divided by it
     copies: Count = 1  # of a trace, side by side, sharing nothing
     shape: Literal["steady", "bursts", "diurnal"] = "steady"
 
@@ -86,7 +87,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     event_lag_s: Annotated[float, Meta(ge=0)] = 0.0  # until the router hears of a block
     slo: Slo = Slo()
     events: list[Event] = []
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def instances(self) -> int:
@@ -106,7 +107,7 @@ def read_scenario(path: Path, changes: dict[str, Any] | None = None) -> Scenario
         table = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"scenario {path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"scenario {path}: not TOML: {error}") from error
     scenario = make_scenario(table, str(path), changes)
     trace = scenario.traffic.trace
@@ -123,28 +124,35 @@ def make_scenario(table: dict[str, Any], where: str, changes: dict[str, Any] | N
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"scenario {where}: {parent}: must be a table, got {inner!r}")
         inner[last] = value
     try:
         scenario = msgspec.convert(table, Scenario)
-    except msgspec.ValidationError as error:
+        _check(scenario)
+    except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"scenario {where}: {error}") from error
+    return scenario
+
+
+def _check(scenario: Scenario) -> None:
+    """What one field alone does not tell."""
     if bool(scenario.traffic.trace) == bool(scenario.traffic.kind):
-        raise ConfigError(f"scenario {where}: traffic: must name either a trace or a kind, exactly one of them")
+        raise ConfigError("traffic: must name either a trace or a kind, exactly one of them")
     roles = {group.role for group in scenario.fleet}
-    if "prefill" in roles and roles == {"prefill"}:
-        raise ConfigError(f"scenario {where}: fleet: prefill instances need others to go on after the first token")
+    if roles == {"prefill"}:
+        raise ConfigError("fleet: prefill instances need others to go on after the first token")
     if "prefill" not in roles and any(group.ffn_chip for group in scenario.fleet):
-        raise ConfigError(f"scenario {where}: fleet: instances with an ffn_chip compute no prompts; add prefill ones")
+        raise ConfigError("fleet: instances with an ffn_chip compute no prompts; add prefill ones")
     for number, group in enumerate(scenario.fleet):
         if group.polynomial is None and not (group.chip and scenario.model):
-            raise ConfigError(f"scenario {where}: fleet[{number}]: must have a chip and the scenario a model")
+            raise ConfigError(f"fleet[{number}]: must have a chip and the scenario a model")
     for event in scenario.events:
         if event.first + event.count > scenario.instances:
             raise ConfigError(
-                f"scenario {where}: events: instances {event.first} to {event.first + event.count - 1} are meant, "
+                f"events: instances {event.first} to {event.first + event.count - 1} are meant, "
                 f"there are {scenario.instances}, counted from 0"
             )
-    return scenario
 
 
 def shipped(name: str) -> Path:
