@@ -184,11 +184,11 @@ class Run:
 
     def _happenings(self) -> Iterator[tuple[float, str, Places]]:
         """When, what, and to whom."""
-        places, first = np.argsort(self._numbers), 0
+        places, first = np.argsort(self._numbers).astype(np.int32), 0
         found = [(e.at_s, str(e.what), places[e.first : e.first + e.count]) for e in self._scenario.events]
         for m in self._made:
             if m.group.up_after_s > 0:
-                found.append((m.group.up_after_s, "up", np.arange(first, first + m.group.instances)))
+                found.append((m.group.up_after_s, "up", np.arange(first, first + m.group.instances, dtype=np.int32)))
             first += m.group.instances
         yield from sorted(found, key=lambda each: each[0])
 
