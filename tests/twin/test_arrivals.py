@@ -1,4 +1,4 @@
-"""What arrives: traces of three kinds read as they are meant, one clear error for each that is wrong, made-up sessions."""
+"""What arrives: traces of three kinds read as they are meant, an error for each that is wrong, made-up sessions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def made(kind: str, seed: int = 0, **more: Any) -> list[Piece]:
 
 
 def column(pieces: list[Piece], name: str) -> list[Any]:
-    return np.concatenate([piece.requests[name] for piece in pieces]).tolist()
+    return [value for piece in pieces for value in piece.requests[name].tolist()]
 
 
 def ids(pieces: list[Piece]) -> list[list[int]]:
@@ -201,7 +201,7 @@ def reusable(pieces: list[Piece]) -> float:
                 break
             found += TRACE_BLOCK
         seen.update(names[: (prompt + output) // TRACE_BLOCK])
-    return found / sum(prompts)
+    return float(found / sum(prompts))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

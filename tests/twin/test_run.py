@@ -240,7 +240,7 @@ def test_nothing_is_lost_when_one_of_a_split_fleet_fails(first: int) -> None:
 def test_when_the_last_instance_fails_with_work_it_is_said() -> None:
     wanted = scenario(events=[{"at_s": 30.0, "what": "fail", "first": 0, "count": 8}])
 
-    with pytest.raises(NoWorker, match="a request must be computed anew at 30.000 s and no instance is up"):
+    with pytest.raises(NoWorker, match=r"a request must be computed anew at 30\.000 s and no instance is up"):
         simulate(wanted, CATALOG, CALIBRATION)
 
 

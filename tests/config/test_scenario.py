@@ -1,0 +1,179 @@
+"""Scenarios: those that ship are right, and what is wrong in one is an error that says where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jevons.base.errors import ConfigError
+from jevons.config.calibration import read_calibration
+from jevons.config.catalog import read_catalog
+from jevons.config.scenario import Scenario, Slo, make_scenario, read_scenario, shipped
+from jevons.twin.fleet import make_groups
+
+H200S = {"instances": 4, "chip": "h200", "tensor": 4}
+STEPS = {"prompt_ms": [1.0, 0.01, 0.0], "decode_ms": [5.0, 50.0, 0.0]}
+TOML = """
+title = "a test"
+model = "llama-3.1-70b"
+
+[traffic]
+trace = "own.jsonl"
+
+[[fleet]]
+instances = 4
+chip = "h200"
+tensor = 4
+"""
+
+
+def made(changes: dict[str, Any] | None = None, **fields: Any) -> Scenario:
+    table = {"model": "llama-3.1-70b", "traffic": {"kind": "chat"}, "fleet": [H200S], **fields}
+    return make_scenario(table, "of a test", changes)
+
+
+def test_what_is_not_said_is_as_documented() -> None:
+    scenario = made()
+
+    assert (scenario.router, scenario.kv_bits, scenario.weights, scenario.seed) == ("kv", 16, None, 0)
+    assert scenario.slo == Slo(ttft_s=2.0, tpot_s=0.1)
+    assert (scenario.fleet[0].role, scenario.fleet[0].block_size, scenario.instances) == ("both", 64, 4)
+
+
+@pytest.mark.parametrize("file", sorted(shipped("mocker").parent.glob("*.toml")), ids=lambda file: file.stem)
+def test_what_ships_can_be_made_of_the_catalog(file: Path) -> None:
+    scenario = read_scenario(file)
+
+    made = make_groups(scenario, read_catalog(), read_calibration())
+
+    assert shipped(file.stem) == file
+    assert scenario.title
+    assert all(group.blocks > 100 for group in made)
+
+
+def test_a_trace_is_beside_its_scenario_and_where_a_change_says(tmp_path: Path) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_text(TOML)
+
+    assert read_scenario(file).traffic.trace == str(tmp_path / "own.jsonl")
+    assert read_scenario(file, {"traffic.trace": "other.jsonl"}).traffic.trace == "other.jsonl"
+    assert read_scenario(file, {"traffic.trace": "", "traffic.kind": "chat"}).traffic.kind == "chat"
+
+
+def test_changes_go_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_text(TOML)
+    changes = {"traffic.requests": 7, "seed": 3, "fleet": [{**H200S, "instances": 2}], "slo.ttft_s": 9.0}
+
+    scenario = read_scenario(file, changes)
+
+    assert (scenario.traffic.requests, scenario.seed, scenario.instances, scenario.slo.ttft_s) == (7, 3, 2, 9.0)
+    assert scenario.title == "a test"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"fleet": []}, "Expected `array` of length >= 1 - at `$.fleet`"),
+        ({"fleet": [{**H200S, "instances": 0}]}, "Expected `int` >= 1 - at `$.fleet[0].instances`"),
+        ({"fleet": [{**H200S, "role": "boss"}]}, "Invalid enum value 'boss' - at `$.fleet[0].role`"),
+        ({"fleet": [{**H200S, "chips": 4}]}, "unknown field `chips` - at `$.fleet[0]`"),
+        ({"fleet": [{**H200S, "role": "prefill"}]}, "fleet: prefill instances need others to go on"),
+        ({"fleet": [{"instances": 2}]}, "fleet[0]: must have a chip and the scenario a model"),
+        ({"fleet": [H200S, {"instances": 2}]}, "fleet[1]: must have a chip and the scenario a model"),
+        ({"model": ""}, "fleet[0]: must have a chip and the scenario a model"),
+        ({"fleet": [{**H200S, "role": "decode", "ffn_chip": "lpu3"}]}, "compute no prompts; add prefill ones"),
+        ({"traffic": {}}, "traffic: must name either a trace or a kind, exactly one of them"),
+        ({"traffic": {"kind": "chat", "trace": "x.jsonl"}}, "exactly one of them"),
+        ({"traffic": {"kind": "chat", "rate": 0}}, "Expected `float` > 0.0 - at `$.traffic.rate`"),
+        ({"traffic": {"kind": "chat", "rate": float("inf")}}, "at `$.traffic.rate`"),
+        ({"traffic": {"kind": "chat", "shape": "wavy"}}, "Invalid enum value 'wavy' - at `$.traffic.shape`"),
+        ({"kv_bits": 4}, "at `$.kv_bits`"),
+        ({"weights": "fp3"}, "Invalid enum value 'fp3' - at `$.weights`"),
+        ({"seed": -1}, "Expected `int` >= 0 - at `$.seed`"),
+        ({"slo": {"ttft_s": 0}}, "at `$.slo.ttft_s`"),
+        ({"events": [{"at_s": 1, "what": "explode", "first": 0}]}, "Invalid enum value 'explode'"),
+        ({"events": [{"at_s": -1, "what": "fail", "first": 0}]}, "at `$.events[0].at_s`"),
+        ({"events": [{"at_s": 1, "what": "fail", "first": 4}]}, "events: instances 4 to 4 are meant, there are 4"),
+        ({"events": [{"at_s": 1, "what": "fail", "first": 2, "count": 3}]}, "instances 2 to 4 are meant"),
+        ({"surprise": 1}, "unknown field `surprise`"),
+    ],
+)
+def test_what_is_wrong_is_one_error_that_says_where(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        made(**fields)
+
+    assert str(error.value).startswith("scenario of a test: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_change_of_what_is_no_table_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="traffic: must be a table, got 5"):
+        made({"traffic.requests": 5}, traffic=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(b"title = ", "not TOML"), (b"\xff\xfe\x00", "not TOML"), (b"", "missing required field")]
+)
+def test_a_file_that_is_no_scenario_is_named(tmp_path: Path, text: bytes, says: str) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_bytes(text)
+
+    with pytest.raises(ConfigError, match=rf"scenario .*scenario.toml: .*{says}"):
+        read_scenario(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read: No such file"):
+        read_scenario(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"'nowhere': neither a file nor one of mi455x, .*, vr-nvl72"):
+        shipped("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"fleet": [{**H200S, "chip": "h900"}]}, "fleet[0].chip: 'h900' is not in the catalog; `jevons fleet list`"),
+        ({"model": "gpt-9"}, "model: 'gpt-9' is not in the catalog"),
+        (
+            {"model": "deepseek-v3", "fleet": [{**H200S, "tensor": 1}]},
+            "fleet[0]: 1 × h200 hold 141 GB, deepseek-v3 needs 671 GB for its weights",
+        ),
+        (
+            {"fleet": [{**H200S, "role": "prefill"}, {**H200S, "ffn_chip": "lpu3"}]},
+            "fleet[1].role: must be 'decode' where ffn_chip is given, got 'both'",
+        ),
+        (
+            {"fleet": [{**H200S, "role": "prefill"}, {**H200S, "role": "decode", "ffn_chip": "lpu9"}]},
+            "fleet[1].ffn_chip: 'lpu9' is not in the catalog",
+        ),
+        (
+            {
+                "model": "deepseek-v3",
+                "fleet": [
+                    {**H200S, "role": "prefill", "tensor": 8},
+                    {**H200S, "role": "decode", "ffn_chip": "lpu3", "ffn_chips": 3},
+                ],
+            },
+            "fleet[1].ffn_chips: 3 × lpu3 cannot hold the experts in",
+        ),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_one_error_that_says_why(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_groups(made(**fields), read_catalog(), read_calibration())
+
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_published_step_times_need_neither_chip_nor_model() -> None:
+    scenario = made(fleet=[{"instances": 2, "polynomial": STEPS}], model="")
+
+    (group,) = make_groups(scenario, read_catalog(), read_calibration())
+
+    assert (group.blocks, group.engine) == (16_384, None)
+    assert group.prices.per_step_s == pytest.approx(0.001)
