@@ -208,7 +208,8 @@ class Run:
             self.hub.set("tables_margin", max(tables, int(self.hub.number("tables_margin"))))
             yield piece
 
-    def _happens(self, at_s: float, what: str, workers: Places) -> None:
+    def _happens(self, at_s: float, what: str, whom: Places) -> None:
+        workers = whom.tolist()  # kernels are compiled for Python's integers
         for worker in workers:
             board.set_up(self.hub.record, worker, what == "up")
             if what == "up":
