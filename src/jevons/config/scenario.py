@@ -44,6 +44,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     step_tokens: Count = 8192  # computed in one iteration at most
     max_running: Count = 256
     polynomial: Polynomial | None = None
+    step_scale: Positive = 1.0  # measured over predicted step times, where that is known
     up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long
 
 

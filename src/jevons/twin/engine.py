@@ -45,7 +45,12 @@ ENGINE = np.dtype(
         ("t1", np.float64),
         ("t2", np.float64),
         ("prompt_tokens", np.int64),  # of this iteration
-        ("busy_s", np.float64),
+        ("prompt_pairs", np.float64),
+        ("busy_s", np.float64),  # sums so far, like the next five
+        ("sum_prompt_tokens", np.float64),
+        ("sum_prompt_pairs", np.float64),
+        ("sum_decodes", np.float64),
+        ("sum_context", np.float64),
         ("iterations", np.int64),
         ("preempted", np.int64),
         ("waits_for_prefix", np.int64),
@@ -245,6 +250,7 @@ def plan(h: Records, i: int, now_s: float, exact: bool) -> None:
     if e.prompt_tokens == 0 and e.decodes == 0:
         e.ends_s = np.inf
         return
+    e.prompt_pairs = pairs
     e.t0 = step_s(h, e.pace, e.prompt_tokens, pairs, e.decodes, e.context)
     if e.prompt_tokens == 0 and not exact:
         _plan_jump(h, e)
@@ -463,6 +469,10 @@ def finish_event(h: Records, i: int) -> None:
         return
     e.busy_s += now_s - e.began_s
     e.iterations += steps
+    e.sum_prompt_tokens += e.prompt_tokens
+    e.sum_prompt_pairs += e.prompt_pairs if e.prompt_tokens > 0 else 0.0
+    e.sum_decodes += float(e.decodes) * steps
+    e.sum_context += float(e.context) * steps + float(e.decodes) * steps * (steps - 1) / 2.0
     if e.decodes > 0:
         _count_gaps(h, e)
         _grow_decodes(h, i, steps)  # what `plan` has made sure is there

@@ -157,15 +157,17 @@ def _set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> 
         return
     each_s = engine.shares.sequence_s / engine.group.attention
 
+    scale = group.step_scale
+
     def layers(tokens: float) -> float:
         parts = iteration(engine, Work(prompt_tokens=tokens))
-        return parts.linear_s + parts.link_s + parts.overhead_s
+        return scale * (parts.linear_s + parts.link_s + parts.overhead_s)
 
     def kv(context: float) -> float:
-        return iteration(engine, Work(decodes=1, context_tokens=context)).kv_s + each_s
+        return scale * (iteration(engine, Work(decodes=1, context_tokens=context)).kv_s + each_s)
 
     def attention(pairs: float) -> float:
-        return iteration(engine, Work(prompt_tokens=1, prompt_pairs=pairs)).attention_s
+        return scale * iteration(engine, Work(prompt_tokens=1, prompt_pairs=pairs)).attention_s
 
     paces.set_curves(arrays, at, paces.Curves(layers, kv, attention))
 
@@ -183,7 +185,7 @@ def _set_afd(arrays: dict[str, Any], at: int, made: Made, chip: Chip) -> None:
     def decode_s(sequences: float, context: float) -> float:
         step = afd_step(engine, rest, way, sequences, sequences * context)
         assert step is not None, "checked when it was made"
-        return step.seconds
+        return group.step_scale * step.seconds
 
     paces.set_grid(arrays, at, decode_s)
 

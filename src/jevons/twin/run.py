@@ -19,7 +19,8 @@ from jevons.control import board
 from jevons.kv.cache import grow_log, grow_places
 from jevons.kv.holders import grow_index
 from jevons.perf.calibration import Calibration
-from jevons.perf.energy import EXPONENT, GUESS_IDLE_SHARE
+from jevons.perf.energy import GUESS_IDLE_SHARE, draw
+from jevons.perf.roofline import Work
 from jevons.twin import kernel
 from jevons.twin.arrivals import TRACE_BLOCK, Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
@@ -287,22 +288,22 @@ class Run:
         return Spread(float(values.mean(dtype=np.float64)), *(float(q) for q in quantiles))
 
     def _joules(self, simulated_s: float) -> float | None:
-        """Chips alone, busy or idle; None where a TDP is not known."""
+        """Chips alone, at the power of their mean iteration or idle; None where that is not known."""
         total, first = 0.0, 0
         for m in self._made:
-            busy_s = float(self.hub["engines"]["busy_s"][first : first + m.group.instances].sum())
+            of = self.hub["engines"][first : first + m.group.instances]
             first += m.group.instances
-            if m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip:
+            if m.engine is None or m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip:
                 return None
-            full_w = m.chip.tdp_w.value * m.group.tensor
-            total += (
-                full_w * GUESS_IDLE_SHARE * (simulated_s * m.group.instances - busy_s) + full_w * busy_s * _BUSY_SHARE
-            )
+            busy_s, iterations = float(of["busy_s"].sum()), max(1, int(of["iterations"].sum()))
+            names = ("prompt_tokens", "prompt_pairs", "decodes", "context")
+            sums = [float(of[f"sum_{name}"].sum()) / iterations for name in names]
+            work = Work(prompt_tokens=sums[0], prompt_pairs=sums[1], decodes=sums[2], context_tokens=sums[3])
+            drawn = draw(m.engine, work)
+            assert drawn is not None, "its TDP is known"
+            idle_w = m.chip.tdp_w.value * m.group.tensor * GUESS_IDLE_SHARE
+            total += drawn.power_w * busy_s + idle_w * (simulated_s * m.group.instances - busy_s)
         return total / max(1, self._sums["output"])
-
-
-# GUESS: of TDP, while an engine computes: what `perf.energy` gives for memory in use half of the time.
-_BUSY_SHARE = GUESS_IDLE_SHARE + (1 - GUESS_IDLE_SHARE) * 0.5**EXPONENT
 
 
 def _rest_chips(m: Made) -> int:

@@ -1,0 +1,92 @@
+"""`jevons sweep`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from jevons.base.compiled import are_compiled
+from jevons.base.errors import ConfigError
+from jevons.base.units import milliseconds
+from jevons.config.scenario import shipped
+from jevons.twin.sweep import Cell, grid, read_cells, sweep
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("sweep", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("scenario")
+@click.option(
+    "--vary",
+    multiple=True,
+    required=True,
+    help="NAME=VALUE,VALUE…, a field of the scenario by dotted name, such as traffic.rate=10,20,40. Again for more.",
+)
+@click.option(
+    "--out", type=_FILE, required=True, help="JSON lines: one a cell; cells that are there are not run again."
+)
+@click.option("--processes", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="cores")
+@click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
+def command(
+    scenario: str, vary: tuple[str, ...], out: Path, processes: int, catalog: Path | None, as_json: bool
+) -> None:
+    """Rehearse SCENARIO once for every combination of values, in parallel processes."""
+    varied = dict(_varied(text) for text in vary)
+    path = Path(scenario) if Path(scenario).exists() else shipped(scenario)
+    if not are_compiled():
+        click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+        processes = 1  # or each would
+    total = len(grid(varied))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("cells", total=total, completed=min(total, len(read_cells(out))))
+        cells = sweep(
+            path,
+            varied,
+            out,
+            processes=processes,
+            catalog=catalog,
+            on_cell=lambda cell: progress.advance(task),
+        )
+    if as_json:
+        click.echo(msgspec.json.encode(cells))
+        return
+    Console().print(_table(list(varied), cells))
+
+
+def _varied(text: str) -> tuple[str, list[str | int | float]]:
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise ConfigError(f"--vary: must be NAME=VALUE,VALUE…, such as traffic.rate=10,20, got {text!r}")
+    return name, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _table(names: list[str], cells: list[Cell]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in (*names, "TTFT p50", "p99", "TPOT p50", "good/s", "reused"):
+        table.add_column(head, justify="right")
+    for cell in cells:
+        settings = [str(cell.settings[name]) for name in names]
+        r = cell.report
+        if r is None:
+            table.add_row(*settings, cell.error)
+            continue
+        times = (milliseconds(value) for value in (r.ttft_s.p50, r.ttft_s.p99, r.tpot_s.p50))
+        table.add_row(*settings, *times, f"{r.goodput_per_s:,.1f}", f"{r.reuse_fraction['hbm']:.1%}")
+    return table
