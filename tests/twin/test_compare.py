@@ -1,0 +1,53 @@
+"""Two rehearsals of the same requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jevons.base.errors import ConfigError
+from jevons.twin.compare import compare, read_results
+from jevons.twin.kernel import RESULT
+
+
+def results(workers: list[int], ttft_s: float = 0.1) -> np.ndarray:
+    made = np.zeros(len(workers), RESULT)
+    made["request"], made["worker"] = np.arange(len(workers)), workers
+    made["at_s"] = np.arange(len(workers))
+    made["first_s"], made["done_s"] = made["at_s"] + ttft_s, made["at_s"] + 1.0
+    made["prompt"], made["output"], made["cached"] = 100, 10, 50
+    made["decode_on"] = -1
+    return made
+
+
+def test_the_first_request_placed_differently_is_told_with_both_decisions() -> None:
+    found = compare(results([0, 1, 2]), results([0, 2, 1], ttft_s=0.3))
+
+    assert found.placed_alike.requests == 1
+    assert found.placed_differently.requests == 2
+    assert found.first == 1
+    assert found.first_decisions is not None
+    assert [decision.worker for decision in found.first_decisions] == [1, 2]
+    assert found.placed_differently.ttft_s == pytest.approx((0.1, 0.3))
+
+
+def test_two_that_are_alike_part_nowhere() -> None:
+    found = compare(results([0, 1]), results([0, 1]))
+
+    assert found.first is None
+    assert found.placed_differently.requests == 0
+
+
+def test_rehearsals_of_other_requests_are_refused() -> None:
+    other = results([0, 1])
+    other["prompt"] = 7
+
+    with pytest.raises(ConfigError, match="same traffic and seed"):
+        compare(results([0, 1]), other)
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"requests\.npy"):
+        read_results(tmp_path)
