@@ -148,6 +148,8 @@ def _check(scenario: Scenario) -> None:
     for number, group in enumerate(scenario.fleet):
         if group.polynomial is None and not (group.chip and scenario.model):
             raise ConfigError(f"fleet[{number}]: must have a chip and the scenario a model")
+        if group.polynomial is not None and group.step_scale != 1.0:
+            raise ConfigError(f"fleet[{number}].step_scale: has no effect with polynomial; scale its numbers instead")
     for event in scenario.events:
         if event.first + event.count > scenario.instances:
             raise ConfigError(

@@ -87,7 +87,7 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
             f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor) or fewer bits "
             f"(weights)"
         )
-    return Made(group, chip, engine, calibrated, blocks, _prices(engine, group.step_tokens))
+    return Made(group, chip, engine, calibrated, blocks, _prices(engine, group.step_tokens, group.step_scale))
 
 
 def _known(table: dict[str, Known], name: str, what: str) -> Known:
@@ -120,7 +120,7 @@ def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> N
         )
 
 
-def _prices(engine: Engine, step_tokens: int) -> Prices:
+def _prices(engine: Engine, step_tokens: int, scale: float) -> Prices:
     """What the router begins with: its sum of four parts, fitted to a full step of prompts and a usual batch."""
     nothing = iteration(engine, Work()).overhead_s
     prompt = iteration(engine, Work(prompt_tokens=step_tokens, prompt_pairs=step_tokens * step_tokens / 2))
@@ -128,10 +128,10 @@ def _prices(engine: Engine, step_tokens: int) -> Prices:
     decodes = iteration(engine, Work(decodes=_USUAL_DECODES, context_tokens=context)).seconds
     one = iteration(engine, Work(decodes=1, context_tokens=2_048)).seconds
     return Prices(
-        per_step_s=nothing,
-        per_token_s=(prompt.seconds - prompt.attention_s - nothing) / step_tokens,
-        per_token_context_s=prompt.attention_s / (step_tokens * step_tokens / 2),
-        per_decode_s=max(0.0, decodes - one) / (_USUAL_DECODES - 1),
+        per_step_s=scale * nothing,
+        per_token_s=scale * (prompt.seconds - prompt.attention_s - nothing) / step_tokens,
+        per_token_context_s=scale * prompt.attention_s / (step_tokens * step_tokens / 2),
+        per_decode_s=scale * max(0.0, decodes - one) / (_USUAL_DECODES - 1),
     )
 
 
