@@ -21,11 +21,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from jevons.base.ids import BlockHash, WorkerId
+from jevons.base.ids import BlockHash
 from jevons.control.intake import Intake
 from jevons.facts.event import BlocksStored
 from jevons.kv.hashing import block_hashes
-from jevons.kv.index import PrefixIndex
+from jevons.kv.index import Holding, PrefixIndex
 from jevons.wire.codec import decode_batch, encode_batch
 
 SIZE = 16  # tokens in a block
@@ -141,15 +141,16 @@ def main() -> None:
 
 def run(workers: int, blocks: int) -> dict[str, Any]:
     made = list(chains(workers, blocks))
-    ids = [WorkerId(f"w{i:04}") for i in range(workers)]
     index, behind, theirs = PrefixIndex(), PrefixIndex(), peer()
-    intakes = [Intake(id, behind) for id in ids]
+    holdings = [index.holding(i) for i in range(workers)]
+    intakes = [Intake(behind.holding(i)) for i in range(workers)]
+    warm(index)
     seqs = [0] * workers
     stored, whole, dynamo = Cost(), Cost(), Cost()
     for at in range(0, len(made), BATCH):
         part = made[at : at + BATCH]
         count = sum(len(c.hashes) for c in part)
-        stored.add(partial(store, index, ids, part), count)
+        stored.add(partial(store, holdings, part), count)
         payloads = []
         for c in part:
             payloads.append((c.worker, seqs[c.worker], encode_batch(0.0, events(c))))
@@ -170,9 +171,18 @@ def run(workers: int, blocks: int) -> dict[str, Any]:
     return record
 
 
-def store(index: PrefixIndex, ids: list[WorkerId], part: list[Chain]) -> None:
+def warm(index: PrefixIndex) -> None:
+    """Kernels are compiled, or read from the disk, before anything is counted."""
+    names = block_hashes(list(range(64)), SIZE)
+    holding = index.holding(0)
+    holding.store(names)
+    index.overlaps(names, 4_096)
+    holding.remove(names)
+
+
+def store(holdings: list[Holding], part: list[Chain]) -> None:
     for chain in part:
-        index.store(ids[chain.worker], chain.hashes)
+        holdings[chain.worker].store(chain.hashes)
 
 
 def take(intakes: list[Intake], payloads: list[tuple[int, int, bytes]]) -> None:
@@ -194,7 +204,7 @@ def queries(made: list[Chain], index: PrefixIndex, theirs: Dynamo | None) -> dic
         ours_s, theirs_s = [], []
         for hashes in prompts:
             began = time.perf_counter()
-            depths = index.overlaps(hashes)
+            depths = index.overlaps(hashes, 4_096)
             ours_s.append(time.perf_counter() - began)
             if theirs is not None:
                 locals_ = [_local(h) for h in hashes]

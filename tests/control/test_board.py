@@ -1,4 +1,4 @@
-"""The kernels of the router's book against the live rules: the same numbers, the same choices."""
+"""The kernels of the router's book against plain rules: the same numbers, the same choices."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from tests.policy.plain import Candidate, disturbed_s, route, split, ttft_s
 
 from jevons.base.hub import Hub
-from jevons.base.ids import BlockHash, RequestId, WorkerId
 from jevons.control import board
-from jevons.control.ledger import Member
-from jevons.facts.worker import WorkerFacts
 from jevons.kv import holders
-from jevons.kv.index import PrefixIndex
 from jevons.perf.measured import Load, Prices
-from jevons.policy.disagg import disturbed_s, split
-from jevons.policy.route import Candidate, prompt_load, route, ttft_s
+from jevons.policy import disagg
+from jevons.policy import route as rules
+from jevons.policy.route import prompt_load
 
 SIZE = 16  # tokens of a block
 CHAINS = [[*range(head), *range(100 * i + head, 100 * i + 12)] for i, head in enumerate((0, 3, 3, 6), 1)]
@@ -37,38 +35,31 @@ STATES = st.lists(
 )
 
 
-def ids(names: Any) -> list[BlockHash]:
-    return [BlockHash(int(name).to_bytes(8, "big")) for name in names]
-
-
-def id_of(worker: int) -> WorkerId:
-    return WorkerId(f"w{worker:02}")
-
-
 def workers_of(prices: list[Prices], step_tokens: int = 2_048) -> Any:
     workers = np.zeros(len(prices), board.WORKER)
     for worker, price in zip(workers, prices, strict=True):
         for name in ("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"):
             worker[name] = getattr(price, name)
-    workers["step_tokens"], workers["block_size"], workers["whole"] = step_tokens, SIZE, 1
+    workers["step_tokens"], workers["whole"], workers["up"], workers["takes"] = step_tokens, 1, 1, rules.ALL
+    workers["holder"] = np.arange(len(prices))
     return workers
 
 
 class Book:
-    """A book of kernels, and the index and the members that the live router would keep."""
+    """A book of kernels, and what its index and its queues should hold."""
 
-    def __init__(self, prices: list[Prices], policy: int = board.KV, kinds: list[int] | None = None) -> None:
-        count = len(prices)
+    def __init__(self, prices: list[Prices], policy: int = rules.KV, kinds: list[int] | None = None) -> None:
+        count, kinds = len(prices), kinds or [0] * len(prices)
         index, index_numbers = holders.index_arrays(count, 4_096)
-        arrays, numbers = board.board_arrays(kinds or [0] * count, workers_of(prices), 256)
-        names = {"names": np.zeros(1 << 12, np.int64)}
-        self.hub = Hub(index | arrays | names, index_numbers | numbers)
+        workers = workers_of(prices)
+        workers["kind"] = kinds
+        rows = board.kinds_of([(0, kind == 1, SIZE) for kind in range(max(kinds) + 1)])
+        arrays, numbers = board.board_arrays(rows, workers, 256)
+        self.hub = Hub(index | arrays, index_numbers | numbers)
         self.hub.set("policy", policy)
-        for worker in range(count):
-            board.start(self.hub.record, worker, True)
-        self.index = PrefixIndex()
-        facts = [WorkerFacts(id=id_of(worker), model="m", kind="mock", block_size=SIZE) for worker in range(count)]
-        self.members = [Member(each, "", self.index, 60.0) for each in facts]
+        board.seat(self.hub)
+        self.held: list[set[int]] = [set() for _ in range(count)]
+        self.waiting: list[dict[int, tuple[Load, list[int]]]] = [{} for _ in range(count)]
         self.requests = 0
 
     @property
@@ -77,50 +68,57 @@ class Book:
 
     def store(self, worker: int, names: list[int]) -> None:
         holders.store(self.h, worker, np.array(names, np.int64))
-        self.index.store(id_of(worker), ids(names))
+        self.held[worker].update(names)
         board.rekey(self.h, worker)
 
     def wait(self, worker: int, names: list[int], prompt_tokens: int, cached_tokens: int = 0) -> int:
         """A request with these full blocks waits on `worker`."""
-        request, first = self.requests, 16 * self.requests
+        request = self.requests
         self.requests += 1
-        self.hub["names"][first : first + len(names)] = names
-        self.hub["waits"][request]["names"], self.hub["waits"][request]["named"] = first, len(names)
-        board.wait(self.h, request, worker, prompt_tokens, cached_tokens)
-        holders.promise(self.h, worker, names[0])
-        self.members[worker].wait(RequestId(str(request)), prompt_load(prompt_tokens, cached_tokens), ids(names))
-        board.rekey(self.h, worker)
+        board.wait(self.h, request, worker, prompt_tokens, cached_tokens, np.array(names, np.int64))
+        self.waiting[worker][request] = (prompt_load(prompt_tokens, cached_tokens), names)
         return request
+
+    def unwait(self, worker: int, request: int) -> None:
+        _, names = self.waiting[worker].pop(request)
+        board.unwait(self.h, request, worker, np.array(names, np.int64))
 
     def set(self, worker: int, **fields: int) -> None:
         for name, value in fields.items():
             self.hub["workers"][worker][name] += value
         board.rekey(self.h, worker)
 
-    def candidate(self, worker: int, names: Any) -> Candidate:
-        """What live routing would know of it."""
-        w, known = self.hub["workers"][worker], ids(names)
-        depth = self.members[worker].will_hold(known, self.index.overlaps(known).get(id_of(worker), 0), self.index)
+    def candidate(self, worker: int, names: list[int]) -> Candidate:
+        """What the plain rules would know of it."""
+        w = self.hub["workers"][worker]
+        there = self.held[worker].union(*(coming for _, coming in self.waiting[worker].values()))
+        depth = next((i for i, name in enumerate(names) if name not in there), len(names))
         return Candidate(
-            worker=id_of(worker),
+            worker=worker,
             cached_tokens=SIZE * depth,
             queued=Load(tokens=float(w["queued_tokens"]), token_context=float(w["queued_context"])),
             decoding=int(w["decoding"]),
             requests=int(w["requests"]),
             prices=prices_of(w),
             step_tokens=int(w["step_tokens"]),
-            held_blocks=self.index.held(id_of(worker)),
+            held_blocks=len(self.held[worker]),
         )
 
-    def candidates(self, names: Any, workers: range | None = None) -> list[Candidate]:
+    def candidates(self, names: list[int], workers: range | None = None) -> list[Candidate]:
         up = [worker for worker, w in enumerate(self.hub["workers"]) if w["up"]]
         return [self.candidate(worker, names) for worker in up if workers is None or worker in workers]
 
-    def place(self, names: list[int], prompt_tokens: int) -> tuple[WorkerId, float, int]:
-        """Whom the kernels choose, the predicted seconds and the cached tokens."""
-        at = board.place(self.h, np.array(names, np.int64), prompt_tokens)
+    def conclude(self, names: list[int], prompt_tokens: int) -> tuple[Any, Any]:
+        """The candidates chosen to compute the prompt and to go on; the latter None if it is the same."""
+        there, at = board.place(self.h, np.array(names, np.int64), prompt_tokens, SIZE)
         assert at >= 0
-        return id_of(self.hub["found"][at]), float(self.hub["seconds"][at]), int(self.hub["cached"][at])
+        found, desk = self.hub["candidates"], int(self.hub.number("desk"))
+        return (found[at], None) if there < 0 else (found[desk + there], found[at])
+
+    def place(self, names: list[int], prompt_tokens: int) -> tuple[int, float, int]:
+        """Whom the kernels choose, the predicted seconds and the cached tokens."""
+        chosen, _ = self.conclude(names, prompt_tokens)
+        return int(chosen["worker"]), float(chosen["seconds"]), int(chosen["cached"])
 
 
 def prices_of(w: Any) -> Prices:
@@ -146,58 +144,61 @@ def filled(book: Book, states: Any) -> Book:
     st.tuples(st.integers(0, 200_000), st.integers(0, 1 << 40), st.integers(0, 256)),
     st.tuples(st.integers(1, 131_072), st.integers(0, 131_072), st.floats(0, 2)),
 )
-def test_seconds_to_the_first_token_are_those_of_the_live_rule(
+def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     prices: tuple[float, float, float, float],
     step_tokens: int,
     queue: tuple[int, int, int],
     prompt: tuple[int, int, float],
 ) -> None:
-    (worker,) = workers_of([Prices(*prices)], step_tokens)
-    worker["queued_tokens"], worker["queued_context"], worker["decoding"] = queue
-    prompt_tokens, cached_tokens, bring_s = prompt
-    live = Candidate(
-        worker=id_of(0),
-        cached_tokens=cached_tokens,
+    c = np.zeros(1, rules.CANDIDATE)[0]
+    for name, price in zip(("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"), prices, strict=True):
+        c[name] = price
+    c["step_tokens"] = step_tokens
+    c["queued_tokens"], c["queued_context"], c["decoding"] = queue
+    prompt_tokens, c["cached"], c["bring_s"] = prompt
+    plain = Candidate(
+        worker=0,
+        cached_tokens=int(c["cached"]),
         queued=Load(tokens=queue[0], token_context=queue[1]),
         decoding=queue[2],
         requests=0,
         prices=Prices(*prices),
         step_tokens=step_tokens,
-        bring_s=bring_s,
+        bring_s=float(c["bring_s"]),
     )
 
-    predicted_s = board.first_token_s(worker, float(prompt_tokens), float(cached_tokens), bring_s)
-    assert predicted_s == pytest.approx(ttft_s(prompt_tokens, live), rel=1e-12)
-    others_s = board.disturbed_s(worker, float(prompt_tokens), float(cached_tokens))
-    assert others_s == pytest.approx(disturbed_s(prompt_tokens, live), rel=1e-12)
+    predicted_s = rules.first_token_s(c, float(prompt_tokens))
+    assert predicted_s == pytest.approx(ttft_s(prompt_tokens, plain), rel=1e-12)
+    disagg.weigh(c, prompt_tokens)
+    assert c["waiting_s"] == pytest.approx(predicted_s + disturbed_s(prompt_tokens, plain), rel=1e-12)
 
 
 @given(STATES, st.sampled_from(CHAINS), st.integers(1, 12), st.lists(SECONDS, min_size=8, max_size=8))
-def test_kv_places_as_the_live_rule_does(states: Any, names: list[int], blocks: int, per_token_s: list[float]) -> None:
+def test_kv_places_as_the_plain_rule_does(states: Any, names: list[int], blocks: int, per_token_s: list[float]) -> None:
     prices = [Prices(0.005, per_token_s[i] / 100, 1e-9, 2e-4) for i in range(len(states))]
     book = filled(Book(prices), states)
     prompt_tokens = SIZE * blocks + 1  # all its blocks can be reused
-    live = route("kv", prompt_tokens, book.candidates(names[:blocks]))
+    plain = route("kv", prompt_tokens, book.candidates(names[:blocks]))
 
     worker, seconds, cached = book.place(names[:blocks], prompt_tokens)
 
-    assert (worker, cached) == (live.worker, live.cached_tokens)
-    assert seconds == pytest.approx(live.ttft_s, rel=1e-12)
+    assert (worker, cached) == (plain.worker, plain.cached_tokens)
+    assert seconds == pytest.approx(ttft_s(prompt_tokens, plain), rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("policy", "name"),
-    [(board.ROUND_ROBIN, "round_robin"), (board.RANDOM, "random"), (board.LEAST_LOADED, "least_loaded")],
+    [(rules.ROUND_ROBIN, "round_robin"), (rules.RANDOM, "random"), (rules.LEAST_LOADED, "least_loaded")],
 )
 @given(states=STATES)
-def test_the_policies_to_compare_with_place_as_the_live_ones_do(policy: int, name: str, states: Any) -> None:
+def test_the_policies_to_compare_with_place_as_the_plain_ones_do(policy: int, name: str, states: Any) -> None:
     book = filled(Book([PRICES] * len(states), policy), states)
 
     for turn in range(12):
-        live = route(name, 200, book.candidates(CHAINS[0]), turn)
-        assert book.place(CHAINS[0], 200)[0] == live.worker
-        if policy == board.LEAST_LOADED:
-            book.wait(int(live.worker[1:]), CHAINS[turn % 4], 200)
+        plain = route(name, 200, book.candidates(CHAINS[0]), turn)
+        assert book.place(CHAINS[0], 200)[0] == plain.worker
+        if policy == rules.LEAST_LOADED:
+            book.wait(plain.worker, CHAINS[turn % 4], 200)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20_000), st.booleans()), min_size=1, max_size=40))
@@ -212,9 +213,9 @@ def test_the_least_busy_come_in_order_the_first_of_equals_first(work: list[tuple
 
     for kind in set(kinds):
         those = [w for w in range(len(work)) if kinds[w] == kind and work[w][2]]
-        keys = {w: board.busy_key(book.hub["workers"][w], 0, board.KV) for w in those}
-        count = board.least_busy(book.h, kind, 3)
-        found = [int(w) for w in book.hub["found"][3 : 3 + count]]
+        keys = {w: board.busy_key(book.hub["workers"][w], 0, rules.KV) for w in those}
+        count = board.least_busy(book.h, kind)
+        found = [int(w) for w in book.hub["least"][:count]]
         assert found == sorted(those, key=lambda w: (keys[w], w))[: board.LOOKED_AT]
     assert np.array_equal(before, book.hub["tree"])
 
@@ -228,35 +229,46 @@ OPERATIONS = st.lists(
 
 
 @given(OPERATIONS)
-def test_what_waits_is_what_the_live_ledger_says(operations: list[tuple[str, int, float, int]]) -> None:
+def test_what_waits_is_its_sum(operations: list[tuple[str, int, float, int]]) -> None:
     book, waiting = Book([PRICES]), list[int]()
-    worker, member = book.hub["workers"][0], book.members[0]
+    worker, left = book.hub["workers"][0], dict[int, Load]()
     for what, tokens, share, which in operations:
         if what == "wait":
-            waiting.append(book.wait(0, CHAINS[tokens % 4], tokens, int(tokens * share)))
+            request = book.wait(0, CHAINS[tokens % 4], tokens, int(tokens * share))
+            waiting.append(request)
+            left[request] = prompt_load(tokens, int(tokens * share))
         elif what == "unwait" and waiting:
             request = waiting.pop(which % len(waiting))
-            board.unwait(book.h, request, 0)
-            member.unwait(RequestId(str(request)))
+            book.unwait(0, request)
+            del left[request]
         elif what == "computed":
             board.computed(book.h, 0, float(tokens))
-            member.computed(float(tokens))
-        assert worker["queued_tokens"] == pytest.approx(member.queued.tokens, abs=1e-6)
-        assert worker["queued_context"] == pytest.approx(member.queued.token_context, rel=1e-9, abs=1e-3)
-        assert worker["requests"] == len(member.waiting) == len(waiting)
+            take_off(left, float(tokens))
+        assert worker["queued_tokens"] == pytest.approx(sum(load.tokens for load in left.values()), abs=1e-6)
+        context = sum(load.token_context for load in left.values())
+        assert worker["queued_context"] == pytest.approx(context, rel=1e-9, abs=1e-3)
+        assert worker["requests"] == len(left)
+
+
+def take_off(left: dict[int, Load], tokens: float) -> None:
+    """That many tokens were computed: off the oldest first, all but the last of each."""
+    for request, load in left.items():
+        done = max(0.0, min(tokens, load.tokens - 1))
+        share = 1 - done / load.tokens
+        left[request] = Load(tokens=load.tokens * share, token_context=load.token_context * share)
+        tokens -= done
 
 
 def apart(d: int, p: int, per_token_s: list[float]) -> Book:
-    """Decoders first, then prefillers; advancing one more costs the same as computing one more token."""
+    """Decoders first, then prefillers."""
     prices = [Prices(0.005, s, 0.0, s) for s in per_token_s[: d + p]]
     book = Book(prices, kinds=[0] * d + [1] * p)
-    book.hub["workers"]["per_handover_s"], book.hub["workers"]["per_handed_token_s"] = 0.003, 2e-6
+    for far in ("near", "far"):
+        book.hub["workers"][f"{far}_s"], book.hub["workers"][f"{far}_token_s"] = 0.003, 2e-6
     return book
 
 
-def live_costs(
-    decoders: list[Candidate], prefillers: list[Candidate], tokens: int
-) -> dict[tuple[WorkerId, WorkerId], float]:
+def plain_costs(decoders: list[Candidate], prefillers: list[Candidate], tokens: int) -> dict[tuple[int, int], float]:
     """Of each choice the predicted seconds that `split` weighs, asked one by one."""
     found = {}
     for d in decoders:
@@ -286,46 +298,64 @@ def handover_s(tokens: int) -> Any:
     st.integers(1, 12),
     st.lists(st.floats(1e-6, 1e-3), min_size=8, max_size=8),
 )
-def test_apart_is_weighed_as_the_live_rule_does(
+def test_apart_is_weighed_as_the_plain_rule_does(
     states: Any, decoders: int, names: list[int], blocks: int, per_token_s: list[float]
 ) -> None:
     states = [(*state[:-1], True) for state in states]
-    d = min(decoders, len(states))
+    assume(len(states) > 1)  # with nobody to compute prompts alone, there is nothing to weigh
+    d = min(decoders, len(states) - 1)
     book = filled(apart(d, len(states) - d, per_token_s), states)
     tokens = SIZE * blocks + 1
     ones, others = (book.candidates(names[:blocks], r) for r in (range(d), range(d, len(states))))
-    costs = live_costs(ones, others, tokens)
+    costs = plain_costs(ones, others, tokens)
 
-    there, at = board.place_apart(book.h, np.array(names[:blocks], np.int64), tokens, 1)
+    prompt, rest = book.conclude(names[:blocks], tokens)
 
-    found = book.hub["found"]
-    chosen = (id_of(found[at if there < 0 else there]), id_of(found[at]))
+    chosen = (int(prompt["worker"]), int((prompt if rest is None else rest)["worker"]))
     assert costs[chosen] == pytest.approx(min(costs.values()), rel=1e-9)
     near = [choice for choice, cost in costs.items() if cost <= min(costs.values()) * (1 + 1e-9)]
-    live = split(tokens, ones, others, handover_s(tokens))
-    assert live is not None
-    assert len(near) > 1 or chosen == (live.prefill.worker, live.decode.worker)
+    plain = split(tokens, ones, others, handover_s(tokens))
+    assert plain is not None
+    assert len(near) > 1 or chosen == (plain.prefill.worker, plain.decode.worker)
 
 
 def test_of_equal_costs_whole_goes_before_apart_whatever_the_order() -> None:
     book = apart(2, 1, [2.0, 1.0, 1.0])  # worker 0 would be handed over to, worker 1 does it whole for as much
-    book.hub["workers"]["per_handover_s"] = book.hub["workers"]["per_handed_token_s"] = 0.0
+    for far in ("near", "far"):
+        book.hub["workers"][f"{far}_s"] = book.hub["workers"][f"{far}_token_s"] = 0.0
     ones, others = book.candidates([1], range(2)), book.candidates([1], range(2, 3))
-    live = split(17, ones, others, lambda p, d: 0.0)
+    plain = split(17, ones, others, lambda p, d: 0.0)
 
-    there, at = board.place_apart(book.h, np.array([1], np.int64), 17, 1)
+    prompt, rest = book.conclude([1], 17)
 
-    assert live is not None
-    assert (live.prefill.worker, live.decode.worker) == (id_of(1), id_of(1))
-    assert (there, book.hub["found"][at]) == (-1, 1)
+    assert plain is not None
+    assert (plain.prefill.worker, plain.decode.worker) == (1, 1)
+    assert (prompt["worker"], rest) == (1, None)
+
+
+def costs_of(node: int, takes: int) -> tuple[float, float]:
+    """Of being given the KV of a prompt of 1,005 tokens by a worker of node 0 and of node 1, with 320 of them there."""
+    c = np.zeros(1, rules.CANDIDATE)[0]
+    c["near_s"], c["near_token_s"], c["far_s"], c["far_token_s"] = 0.001, 1e-6, 0.01, 1e-5
+    c["per_step_s"], c["per_token_s"], c["takes"], c["block_size"], c["cached"] = 0.5, 0.001, takes, SIZE, 320
+    near, far = (disagg.handover_s(c, 1_005, other == node) for other in (0, 1))
+    return near, far
+
+
+def test_a_prompt_computed_elsewhere_is_taken_over_as_the_worker_can() -> None:
+    assert costs_of(0, rules.ALL) == pytest.approx((0.001 + 685e-6, 0.01 + 685e-5))
+    assert costs_of(1, rules.ALL) == pytest.approx((0.01 + 685e-5, 0.001 + 685e-6))
+    last_s = 0.5 + 14 * 0.001  # 1,005 = 62 blocks and 13 tokens; the last one of the blocks is computed again
+    assert costs_of(0, rules.BLOCKS) == pytest.approx((0.001 + 672e-6 + last_s, 0.01 + 672e-5 + last_s))
+    assert costs_of(0, rules.ANEW) == pytest.approx((0.685, 0.685))
 
 
 def test_nobody_up_is_nobody_chosen() -> None:
-    for policy in (board.KV, board.ROUND_ROBIN, board.LEAST_LOADED, board.RANDOM):
+    for policy in (rules.KV, rules.ROUND_ROBIN, rules.LEAST_LOADED, rules.RANDOM):
         book = Book([PRICES] * 2, policy)
         for worker in range(2):
             board.set_up(book.hub.record, worker, False)
-        assert board.place(book.h, np.array(CHAINS[0], np.int64), 200) == -1
+        assert board.place(book.h, np.array(CHAINS[0], np.int64), 200, SIZE) == (-1, -1)
 
 
 def test_in_a_large_fleet_who_holds_the_prompt_is_found_however_busy() -> None:
@@ -335,4 +365,4 @@ def test_in_a_large_fleet_who_holds_the_prompt_is_found_however_busy() -> None:
 
     worker, _, cached = book.place(CHAINS[0], SIZE * 12 + 1)
 
-    assert (worker, cached) == (id_of(77), SIZE * 12)
+    assert (worker, cached) == (77, SIZE * 12)

@@ -6,14 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jevons.base.ids import WorkerId
 from jevons.control.intake import Intake
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
 from jevons.facts.worker import IndexMode
 from jevons.kv.hashing import block_hashes
-from jevons.kv.index import PrefixIndex
+from jevons.kv.index import Holding, PrefixIndex
 
-W = WorkerId("w")
 SIZE = 4
 TOKENS = list(range(16))
 NAMES = block_hashes(TOKENS, SIZE)
@@ -39,19 +37,19 @@ def batch(seq: int, *events: KvEvent) -> KvBatch:
 
 
 @pytest.fixture
-def index() -> PrefixIndex:
-    return PrefixIndex()
+def held() -> Holding:
+    return PrefixIndex().holding(0)
 
 
 @pytest.fixture
-def intake(index: PrefixIndex) -> Intake:
-    return Intake(W, index)
+def intake(held: Holding) -> Intake:
+    return Intake(held)
 
 
-def test_blocks_get_our_own_names_whatever_the_engine_calls_them(intake: Intake, index: PrefixIndex) -> None:
+def test_blocks_get_our_own_names_whatever_the_engine_calls_them(intake: Intake, held: Holding) -> None:
     assert intake.on_batch(batch(0, stored(0, 2), stored(2, 4))) is None
 
-    assert index.overlaps(NAMES) == {W: 4}
+    assert held.depth(NAMES) == 4
     assert (intake.mode, intake.block_size) == (IndexMode.EXACT, SIZE)
 
 
@@ -63,47 +61,45 @@ def test_amid_a_replay_the_index_does_not_pass_for_exact(intake: Intake) -> None
     assert (amid, intake.mode) == (IndexMode.NONE, IndexMode.EXACT)
 
 
-def test_the_salt_of_the_first_block_becomes_part_of_every_name(intake: Intake, index: PrefixIndex) -> None:
+def test_the_salt_of_the_first_block_becomes_part_of_every_name(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(0, stored(0, 2, extra=[["tenant"], None]), stored(2, 4, extra=[None, None])))
 
-    assert index.overlaps(block_hashes(TOKENS, SIZE, salt="tenant")) == {W: 4}
-    assert index.overlaps(NAMES) == {}
+    assert held.depth(block_hashes(TOKENS, SIZE, salt="tenant")) == 4
+    assert held.depth(NAMES) == 0
 
 
-def test_images_and_adapters_are_kept_apart(intake: Intake, index: PrefixIndex) -> None:
+def test_images_and_adapters_are_kept_apart(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(0, stored(0, 2, extra=[["image-hash", 3], None])))
     intake.on_batch(batch(1, stored(0, 2, adapter="sql")))
 
-    assert index.overlaps(NAMES) == {}
-    assert index.overlaps(block_hashes(TOKENS, SIZE, adapter="sql")) == {W: 2}
+    assert held.depth(NAMES) == 0
+    assert held.depth(block_hashes(TOKENS, SIZE, adapter="sql")) == 2
 
 
-def test_a_block_stored_twice_and_removed_once_is_still_there(intake: Intake, index: PrefixIndex) -> None:
+def test_a_block_stored_twice_and_removed_once_is_still_there(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(0, stored(0, 2), stored(0, 2), removed(101)))
-    assert index.overlaps(NAMES) == {W: 2}
+    assert held.depth(NAMES) == 2
 
     intake.on_batch(batch(1, stored(2, 3), removed(101)))
-    assert index.overlaps(NAMES) == {W: 1}
+    assert held.depth(NAMES) == 1
 
 
-def test_a_gap_asks_for_a_replay_and_nothing_is_applied_before_it(intake: Intake, index: PrefixIndex) -> None:
+def test_a_gap_asks_for_a_replay_and_nothing_is_applied_before_it(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(0, stored(0, 1)))
 
     assert intake.on_batch(batch(3, removed(100))) == 1
     assert intake.on_batch(batch(4, stored(3, 4))) is None
     assert intake.awaits_replay
-    assert index.overlaps(NAMES) == {W: 1}
+    assert held.depth(NAMES) == 1
 
     for lost in (batch(1, stored(1, 2)), batch(2, stored(2, 3)), batch(3, removed(100))):
         intake.on_replayed(lost)
     intake.on_replay_end(complete=True)
-    assert [index.holds(W, name) for name in NAMES] == [False, True, True, True]
+    assert [held.holds(name) for name in NAMES] == [False, True, True, True]
     assert intake.mode is IndexMode.EXACT
 
 
-def test_batches_that_come_live_after_a_replay_brought_them_are_not_taken_twice(
-    intake: Intake, index: PrefixIndex
-) -> None:
+def test_batches_that_come_live_after_a_replay_brought_them_are_not_taken_twice(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(1, stored(1, 2)))
     for seq in range(3):
         intake.on_replayed(batch(seq, stored(seq, seq + 1)))
@@ -111,43 +107,43 @@ def test_batches_that_come_live_after_a_replay_brought_them_are_not_taken_twice(
 
     assert intake.on_batch(batch(2, stored(2, 3))) is None
     intake.on_batch(batch(3, removed(102)))
-    assert not index.holds(W, NAMES[2])
+    assert not held.holds(NAMES[2])
 
 
-def test_what_a_replay_cannot_bring_back_empties_the_worker_and_shows(intake: Intake, index: PrefixIndex) -> None:
+def test_what_a_replay_cannot_bring_back_empties_the_worker_and_shows(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(0, stored(0, 2)))
     intake.on_batch(batch(9, stored(2, 3)))
     intake.on_replay_end(complete=False)
 
-    assert index.overlaps(NAMES) == {}
+    assert held.depth(NAMES) == 0
     assert intake.mode is IndexMode.DEGRADED
     assert (intake.counts["lost_batches"], intake.counts["orphan"]) == (8, 1)
 
 
-def test_a_degraded_worker_is_exact_again_once_it_clears_its_cache(intake: Intake, index: PrefixIndex) -> None:
+def test_a_degraded_worker_is_exact_again_once_it_clears_its_cache(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(5, stored(0, 2)))
     intake.on_replay_end(complete=False)
     assert intake.mode is IndexMode.DEGRADED
 
     intake.on_batch(batch(6, AllCleared(), stored(0, 1)))
-    assert (intake.mode, index.overlaps(NAMES)) == (IndexMode.EXACT, {W: 1})
+    assert (intake.mode, held.depth(NAMES)) == (IndexMode.EXACT, 1)
 
 
-def test_a_sequence_number_going_back_clears_the_worker(intake: Intake, index: PrefixIndex) -> None:
+def test_a_sequence_number_going_back_clears_the_worker(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(0, stored(0, 4)))
     intake.on_batch(batch(1))
 
     intake.on_batch(batch(0, stored(0, 1)))
-    assert index.overlaps(NAMES) == {W: 1}
+    assert held.depth(NAMES) == 1
     assert intake.counts["restart"] == 1
 
 
-def test_a_restart_first_seen_in_mid_count_asks_for_all_from_zero(intake: Intake, index: PrefixIndex) -> None:
+def test_a_restart_first_seen_in_mid_count_asks_for_all_from_zero(intake: Intake, held: Holding) -> None:
     for seq in range(8):
         intake.on_batch(batch(seq, stored(0, 1)))
 
     assert intake.on_batch(batch(3, stored(3, 4))) == 0
-    assert index.overlaps(NAMES) == {}
+    assert held.depth(NAMES) == 0
 
 
 @pytest.mark.parametrize(
@@ -162,11 +158,11 @@ def test_a_restart_first_seen_in_mid_count_asks_for_all_from_zero(intake: Intake
         (BlocksRemoved(hashes=[1], medium="CPU"), "ignored_tier"),
     ],
 )
-def test_every_reject_is_counted_by_its_reason(intake: Intake, index: PrefixIndex, event: KvEvent, reason: str) -> None:
+def test_every_reject_is_counted_by_its_reason(intake: Intake, held: Holding, event: KvEvent, reason: str) -> None:
     intake.on_batch(batch(0, event))
 
     assert intake.counts[reason] == len(event.hashes)  # type: ignore[union-attr]
-    assert index.overlaps(NAMES) == {}
+    assert held.depth(NAMES) == 0
 
 
 class Engine:
@@ -216,8 +212,8 @@ def hand_over(engine: Engine, intake: Intake, made: KvBatch) -> None:
 def test_through_losses_replays_and_restarts_the_index_equals_the_engine(seed: int, loss: float, long: bool) -> None:
     draw = random.Random(seed)
     engine = Engine(draw, keeps=1_000 if long else 3)
-    index = PrefixIndex()
-    intake = Intake(W, index)
+    holding = PrefixIndex().holding(0)
+    intake = Intake(holding)
     for _ in range(40):
         # The first batch after a restart arrives: numbers alone cannot tell a restart whose batches are all lost up to
         # the one expected. Live, the broken connection tells (see Router.gone).
@@ -235,7 +231,7 @@ def test_through_losses_replays_and_restarts_the_index_equals_the_engine(seed: i
         for i, name in enumerate(block_hashes(tokens, SIZE))
     }
     if intake.mode is IndexMode.EXACT:
-        assert {name: index.holds(W, name) for name in held} == held
+        assert {name: holding.holds(name) for name in held} == held
     else:  # batches are lost for good: it may know less than there is, never more
-        assert all(held[name] for name in held if index.holds(W, name))
+        assert all(held[name] for name in held if holding.holds(name))
     assert long is False or intake.mode is IndexMode.EXACT

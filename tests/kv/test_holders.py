@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.kv.dict_index import DictIndex
 
 from jevons.base.hub import Hub
 from jevons.base.ids import BlockHash, WorkerId
 from jevons.kv import holders
-from jevons.kv.index import PrefixIndex
 
 WORKERS = 6
 # A few chains that share heads: a name stands for its block and all before it.
@@ -54,11 +54,10 @@ class Kernels:
             holders.store(h, worker, np.array(names, np.int64))
         elif kind == "drop":
             unknown = holders.drop(h, worker, np.array(names, np.int64))
-        for name in names:
-            if kind == "promise":
-                holders.promise(h, worker, name)
-            elif kind == "settle":
-                holders.settle(h, worker, name)
+        elif kind == "promise":
+            holders.promise(h, worker, np.array(names, np.int64))
+        else:
+            holders.settle(h, worker, np.array(names, np.int64))
         return unknown
 
     def overlaps(self, names: list[int], most: int) -> list[tuple[int, int]]:
@@ -71,7 +70,7 @@ class Oracle:
     """What is held and what is promised, with dicts."""
 
     def __init__(self) -> None:
-        self.index = PrefixIndex()
+        self.index = DictIndex()
         self.promised: Counter[tuple[int, int]] = Counter()
 
     def apply(self, kind: str, worker: int, names: list[int]) -> int:
@@ -91,7 +90,7 @@ class Oracle:
 
     def overlaps(self, names: list[int]) -> dict[int, int]:
         """As the index of dicts tells it, where what is promised counts as held."""
-        seen = PrefixIndex()
+        seen = DictIndex()
         for worker in range(WORKERS):
             seen.store(worker_id(worker), ids([name for name in names if self.has(worker, name)]))
         depths = seen.overlaps(ids(names))
@@ -222,16 +221,16 @@ def test_more_promises_than_can_be_counted_are_all_settled() -> None:
     kernels = Kernels()
     for worker in (0, 1, 1):
         kernels.apply("store", worker, [5])
-    h = kernels.hub.record[0]
+    h, name, other = kernels.hub.record[0], np.array([5], np.int64), np.array([6], np.int64)
     for _ in range(70_000):
-        holders.promise(h, 0, 5)
-        holders.promise(h, 2, 6)
+        holders.promise(h, 0, name)
+        holders.promise(h, 2, other)
     kernels.apply("drop", 0, [5])
 
     assert holders.holds(h, 0, 5)
     for _ in range(70_000):
-        holders.settle(h, 0, 5)
-        holders.settle(h, 2, 6)
+        holders.settle(h, 0, name)
+        holders.settle(h, 2, other)
     assert not holders.holds(h, 0, 5)
     assert not holders.holds(h, 2, 6)
     assert kernels.hub.number("blocks_known") == 1

@@ -14,8 +14,9 @@ from jevons.base.errors import ConfigError, NoWorker
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import make_scenario, read_scenario, shipped
+from jevons.policy.route import POLICIES
 from jevons.twin.arrivals import arrivals
-from jevons.twin.run import POLICIES, Report, Run, simulate
+from jevons.twin.run import Report, Run, simulate
 
 CATALOG, CALIBRATION = read_catalog(), read_calibration()
 SHIPPED = sorted(file.stem for file in shipped("mocker").parent.glob("*.toml"))

@@ -1,6 +1,7 @@
-"""Kernels of the router's book: what waits and runs on each worker, and who has least to do.
+"""Kernels of the router's book: what waits and runs on each worker, who has least to do, and who may take a prompt.
 
-    place ──wait──▶ waiting: its prompt counts against the worker ──first──▶ running ──done──▶ gone
+    gather ──▶ candidates ──▶ conclude (policy.route, policy.disagg) ──▶ placed
+    placed ──wait──▶ waiting: its prompt counts against the worker ──first──▶ running ──done──▶ gone
                        └── computed: a step's tokens come off the oldest first
 
 The workers of one kind are the leaves of a tournament: each node knows the least key below it, so who has least to do
@@ -15,149 +16,163 @@ from typing import Any
 import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
-from jevons.base.hub import view
-from jevons.kv.holders import holds, overlaps, print_of
+from jevons.base.hub import Hub, view
+from jevons.kv.holders import depth_on, overlaps, print_of, promise, settle
+from jevons.policy.disagg import choose_apart
+from jevons.policy.route import CANDIDATE, KV, LEAST_LOADED, ROUND_ROBIN, TIE_S, choose, first_token_s, prompt_context
 
 WORKER = np.dtype(
     [
-        ("per_step_s", np.float64),
+        ("per_step_s", np.float64),  # up to `whole` see CANDIDATE
         ("per_token_s", np.float64),
         ("per_token_context_s", np.float64),
         ("per_decode_s", np.float64),
         ("step_tokens", np.float64),
-        ("per_handover_s", np.float64),  # to be given the KV of a prompt computed elsewhere
-        ("per_handed_token_s", np.float64),
         ("queued_tokens", np.float64),
         ("queued_context", np.float64),
-        ("decoding", np.int32),  # running, and promised for after their first token elsewhere
-        ("requests", np.int32),  # placed and not done
+        ("near_s", np.float64),
+        ("near_token_s", np.float64),
+        ("far_s", np.float64),
+        ("far_token_s", np.float64),
+        ("decoding", np.int32),
+        ("requests", np.int32),
+        ("node", np.int32),
+        ("takes", np.int32),
+        ("whole", np.int32),
         ("up", np.int32),  # 1: may be given work
-        ("whole", np.int32),  # 1: may compute prompts
-        ("kind", np.int32),
+        ("kind", np.int32),  # -1: nobody has this number
         ("leaf", np.int32),
         ("oldest", np.int32),  # of what waits
         ("newest", np.int32),
-        ("block_size", np.int32),
+        ("holder", np.int32),  # its number in the index
+        ("unused", np.int32),
     ]
 )
 WAIT = np.dtype(
     [
         ("tokens", np.float64),
         ("context", np.float64),
-        ("names", np.int64),  # where the names of its prompt's blocks begin, and how many
-        ("named", np.int64),
         ("older", np.int32),
         ("newer", np.int32),
     ]
 )
-KIND = np.dtype([("root", np.int64), ("leaves", np.int64)])
+# Workers of a kind are alike: what they serve, whether they compute prompts alone, how long their blocks are.
+KIND = np.dtype(
+    [
+        ("root", np.int64),  # of its tournament
+        ("leaves", np.int64),
+        ("up_first", np.int32),  # where those that are up begin in `up`, and how many
+        ("up_count", np.int32),
+        ("model", np.int32),
+        ("apart", np.int32),
+        ("block_size", np.int32),
+        ("unused", np.int32),
+    ]
+)
 
-KV, ROUND_ROBIN, LEAST_LOADED, RANDOM = 0, 1, 2, 3
-ALIKE = 16  # of the newest that wait on a worker, so many are asked which blocks they will have computed
+WHOLE, APART = (
+    0,
+    1,
+)  # desks: who may do all of a request or what follows its first token, and who computes prompts alone
+ANY = -1  # model
 LISTED = 32  # of those that share what a prompt begins with, so many are looked at: all, in a small fleet
 LOOKED_AT = 8  # of those with least to do, of each kind; besides all that hold something of the prompt
-# Predictions this close are a tie: they differ by less than a step's jitter, and always taking the lowest would send
-# every cold prompt to the worker that measured 1 % faster while the other's cache stays empty.
-TIE_SHARE = 0.05
-TIE_S = 0.002
 _HELD_SCALE = float(1 << 40)  # blocks held decide between equal keys only
 
 
-def board_arrays(kinds: Sequence[int], workers: Records, waits: int) -> tuple[dict[str, Any], dict[str, int | float]]:
-    """For a hub: a book of workers without work. The hub has the index of `kv.holders` too, and `names`.
+def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str, Any], dict[str, int | float]]:
+    """For a hub: a book of workers without work; `seat` them before it is used. The hub has `kv.holders`' index too.
 
     Args:
-        kinds: the kind of each worker, from 0 on. Those of a kind are alike: same prices to begin with, same role.
-        workers: WORKER, with prices, step_tokens and block_size set.
+        kinds: KIND, with model, apart and block_size set.
+        workers: WORKER, with kind, prices, step_tokens, takes, whole and holder set, and up.
         waits: requests that may be under way at once.
     """
-    table = np.zeros(max(kinds) + 1, KIND)
-    at = 0
-    for kind in range(len(table)):
-        leaves = 1 << max(0, (kinds.count(kind) - 1).bit_length())
-        table[kind] = (at, leaves)
-        at += 2 * leaves
-    member, seen = np.full(at, -1, np.int32), [0] * len(table)
-    for worker, kind in enumerate(kinds):
-        leaf = int(table[kind]["root"] + table[kind]["leaves"]) + seen[kind]
-        seen[kind] += 1
-        workers[worker]["kind"], workers[worker]["leaf"] = kind, leaf
-        workers[worker]["oldest"] = workers[worker]["newest"] = -1
-        member[leaf] = worker
-    size = 2 * LISTED + LOOKED_AT * len(table)
+    workers["oldest"] = workers["newest"] = -1
     arrays = {
         "workers": workers,
         "waits": np.zeros(waits, WAIT),
-        "kinds": table,
-        "tree": np.full(at, np.inf),  # of each kind a tournament: nodes root + 1 to root + 2 * leaves - 1
-        "member": member,  # who stands at each node that is a leaf
-        "up": np.zeros(len(workers), np.int32),  # workers that may be given work, by number
+        "kinds": kinds,
+        "tree": np.zeros(0),  # of each kind a tournament: nodes root + 1 to root + 2 * leaves - 1
+        "member": np.zeros(0, np.int32),  # who stands at each node that is a leaf
+        "up": np.zeros(len(workers), np.int32),  # workers that may be given work, kind by kind, by number
         "keys": np.zeros(LOOKED_AT),  # to work in, like all that follow
         "leaves": np.zeros(LOOKED_AT, np.int64),
-        "found": np.zeros(2 * size, np.int32),  # candidates: two desks of them
-        "depths": np.zeros(2 * size, np.int32),
-        "cached": np.zeros(2 * size, np.int64),
-        "bring_s": np.zeros(2 * size),
-        "seconds": np.zeros(2 * size),
+        "least": np.zeros(LOOKED_AT, np.int32),
+        "found": np.zeros(2 * LISTED, np.int32),
+        "depths": np.zeros(2 * LISTED, np.int32),
+        "candidates": np.zeros(0, CANDIDATE),  # two desks of them
         "mark": np.full(len(workers), -1, np.int64),  # the last look at candidates a worker was one of
     }
-    numbers: dict[str, int | float] = {"turn": 0, "looks": 0, "up_count": 0, "policy": 0, "desk": size}
+    numbers: dict[str, int | float] = {"turn": 0, "looks": 0, "policy": 0, "desk": 0}
     return arrays, numbers
 
 
+def seat(hub: Hub) -> None:
+    """Every worker has its place in the tournament of its kind. For when workers or kinds were added; O(workers)."""
+    kinds, of = hub["kinds"], hub["workers"]["kind"]
+    counts = np.bincount(of[of >= 0], minlength=len(kinds))
+    leaves = [1 << max(0, int(count) - 1).bit_length() for count in counts]
+    kinds["leaves"] = leaves
+    kinds["root"] = np.cumsum([0, *(2 * n for n in leaves)])[:-1]
+    hub.put("tree", np.full(2 * sum(leaves), np.inf))
+    hub.put("member", np.full(2 * sum(leaves), -1, np.int32))
+    desk = (2 * LISTED + LOOKED_AT) * len(kinds)
+    if hub.number("desk") < desk:
+        hub.set("desk", desk)
+        hub.put("candidates", np.zeros(2 * desk, CANDIDATE))
+    take_seats(hub.record)
+
+
 @compiled
-def start(hubs: Records, worker: int, up: bool) -> None:
-    """`worker` is there from the beginning; workers are started in order."""
+def take_seats(hubs: Records) -> None:
     h = hubs[0]
-    view(h.workers, h.workers_n, WORKER)[worker].up = up
-    if up:
-        view(h.up, h.up_n, SMALL)[h.up_count] = worker
-        h.up_count += 1
-    rekey(h, worker)
+    workers, member = view(h.workers, h.workers_n, WORKER), view(h.member, h.member_n, SMALL)
+    kinds = view(h.kinds, h.kinds_n, KIND)
+    for kind in range(h.kinds_n):
+        kinds[kind].up_count = 0
+    for worker in range(h.workers_n):
+        w = workers[worker]
+        if w.kind >= 0:
+            kind = kinds[w.kind]
+            w.leaf = kind.root + kind.leaves + kind.up_count
+            kind.up_count += 1
+            member[w.leaf] = worker
+            rekey(h, worker)
+    _list_up(h)
+
+
+@compiled
+def _list_up(h: Records) -> None:
+    """Who is up, kind by kind. Costs O(workers)."""
+    workers, kinds = view(h.workers, h.workers_n, WORKER), view(h.kinds, h.kinds_n, KIND)
+    list_up, first = view(h.up, h.up_n, SMALL), 0
+    for kind in range(h.kinds_n):
+        kinds[kind].up_count = 0
+    for worker in range(h.workers_n):
+        if workers[worker].kind >= 0 and workers[worker].up:
+            kinds[workers[worker].kind].up_count += 1
+    for kind in range(h.kinds_n):
+        kinds[kind].up_first = first
+        first += kinds[kind].up_count
+        kinds[kind].up_count = 0
+    for worker in range(h.workers_n):
+        if workers[worker].kind >= 0 and workers[worker].up:
+            kind = kinds[workers[worker].kind]
+            list_up[kind.up_first + kind.up_count] = worker
+            kind.up_count += 1
 
 
 @compiled
 def set_up(hubs: Records, worker: int, up: bool) -> None:
     """`worker` may be given work from now on, or may not. Costs O(workers)."""
     h = hubs[0]
-    workers, list_up = view(h.workers, h.workers_n, WORKER), view(h.up, h.up_n, SMALL)
-    workers[worker].up = up
-    count = 0
-    for other in range(h.workers_n):
-        if workers[other].up:
-            list_up[count] = other
-            count += 1
-    h.up_count = count
+    view(h.workers, h.workers_n, WORKER)[worker].up = up
+    _list_up(h)
     rekey(h, worker)
 
 
-@compiled
-def prompt_context(prompt_tokens: float, fresh: float) -> float:
-    """Sum over the last `fresh` tokens of a prompt of the tokens before each."""
-    return fresh * (prompt_tokens - (fresh + 1.0) / 2.0)
-
-
-@compiled
-def first_token_s(worker: Records, prompt_tokens: float, cached_tokens: float, bring_s: float) -> float:
-    """Predicted seconds to the first token: the queue, then our own uncached tokens, slowed by running decodes."""
-    fresh = max(prompt_tokens - cached_tokens, 1.0)
-    tokens = worker.queued_tokens + fresh
-    steps = max(1.0, np.ceil(tokens / worker.step_tokens))
-    return float(
-        bring_s
-        + steps * worker.per_step_s
-        + tokens * worker.per_token_s
-        + (worker.queued_context + prompt_context(prompt_tokens, fresh)) * worker.per_token_context_s
-        + steps * worker.decoding * worker.per_decode_s
-    )
-
-
-@compiled
-def disturbed_s(worker: Records, prompt_tokens: float, cached_tokens: float) -> float:
-    """Seconds that the streams running on a worker wait, all together, while it computes this prompt."""
-    fresh = max(prompt_tokens - cached_tokens, 1.0)
-    own_s = fresh * worker.per_token_s + prompt_context(prompt_tokens, fresh) * worker.per_token_context_s
-    return float(worker.decoding * own_s)
+# Who has least to do
 
 
 @compiled
@@ -179,10 +194,10 @@ def busy_key(worker: Records, held: int, policy: int) -> float:
 @compiled
 def rekey(h: Records, worker: int) -> None:
     """Something changed on `worker`."""
-    if h.policy == ROUND_ROBIN or h.policy == RANDOM:
+    if h.policy != KV and h.policy != LEAST_LOADED:
         return
     w = view(h.workers, h.workers_n, WORKER)[worker]
-    _set(h, w.kind, w.leaf, busy_key(w, view(h.held, h.held_n, INT)[worker], h.policy))
+    _set(h, w.kind, w.leaf, busy_key(w, view(h.held, h.held_n, INT)[w.holder], h.policy))
 
 
 @compiled
@@ -212,20 +227,20 @@ def least(h: Records, kind: int) -> int:
 
 
 @compiled
-def least_busy(h: Records, kind: int, at: int) -> int:
-    """The up to LOOKED_AT workers of a kind with the least keys, into `found` from `at` on. Returns how many."""
+def least_busy(h: Records, kind: int) -> int:
+    """The up to LOOKED_AT workers of a kind with the least keys, into `least`. Returns how many."""
     keys, leaves = view(h.keys, h.keys_n, FLOAT), view(h.leaves, h.leaves_n, INT)
-    tree, member, found = (
+    tree, member, those = (
         view(h.tree, h.tree_n, FLOAT),
         view(h.member, h.member_n, SMALL),
-        view(h.found, h.found_n, SMALL),
+        view(h.least, h.least_n, SMALL),
     )
     count = 0
     while count < LOOKED_AT:
         leaf = least(h, kind)
         if leaf < 0:
             break
-        keys[count], leaves[count], found[at + count] = tree[leaf], leaf, member[leaf]
+        keys[count], leaves[count], those[count] = tree[leaf], leaf, member[leaf]
         count += 1
         _set(h, kind, leaf, np.inf)
     for i in range(count):
@@ -233,9 +248,16 @@ def least_busy(h: Records, kind: int, at: int) -> int:
     return count
 
 
+# What waits and runs
+
+
 @compiled
-def wait(h: Records, request: int, worker: int, prompt_tokens: float, cached_tokens: float) -> None:
-    """`request` waits for its prompt to be computed on `worker`. Its names are set already."""
+def wait(h: Records, request: int, worker: int, prompt_tokens: float, cached_tokens: float, names: Ints) -> None:
+    """`request` waits for its prompt to be computed on `worker`.
+
+    Args:
+        names: of the blocks of its prompt that are not there and not to come yet: those it will compute.
+    """
     waits, w = view(h.waits, h.waits_n, WAIT), view(h.workers, h.workers_n, WORKER)[worker]
     own = waits[request]
     own.tokens = max(prompt_tokens - cached_tokens, 1.0)
@@ -249,11 +271,13 @@ def wait(h: Records, request: int, worker: int, prompt_tokens: float, cached_tok
     w.queued_tokens += own.tokens
     w.queued_context += own.context
     w.requests += 1
+    promise(h, w.holder, names)
+    rekey(h, worker)
 
 
 @compiled
-def unwait(h: Records, request: int, worker: int) -> None:
-    """The prompt of `request` is computed, or will not be."""
+def unwait(h: Records, request: int, worker: int, names: Ints) -> None:
+    """The prompt of `request` is computed, or will not be. `names` are those that `wait` was given."""
     waits, w = view(h.waits, h.waits_n, WAIT), view(h.workers, h.workers_n, WORKER)[worker]
     own = waits[request]
     if own.older >= 0:
@@ -270,6 +294,23 @@ def unwait(h: Records, request: int, worker: int) -> None:
     else:
         w.queued_tokens = max(0.0, w.queued_tokens - own.tokens)
         w.queued_context = max(0.0, w.queued_context - own.context)
+    settle(h, w.holder, names)
+    rekey(h, worker)
+
+
+@compiled
+def count_decode(h: Records, worker: int, change: int) -> None:
+    """A sequence begins (1) or ends (-1) to run on `worker` past its first token, or to be promised for after it."""
+    w = view(h.workers, h.workers_n, WORKER)[worker]
+    w.decoding += change
+    w.requests += change
+    rekey(h, worker)
+
+
+@compiled
+def promise_again(h: Records, worker: int, names: Ints) -> None:
+    """`worker` has lost all it held; what waits there will still compute these blocks."""
+    promise(h, view(h.workers, h.workers_n, WORKER)[worker].holder, names)
 
 
 @compiled
@@ -289,100 +330,80 @@ def computed(h: Records, worker: int, tokens: float) -> None:
             w.queued_context = max(0.0, w.queued_context - context)
             tokens -= done
         request = own.newer
+    rekey(h, worker)
+
+
+# Who takes it
 
 
 @compiled
-def will_hold(h: Records, worker: int, names: Ints, depth: int) -> int:
-    """Leading blocks of `names` that `worker` has when what waits is computed; `depth` of them it holds now.
+def gather(h: Records, desk: int, count: int, names: Ints, model: int, block_size: int) -> int:
+    """Add candidates for a prompt to the `count` that are on a desk. Returns how many there are then.
 
-    A block's name stands for all before it: prompts that have a block in common have it at the same place.
-    """
-    waits, known = view(h.waits, h.waits_n, WAIT), view(h.names, h.names_n, INT)
-    before = -1
-    while before != depth:
-        before = depth
-        request, asked = view(h.workers, h.workers_n, WORKER)[worker].newest, 0
-        while request >= 0 and asked < ALIKE:
-            other = waits[request]
-            while depth < min(len(names), other.named) and known[other.names + depth] == names[depth]:
-                depth += 1
-            request, asked = other.older, asked + 1
-        while depth < len(names) and holds(h, worker, names[depth]):
-            depth += 1
-    return depth
-
-
-@compiled
-def place(h: Records, names: Ints, prompt_tokens: int) -> int:
-    """Choose a worker: the candidate it is, of the first desk; -1: nobody is up.
-
-    Candidates are those that hold, or will hold, something of the prompt (see `kv.holders.overlaps`), and of each kind
-    those with least to do.
+    They are those that hold, or will hold, something of the prompt (see `kv.holders.overlaps`), and of each kind those
+    with least to do.
 
     Args:
-        names: of the prompt's blocks that can be reused.
+        names: of the prompt's blocks that can be reused, of this size.
+        model: what they serve; ANY.
     """
-    turn = h.turn
-    h.turn += 1
-    if h.up_count == 0:
-        return -1
-    if h.policy == ROUND_ROBIN or h.policy == RANDOM:
-        at = turn % h.up_count if h.policy == ROUND_ROBIN else drawn(turn, h.up_count)
-        return _alone(h, names, view(h.up, h.up_n, SMALL)[at], prompt_tokens)
+    found, depths = view(h.found, h.found_n, SMALL), view(h.depths, h.depths_n, SMALL)
+    workers, kinds, mark = (
+        view(h.workers, h.workers_n, WORKER),
+        view(h.kinds, h.kinds_n, KIND),
+        view(h.mark, h.mark_n, INT),
+    )
+    whose = view(h.whose, h.whose_n, SMALL)
+    h.looks += 1
+    holding = overlaps(h, names, found, depths, LISTED)
+    for i in range(holding):
+        worker = whose[found[i]]
+        if worker < 0 or not workers[worker].up or mark[worker] == h.looks:
+            continue
+        if _serves(kinds[workers[worker].kind], desk, model, block_size):
+            count = _put(h, desk, count, worker, depths[i])
+    for kind in range(h.kinds_n):
+        if _serves(kinds[kind], desk, model, block_size):
+            for i in range(least_busy(h, kind)):
+                worker = view(h.least, h.least_n, SMALL)[i]
+                if mark[worker] != h.looks:
+                    depth = depth_on(h, workers[worker].holder, names) if holding > LISTED else 0
+                    count = _put(h, desk, count, worker, depth)
+    return count
+
+
+@compiled
+def pick(h: Records, desk: int, model: int) -> int:
+    """Who takes it by the policies that know of no blocks; -1: nobody is up."""
+    kinds, up_count = view(h.kinds, h.kinds_n, KIND), 0
     if h.policy == LEAST_LOADED:
         best, tree = -1, view(h.tree, h.tree_n, FLOAT)
         for kind in range(h.kinds_n):
-            leaf = least(h, kind)
+            leaf = least(h, kind) if _serves(kinds[kind], desk, model, ANY) else -1
             if leaf >= 0 and (best < 0 or tree[leaf] < tree[best]):
                 best = leaf
-        return -1 if best < 0 else _alone(h, names, view(h.member, h.member_n, SMALL)[best], prompt_tokens)
-    count = _candidates(h, 0, names, 0, h.kinds_n)
-    return -1 if count == 0 else choose(h, prompt_tokens, count)
+        return -1 if best < 0 else int(view(h.member, h.member_n, SMALL)[best])
+    for kind in range(h.kinds_n):
+        if _serves(kinds[kind], desk, model, ANY):
+            up_count += kinds[kind].up_count
+    if up_count == 0:
+        return -1
+    at = h.turn % up_count if h.policy == ROUND_ROBIN else drawn(h.turn, up_count)
+    for kind in range(h.kinds_n):
+        if _serves(kinds[kind], desk, model, ANY):
+            if at < kinds[kind].up_count:
+                return int(view(h.up, h.up_n, SMALL)[kinds[kind].up_first + at])
+            at -= kinds[kind].up_count
+    return -1
 
 
 @compiled
-def place_apart(h: Records, names: Ints, prompt_tokens: int, decoders: int) -> tuple[int, int]:
-    """Choose who computes a prompt and who goes on after its first token. See `policy.disagg`.
-
-    Kinds below `decoders` may do all of it, or what follows; those above compute prompts alone.
-
-    Returns:
-        (-1, d): all on candidate d of the first desk; (p, d): the prompt on p of the second; (-1, -1): none is up.
-    """
-    far, found = h.desk, view(h.found, h.found_n, SMALL)
-    cached, workers = view(h.cached, h.cached_n, INT), view(h.workers, h.workers_n, WORKER)
-    h.turn += 1
-    whole = _candidates(h, 0, names, 0, decoders)
-    apart = _candidates(h, far, names, decoders, h.kinds_n)
-    there, there_s = -1, np.inf
-    for i in range(far, far + apart):
-        cost_s = _predict(h, i, prompt_tokens) + disturbed_s(workers[found[i]], prompt_tokens, cached[i])
-        if there < 0 or cost_s < there_s or (cost_s == there_s and found[i] < found[there]):
-            there, there_s = i, cost_s
-    one, two, best_s = -1, -1, np.inf
-    for i in range(whole):
-        w = workers[found[i]]
-        cost_s = _predict(h, i, prompt_tokens) + disturbed_s(w, prompt_tokens, cached[i])
-        if w.whole and _is_better(h, (cost_s, best_s), (-1, i), (one, two)):
-            one, two, best_s = -1, i, cost_s
-        if there >= 0:
-            missing = max(prompt_tokens - cached[i], 0)
-            cost_s = there_s + w.per_handover_s + missing * w.per_handed_token_s
-            cost_s += w.requests * w.per_decode_s  # one more to advance, for all that are there
-            if _is_better(h, (cost_s, best_s), (there, i), (one, two)):
-                one, two, best_s = there, i, cost_s
-    return one, two
-
-
-@compiled
-def _is_better(h: Records, costs_s: tuple[float, float], new: tuple[int, int], best: tuple[int, int]) -> bool:
-    """Less waiting; of equals whole before apart, then the lowest worker."""
-    if best[1] < 0 or costs_s[0] < costs_s[1]:
-        return True
-    if costs_s[0] > costs_s[1] or new[0] != best[0]:
-        return bool(costs_s[0] == costs_s[1] and new[0] < 0)
-    found = view(h.found, h.found_n, SMALL)
-    return bool(found[new[1]] < found[best[1]])
+def _serves(kind: Records, desk: int, model: int, block_size: int) -> bool:
+    return bool(
+        kind.apart == desk
+        and (model == ANY or kind.model == model)
+        and (block_size == ANY or kind.block_size == block_size)
+    )
 
 
 @compiled
@@ -394,81 +415,67 @@ def drawn(turn: int, count: int) -> int:
 
 
 @compiled
-def _predict(h: Records, at: int, prompt_tokens: int) -> float:
-    """Predicted seconds to the first token on the candidate at `at`."""
-    worker = view(h.workers, h.workers_n, WORKER)[view(h.found, h.found_n, SMALL)[at]]
-    cached, bring_s = view(h.cached, h.cached_n, INT)[at], view(h.bring_s, h.bring_s_n, FLOAT)[at]
-    seconds = first_token_s(worker, prompt_tokens, cached, bring_s)
-    view(h.seconds, h.seconds_n, FLOAT)[at] = seconds
-    return seconds
+def _put(h: Records, desk: int, count: int, worker: int, depth: int) -> int:
+    """`worker`, which has `depth` blocks of the prompt, is the next candidate. Returns how many there are then."""
+    c = view(h.candidates, h.candidates_n, CANDIDATE)[desk * h.desk + count]
+    w = view(h.workers, h.workers_n, WORKER)[worker]
+    c.per_step_s, c.per_token_s, c.per_token_context_s = w.per_step_s, w.per_token_s, w.per_token_context_s
+    c.per_decode_s, c.step_tokens = w.per_decode_s, w.step_tokens
+    c.queued_tokens, c.queued_context = w.queued_tokens, w.queued_context
+    c.near_s, c.near_token_s, c.far_s, c.far_token_s = w.near_s, w.near_token_s, w.far_s, w.far_token_s
+    c.decoding, c.requests, c.node, c.takes, c.whole = w.decoding, w.requests, w.node, w.takes, w.whole
+    c.worker, c.depth, c.held = worker, depth, view(h.held, h.held_n, INT)[w.holder]
+    c.block_size = view(h.kinds, h.kinds_n, KIND)[w.kind].block_size
+    c.cached, c.bring_s = depth * c.block_size, 0.0
+    view(h.mark, h.mark_n, INT)[worker] = h.looks
+    return count + 1
 
 
 @compiled
-def _put(h: Records, at: int, worker: int, depth: int) -> None:
-    """`worker`, which has `depth` blocks of the prompt, is the candidate at `at`."""
-    view(h.found, h.found_n, SMALL)[at] = worker
-    view(h.cached, h.cached_n, INT)[at] = depth * view(h.workers, h.workers_n, WORKER)[worker].block_size
-    view(h.bring_s, h.bring_s_n, FLOAT)[at] = 0.0
+def put_alone(h: Records, desk: int, worker: int, names: Ints) -> None:
+    """`worker` was picked: it is the only candidate on a desk."""
+    _put(h, desk, 0, worker, depth_on(h, view(h.workers, h.workers_n, WORKER)[worker].holder, names))
 
 
 @compiled
-def _alone(h: Records, names: Ints, worker: int, prompt_tokens: int) -> int:
-    _put(h, 0, worker, will_hold(h, worker, names, 0))
-    _predict(h, 0, prompt_tokens)
-    return 0
+def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
+    """Choose among the first so many candidates of each desk.
 
-
-@compiled
-def _candidates(h: Records, base: int, names: Ints, first: int, end: int) -> int:
-    """Candidates of the kinds first:end, from `base` on. Returns how many."""
-    found, depths = view(h.found, h.found_n, SMALL), view(h.depths, h.depths_n, SMALL)
-    mark, workers = view(h.mark, h.mark_n, INT), view(h.workers, h.workers_n, WORKER)
-    h.looks += 1
-    holding = overlaps(h, names, found[base:], depths[base:], LISTED)
-    at = base
-    for i in range(base, base + holding):
-        worker, depth = found[i], depths[i]
-        w = workers[worker]
-        if w.up and first <= w.kind and w.kind < end and mark[worker] != h.looks:
-            _put(h, at, worker, will_hold(h, worker, names, depth))
-            mark[worker] = h.looks
-            at += 1
-    for kind in range(first, end):
-        start = at
-        for i in range(start, start + least_busy(h, kind, start)):
-            worker = found[i]
-            if mark[worker] != h.looks:
-                _put(h, at, worker, will_hold(h, worker, names, 0) if holding > LISTED else 0)
-                mark[worker] = h.looks
-                at += 1
-    return int(at - base)
-
-
-@compiled
-def choose(h: Records, prompt_tokens: int, count: int) -> int:
-    """The candidate of the least predicted TTFT, of the first `count`; among near ties the one with the fewest
-    requests, then the most cached, the emptiest, the lowest worker.
+    Returns:
+        (-1, d): all of it on candidate d of desk WHOLE; (p, -1): of desk APART, there is nobody else; (p, d): its
+        prompt on p, the rest on d; (-1, -1): there is nobody.
     """
-    seconds, limit = view(h.seconds, h.seconds_n, FLOAT), np.inf
-    for i in range(count):
-        limit = min(limit, _predict(h, i, prompt_tokens))
-    limit = limit * (1 + TIE_SHARE) + TIE_S
-    best = -1
-    for i in range(count):
-        if seconds[i] <= limit and (best < 0 or _is_before(h, i, best)):
-            best = i
-    return best
+    h.turn += 1
+    ones = view(h.candidates, h.candidates_n, CANDIDATE)[:whole]
+    others = view(h.candidates, h.candidates_n, CANDIDATE)[h.desk : h.desk + apart]
+    if apart == 0:
+        return -1, choose(ones, prompt_tokens)
+    if whole == 0:
+        return choose(others, prompt_tokens), -1
+    if h.policy == KV:
+        return choose_apart(ones, others, prompt_tokens)
+    for c in (ones[0], others[0]):  # who knows no seconds always splits
+        c.seconds = first_token_s(c, prompt_tokens)
+    return 0, 0
 
 
 @compiled
-def _is_before(h: Records, i: int, j: int) -> bool:
-    found, cached = view(h.found, h.found_n, SMALL), view(h.cached, h.cached_n, INT)
-    workers, held = view(h.workers, h.workers_n, WORKER), view(h.held, h.held_n, INT)
-    a, b = found[i], found[j]
-    if workers[a].requests != workers[b].requests:
-        return bool(workers[a].requests < workers[b].requests)
-    if cached[i] != cached[j]:
-        return bool(cached[i] > cached[j])
-    if held[a] != held[b]:
-        return bool(held[a] < held[b])
-    return bool(a < b)
+def place(h: Records, names: Ints, prompt_tokens: int, block_size: int) -> tuple[int, int]:
+    """`gather` and `conclude`, where all workers serve the same and have blocks of one size."""
+    if h.policy == KV:
+        whole, apart = gather(h, WHOLE, 0, names, ANY, block_size), gather(h, APART, 0, names, ANY, block_size)
+        return conclude(h, prompt_tokens, whole, apart)
+    one, other = pick(h, WHOLE, ANY), pick(h, APART, ANY)
+    if one >= 0:
+        put_alone(h, WHOLE, one, names)
+    if other >= 0:
+        put_alone(h, APART, other, names)
+    return conclude(h, prompt_tokens, int(one >= 0), int(other >= 0))
+
+
+def kinds_of(rows: Sequence[tuple[int, bool, int]]) -> Records:
+    """KIND of each (model, computes prompts alone, block size)."""
+    kinds = np.zeros(len(rows), KIND)
+    for kind, (model, apart, block_size) in zip(kinds, rows, strict=True):
+        kind["model"], kind["apart"], kind["block_size"] = model, apart, block_size
+    return kinds

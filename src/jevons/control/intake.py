@@ -12,26 +12,32 @@ algorithms cannot matter; the map from its names to ours serves parents and remo
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
-from jevons.base.ids import BlockHash, WorkerId
+from jevons.base.ids import BlockHash
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, EngineHash, KvBatch
 from jevons.facts.worker import IndexMode
 from jevons.kv.hashing import chain, root
-from jevons.kv.index import PrefixIndex
+from jevons.kv.index import Holding
 
 # While a replay is awaited at most this many batches are kept; vLLM's own replay window is 10,000.
 MAX_WAITING = 10_000
 
 
 class Intake:
-    """The state of one event source. `counts` tells what was rejected, by reason."""
+    """The state of one event source. `counts` tells what was rejected, by reason.
 
-    def __init__(self, worker: WorkerId, index: PrefixIndex) -> None:
-        self.worker = worker
+    Args:
+        holding: what it is known to hold.
+        on_block_size: told when its blocks have another size than they had.
+    """
+
+    def __init__(self, holding: Holding, on_block_size: Callable[[], None] | None = None) -> None:
+        self._holding = holding
+        self._on_block_size = on_block_size
         self.block_size: int | None = None
         self.mode = IndexMode.NONE
         self.counts: Counter[str] = Counter()
-        self._index = index
         self._ours: dict[EngineHash, BlockHash] = {}  # engine's name → our name
         self._more: dict[EngineHash, int] = {}  # copies beyond the first, where there are any
         self._next = 0  # the sequence number expected
@@ -85,7 +91,7 @@ class Intake:
 
     def reset(self) -> None:
         """The engine is new or unknown: it holds nothing, and counts from 0."""
-        self._index.clear(self.worker)
+        self._holding.clear()
         self._forget_names()
         self._next, self._last_live, self._waiting = 0, -1, None
         self.mode = IndexMode.NONE
@@ -100,7 +106,7 @@ class Intake:
     def _lost(self, batches: int) -> None:
         """Removals may be among the lost, so nothing known before can be trusted."""
         self.counts["lost_batches"] += batches
-        self._index.clear(self.worker)
+        self._holding.clear()
         self._forget_names()
         self.mode = IndexMode.DEGRADED
 
@@ -117,7 +123,7 @@ class Intake:
             elif isinstance(event, BlocksRemoved):
                 self._removed(event)
             elif isinstance(event, AllCleared):
-                self._index.clear(self.worker)
+                self._holding.clear()
                 self._forget_names()
                 self.mode = IndexMode.EXACT  # whatever was lost before is gone there too
 
@@ -140,8 +146,11 @@ class Intake:
             if theirs in known:
                 self._more[theirs] = self._more.get(theirs, 0) + 1
             known[theirs] = ours
-        self._index.store(self.worker, names)
-        self.block_size = event.block_size
+        self._holding.store(names)
+        if event.block_size != self.block_size:
+            self.block_size = event.block_size
+            if self._on_block_size is not None:
+                self._on_block_size()
         self.counts["stored"] += len(names)
 
     def _reject(self, event: BlocksStored) -> str | None:
@@ -174,7 +183,7 @@ class Intake:
                 self._more[theirs] = more - 1
             elif not more:
                 del self._ours[theirs]
-        self._index.remove(self.worker, gone)
+        self._holding.remove(gone)
         self.counts["removed"] += len(gone)
 
 

@@ -1,81 +1,79 @@
-"""What the router keeps: of each prompt, of each worker and what waits there, of each node's tiers."""
+"""What the router keeps: of each prompt, of each worker, of each node's tiers. What waits is in `control.book`."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
-from jevons.base.ids import BlockHash, RequestId
+from jevons.base.compiled import Ints
+from jevons.base.ids import BlockHash
+from jevons.control.book import Book
 from jevons.control.intake import Intake
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
+from jevons.facts.block import Tier
 from jevons.facts.snapshot import TierSnapshot
-from jevons.facts.worker import IndexMode, WorkerFacts
+from jevons.facts.worker import IndexMode, Role, WorkerFacts
 from jevons.kv.hashing import block_hashes
-from jevons.kv.index import PrefixIndex
+from jevons.kv.index import names_of
 from jevons.kv.tiers import Holdings
 from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds, StepSeconds
-from jevons.policy.route import Placement
+from jevons.policy.route import ANEW, BLOCKS, Placement
 
 HERE = ""  # the node the router runs on
-
-
-class Placed(msgspec.Struct):
-    """A request on its worker, until it is done."""
-
-    placement: Placement
-    prompt_tokens: int
-    hashes: list[BlockHash]  # in the worker's block size
-    placed_s: float
-    ahead: Load  # queued before it, and its own part
-    decoding: int  # sequences decoding when it was placed
-    first_s: float | None = None
-    cached_tokens: int | None = None
+_NO_NAMES: Ints = np.zeros(0, np.int64)
 
 
 class _Named:
-    """A prompt in blocks of one size, and how many leading ones each worker holds."""
+    """A prompt in blocks of one size."""
 
-    def __init__(self, tokens: Sequence[int], size: int, salt: str, index: PrefixIndex) -> None:
+    def __init__(self, tokens: Sequence[int], size: int, salt: str) -> None:
         self.hashes = block_hashes(tokens, size, salt)
-        self.reusable = self.hashes[: (len(tokens) - 1) // size]  # the last token is always computed
-        self.depths = index.overlaps(self.reusable)
+        self.names = names_of(self.hashes)
+        self.reusable = (len(tokens) - 1) // size  # of them: the last token is always computed
 
 
 class Prompt:
     """A prompt, cut into blocks of every size that is asked for, once."""
 
-    def __init__(self, tokens: Sequence[int], salt: str, index: PrefixIndex) -> None:
+    def __init__(self, tokens: Sequence[int], salt: str) -> None:
         self.tokens = tokens
         self._salt = salt
-        self._index = index
         self._named: dict[int, _Named] = {}
 
     def named(self, size: int) -> _Named:
         if size not in self._named:
-            self._named[size] = _Named(self.tokens, size, self._salt, self._index)
+            self._named[size] = _Named(self.tokens, size, self._salt)
         return self._named[size]
+
+    def names(self, size: int) -> Ints:
+        """Of its blocks that can be reused; none if their size is not known (0)."""
+        if not size:
+            return _NO_NAMES
+        named = self.named(size)
+        return named.names[: named.reusable]
 
 
 class Member:
-    """What the router keeps of one worker."""
+    """What the router keeps of one worker, from when it joins until it joins again or leaves."""
 
-    def __init__(self, facts: WorkerFacts, node: str, index: PrefixIndex, shadow_ttl_s: float) -> None:
+    def __init__(self, facts: WorkerFacts, node: str, book: Book, shadow_ttl_s: float) -> None:
         self.facts = facts
         self.node = node
-        self.intake = Intake(facts.id, index) if facts.sends_events else None
-        self.shadow = None if facts.sends_events else Shadow(facts.id, index, shadow_ttl_s)
+        self._book = book
+        self.number, self.holding = book.add_worker(self._renumbered)
+        self.intake = Intake(self.holding, self._set_kind) if facts.sends_events else None
+        self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
         self.learned = StepSeconds()
         self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self.reports_steps = False
-        self.waiting: OrderedDict[RequestId, Load] = OrderedDict()  # prompt work placed and not yet computed
-        self.queued = Load()  # the sum of `waiting`
-        self.running: set[RequestId] = set()  # past their first token
         self.tier_counts: dict[str, int] = {}
-        self.promised: set[RequestId] = set()  # running elsewhere until their first token, then here
-        self._names: dict[RequestId, list[BlockHash]] = {}  # blocks of each of `waiting`
-        self._coming: Counter[BlockHash] = Counter()  # how many of `waiting` will have computed a block
+        self.waiting: dict[int, Ints] = {}  # of each request that waits, by its number, the blocks to be computed
+        self.promised = 0  # requests that run elsewhere until their first token, then here
+        book.set_worker(self.number, {"step_tokens": facts.step_tokens, "whole": 1, "node": book.node(node)})
+        self._set_kind()
+        self.tell_prices()
 
     @property
     def block_size(self) -> int | None:
@@ -88,53 +86,66 @@ class Member:
     def index_mode(self) -> IndexMode:
         return IndexMode.APPROXIMATE if self.intake is None else self.intake.mode
 
-    def wait(self, request: RequestId, load: Load, hashes: list[BlockHash]) -> None:
-        self.waiting[request] = load
-        self._names[request] = hashes
-        self._coming.update(hashes)
-        self._add(load, 1)
+    @property
+    def desk(self) -> int:
+        """See `control.board`."""
+        return int(self.facts.role is Role.PREFILL)
 
-    def unwait(self, request: RequestId) -> None:
-        load = self.waiting.pop(request, None)
-        if load is None:
+    def tell_prices(self) -> None:
+        """What is known of its seconds goes into the book."""
+        self._book.set_prices(self.number, self.learned.prices)
+        pages = self.facts.pages
+        if pages is None:
+            self._book.set_worker(self.number, {"takes": ANEW})
             return
-        self._add(load, -1)
-        coming = self._coming
-        for name in self._names.pop(request):
-            left = coming[name] - 1
-            if left:
-                coming[name] = left
-            else:
-                del coming[name]
-
-    def will_hold(self, hashes: Sequence[BlockHash], depth: int, index: PrefixIndex) -> int:
-        """Leading blocks of `hashes` that are here when what waits is computed; `depth` of them are here now."""
-        while depth < len(hashes) and (hashes[depth] in self._coming or index.holds(self.facts.id, hashes[depth])):
-            depth += 1
-        return depth
-
-    def computed(self, tokens: float) -> None:
-        """That many prompt tokens were computed: they come off the oldest waiting requests, all but the last token
-        (which the request's own first token takes off)."""
-        for request, load in self.waiting.items():
-            done = min(tokens, load.tokens - 1)
-            if done <= 0:
-                continue
-            left = _share(load, 1 - done / load.tokens)
-            self._add(load, -1)
-            self._add(left, 1)
-            self.waiting[request] = left
-            tokens -= done
-            if tokens <= 0:
-                return
-
-    def _add(self, load: Load, sign: int) -> None:
-        self.queued = Load(
-            tokens=max(0.0, self.queued.tokens + sign * load.tokens),
-            token_context=max(0.0, self.queued.token_context + sign * load.token_context),
+        near, far = self.moves[Tier.DRAM].prices, self.moves[Tier.PEER].prices
+        token_bytes = pages.size_bytes / pages.block_size
+        self._book.set_worker(
+            self.number,
+            {
+                "takes": BLOCKS,
+                "near_s": near.per_move_s,
+                "near_token_s": near.per_byte_s * token_bytes,
+                "far_s": far.per_move_s,
+                "far_token_s": far.per_byte_s * token_bytes,
+            },
         )
-        if not self.waiting:
-            self.queued = Load()  # rounding must not pile up
+
+    def forget_blocks(self) -> None:
+        """It holds nothing any more."""
+        if self.intake is not None:
+            self.intake.reset()
+        if self.shadow is not None:
+            self.shadow.reset()
+
+    def end(self) -> None:
+        self._book.drop_worker(self.number, self.holding)
+
+    def _set_kind(self) -> None:
+        self._book.set_kind(self.number, self.facts.model, bool(self.desk), self.block_size or 0)
+
+    def _renumbered(self) -> None:
+        self._book.set_worker(self.number, {"holder": self.holding.holder})
+        for names in self.waiting.values():
+            self._book.promise_again(self.number, names)
+
+
+class Placed(msgspec.Struct):
+    """A request on its worker, until it is done."""
+
+    placement: Placement
+    member: Member
+    decode: Member | None
+    slot: int  # its number in the book
+    names: Ints  # of the blocks its worker was to compute
+    prompt_tokens: int
+    hashes: list[BlockHash]  # in the worker's block size
+    placed_s: float
+    ahead: Load  # queued before it, and its own part
+    decoding: int  # sequences decoding when it was placed
+    is_running: bool = False  # its prompt is computed
+    first_s: float | None = None
+    cached_tokens: int | None = None
 
 
 class NodeTiers:
@@ -148,7 +159,3 @@ class NodeTiers:
         """Their keeper is away."""
         self.holdings.clear()
         self.state = None
-
-
-def _share(load: Load, part: float) -> Load:
-    return Load(tokens=load.tokens * part, token_context=load.token_context * part)

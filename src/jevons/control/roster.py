@@ -8,15 +8,17 @@ A suspect gets no new work while another worker is up, and what it runs goes on:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 
 from jevons.base.ids import WorkerId
 from jevons.facts.worker import Health
 
 
 class Roster:
-    def __init__(self, hang_s: float) -> None:
+    def __init__(self, hang_s: float, on_health: Callable[[WorkerId, Health], None] | None = None) -> None:
+        """`on_health` is told of every change."""
         self._hang_s = hang_s
+        self._on_health = on_health
         self._heard_s: dict[WorkerId, float] = {}
         self._health: dict[WorkerId, Health] = {}
 
@@ -40,7 +42,7 @@ class Roster:
         """Workers that have just become suspect."""
         late = [w for w, h in self._health.items() if h is Health.UP and now_s - self._heard_s[w] > self._hang_s]
         for worker in late:
-            self._health[worker] = Health.SUSPECT
+            self._set(worker, Health.SUSPECT)
         return late
 
     def silent(self, now_s: float, for_s: float) -> list[WorkerId]:
@@ -48,13 +50,9 @@ class Roster:
         suspects = [w for w, h in self._health.items() if h is Health.SUSPECT]
         return [w for w in suspects if now_s - self._heard_s[w] > for_s]
 
-    def placeable(self, among: Collection[WorkerId] | None = None) -> list[WorkerId]:
-        """Workers that are up, else suspects: work on a slow worker beats none at all."""
-        for health in (Health.UP, Health.SUSPECT):
-            found = [w for w, h in self._health.items() if h is health and (among is None or w in among)]
-            if found:
-                return found
-        return []
+    def up(self) -> list[WorkerId]:
+        """Workers that may be given work."""
+        return [w for w, h in self._health.items() if h is Health.UP]
 
     def forget(self, worker: WorkerId) -> None:
         self._health.pop(worker, None)
@@ -63,4 +61,6 @@ class Roster:
     def _set(self, worker: WorkerId, health: Health) -> bool:
         changed = self.health(worker) is not health
         self._health[worker] = health
+        if changed and self._on_health is not None:
+            self._on_health(worker, health)
         return changed

@@ -7,22 +7,23 @@ time. Neither decides anything itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from typing import Any
 
-import msgspec
-
+from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control.board import APART, WHOLE
+from jevons.control.book import Book
 from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Member, NodeTiers, Placed, Prompt
 from jevons.control.roster import Roster
-from jevons.facts.block import Tier
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
-from jevons.facts.worker import Role, StepReport, WorkerFacts
-from jevons.kv.index import PrefixIndex
+from jevons.facts.worker import Health, StepReport, WorkerFacts
 from jevons.perf.measured import Load, load_of
-from jevons.policy.disagg import split
-from jevons.policy.route import Candidate, Placement, check_policy, placement, prompt_load, route
+from jevons.policy.route import KV, Placement, check_policy, prompt_load
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
@@ -35,15 +36,16 @@ class Router:
     """Places requests on workers and keeps account of what it placed."""
 
     def __init__(self, policy: str = "kv", *, hang_s: float = 0.8, shadow_ttl_s: float = 120.0) -> None:
-        check_policy(policy)
+        self._book = Book(check_policy(policy))
+        self._is_kv = check_policy(policy) == KV
         self.policy = policy
-        self.roster = Roster(hang_s)
+        self.roster = Roster(hang_s, self._on_health)
         self._shadow_ttl_s = shadow_ttl_s
+        self._shadows_expire_s = inf  # none before
         self._nodes: dict[str, NodeTiers] = {}
-        self._index = PrefixIndex()
         self._workers: dict[WorkerId, Member] = {}
+        self._members: dict[int, Member] = {}  # by number
         self._placed: dict[RequestId, Placed] = {}
-        self._turn = 0
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
 
     # Workers
@@ -56,24 +58,27 @@ class Router:
         """A worker of `node` introduces itself, for the first time or after a restart: it holds nothing we know of."""
         old = self._workers.get(facts.id)
         if old is not None:
-            self._forget_blocks(old)
-        self._workers[facts.id] = worker = Member(facts, node, self._index, self._shadow_ttl_s)
+            self._end(old)
+        self._workers[facts.id] = worker = Member(facts, node, self._book, self._shadow_ttl_s)
+        self._members[worker.number] = worker
         if old is not None:
             worker.learned, worker.moves = old.learned, old.moves  # the hardware is the same
             worker.reports_steps = old.reports_steps
+            worker.tell_prices()
+        self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone for good."""
         left = self._workers.pop(worker, None)
         if left is not None:
-            self._forget_blocks(left)
+            self._end(left)
         self.roster.forget(worker)
 
     def gone(self, worker: WorkerId) -> bool:
         """A worker ended; it may return. What it held is lost. Returns whether that is news."""
         known = self._workers.get(worker)
         if known is not None:
-            self._forget_blocks(known)
+            known.forget_blocks()
         return self.roster.gone(worker)
 
     def intake(self, worker: WorkerId) -> Intake:
@@ -117,15 +122,12 @@ class Router:
         Raises:
             NoWorker: none is left.
         """
-        prompt = Prompt(tokens, salt, self._index)
-        fits = self._fits(model, avoid)
-        decoders = self._candidates(prompt, [w for w in fits if w.facts.role is not Role.PREFILL], now_s)
-        prefillers = self._candidates(prompt, [w for w in fits if w.facts.role is Role.PREFILL], now_s)
-        if prefillers and decoders:
-            placed = self._split(len(tokens), decoders, prefillers)
-        else:
-            placed = route(self.policy, len(tokens), decoders or prefillers, self._turn)
-        return self._count(request, placed, prompt, now_s)
+        prompt = Prompt(tokens, salt)
+        self._expire_shadows(now_s)
+        with self._without(avoid):
+            whole = self._gather(WHOLE, prompt, model, avoid)
+            apart = self._gather(APART, prompt, model, avoid)
+            return self._count(request, prompt, whole, apart, now_s)
 
     def go_on(
         self,
@@ -138,11 +140,11 @@ class Router:
         avoid: Collection[WorkerId] = (),
     ) -> Placement:
         """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
-        prompt = Prompt(tokens, salt, self._index)
-        fits = self._fits(model, avoid)
-        rest = self._candidates(prompt, [w for w in fits if w.facts.role is not Role.PREFILL], now_s)
-        placed = route(self.policy, len(tokens), rest or self._candidates(prompt, fits, now_s), self._turn)
-        return self._count(request, placed, prompt, now_s)
+        prompt = Prompt(tokens, salt)
+        self._expire_shadows(now_s)
+        with self._without(avoid):
+            rest = self._gather(WHOLE, prompt, model, avoid)
+            return self._count(request, prompt, rest, 0 if rest else self._gather(APART, prompt, model, avoid), now_s)
 
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
@@ -154,12 +156,14 @@ class Router:
     def on_answered(self, request: RequestId, now_s: float) -> None:
         """The prompt of `request` is computed, who knows since when: its answer is here."""
         placed = self._placed[request]
-        worker = self._workers.get(placed.placement.worker)
-        if worker is not None:
-            worker.unwait(request)
-            worker.running.add(request)
-            if worker.shadow is not None:
-                worker.shadow.placed(placed.hashes, now_s)
+        if not placed.is_running:
+            placed.is_running = True
+            if self._is_current(placed.member):
+                self._unwait(placed)
+                self._book.count_decode(placed.member.number, 1)
+                if placed.member.shadow is not None:
+                    placed.member.shadow.placed(placed.hashes, now_s)
+                    self._shadows_expire_s = min(self._shadows_expire_s, placed.member.shadow.expires_s)
 
     def on_cached(self, request: RequestId, cached_tokens: int) -> None:
         """The engine reports how many of the prompt's tokens it had."""
@@ -185,8 +189,9 @@ class Router:
             return
         known.reports_steps = True
         known.learned.measured(load_of(report), report.seconds)
+        self._book.set_prices(known.number, known.learned.prices)
         if report.tokens:
-            known.computed(report.tokens)
+            self._book.computed(known.number, report.tokens)
 
     def on_tier_counts(self, worker: WorkerId, counts: dict[str, int]) -> None:
         """A worker tells what became of its pages since it started, by reason."""
@@ -200,20 +205,23 @@ class Router:
         if known is not None:
             for report in reports:
                 known.moves[report.tier].measured(report.size_bytes, report.seconds)
+            known.tell_prices()
 
     def done(self, request: RequestId) -> Outcome | None:
         """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown."""
         placed = self._placed.pop(request, None)
         if placed is None:
             return None
-        worker = self._workers.get(placed.placement.worker)
-        if worker is not None:
-            worker.unwait(request)
-            worker.running.discard(request)
-            self._learn(worker, placed)
-        after = None if placed.placement.decode is None else self._workers.get(placed.placement.decode)
-        if after is not None:
-            after.promised.discard(request)
+        if self._is_current(placed.member):
+            if placed.is_running:
+                self._book.count_decode(placed.member.number, -1)
+            else:
+                self._unwait(placed)
+            self._learn(placed.member, placed)
+        if placed.decode is not None and self._is_current(placed.decode):
+            placed.decode.promised -= 1
+            self._book.count_decode(placed.decode.number, -1)
+        self._book.free(placed.slot)
         outcome = Outcome(
             id=request,
             worker=placed.placement.worker,
@@ -230,8 +238,8 @@ class Router:
         """The state now; costs O(workers)."""
         return FleetSnapshot(
             policy=self.policy,
-            placements=self._turn,
-            index_blocks=len(self._index),
+            placements=int(self._book.hub.number("turn")),
+            index_blocks=len(self._book.index),
             workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
             recent=list(self._recent),
             tiers=self.node(HERE).state,
@@ -240,63 +248,90 @@ class Router:
 
     # Inside
 
-    def _fits(self, model: str | None, avoid: Collection[WorkerId]) -> list[Member]:
-        return [w for w in self._workers.values() if w.facts.id not in avoid and model in (None, w.facts.model)]
+    def _is_current(self, member: Member) -> bool:
+        """Whether it has not joined again, or left, since."""
+        return self._workers.get(member.facts.id) is member
 
-    def _candidates(self, prompt: Prompt, workers: Sequence[Member], now_s: float) -> list[Candidate]:
-        """Those of `workers` that may be given work, as they would take this prompt."""
-        candidates = []
-        for id in self.roster.placeable({worker.facts.id for worker in workers}):
-            worker = self._workers[id]
-            if worker.shadow is not None:
-                worker.shadow.expire(now_s)
-            held_tokens, coming = 0, NOTHING
-            size = worker.block_size
-            if size is not None:
-                named = prompt.named(size)
-                held_tokens = size * worker.will_hold(named.reusable, named.depths.get(id, 0), self._index)
-                coming = self._from_tiers(worker, prompt, held_tokens)
-            candidates.append(self._candidate(worker, held_tokens, coming))
-        return candidates
+    def _end(self, member: Member) -> None:
+        del self._members[member.number]
+        member.end()
 
-    def _split(self, prompt_tokens: int, decoders: list[Candidate], prefillers: list[Candidate]) -> Placement:
-        if self.policy != "kv":  # the policies to compare with know no seconds: they always split
-            prefill = route(self.policy, prompt_tokens, prefillers, self._turn)
-            decode = route(self.policy, prompt_tokens, decoders, self._turn)
-            return msgspec.structs.replace(prefill, decode=decode.worker)
+    def _on_health(self, worker: WorkerId, health: Health) -> None:
+        known = self._workers.get(worker)
+        if known is not None:
+            self._book.set_up(known.number, health is Health.UP)
 
-        def handover_s(prefill: Candidate, decode: Candidate) -> float:
-            one, other = self._workers[prefill.worker], self._workers[decode.worker]
-            tier = Tier.DRAM if one.node == other.node else Tier.PEER
-            return self._handover_s(other, tier, prompt_tokens, decode)
+    @contextmanager
+    def _without(self, avoid: Collection[WorkerId]) -> Iterator[None]:
+        """These workers get no work meanwhile."""
+        those = [
+            self._workers[id].number for id in avoid if id in self._workers and self.roster.health(id) is Health.UP
+        ]
+        for number in those:
+            self._book.set_up(number, False)
+        try:
+            yield
+        finally:
+            for number in those:
+                self._book.set_up(number, True)
 
-        chosen = split(prompt_tokens, decoders, prefillers, handover_s)
-        assert chosen is not None, "there are decoders"
-        after = chosen.decode.worker if chosen.decode is not chosen.prefill else None
-        return placement(self.policy, prompt_tokens, chosen.prefill, after)
+    def _expire_shadows(self, now_s: float) -> None:
+        if now_s < self._shadows_expire_s:
+            return
+        shadows = [worker.shadow for worker in self._workers.values() if worker.shadow is not None]
+        for shadow in shadows:
+            shadow.expire(now_s)
+        self._shadows_expire_s = min((shadow.expires_s for shadow in shadows), default=inf)
 
-    def _handover_s(self, worker: Member, tier: Tier, prompt_tokens: int, c: Candidate) -> float:
-        """Seconds until `worker` has what of a prompt is computed elsewhere, and its last page computed again.
+    def _gather(self, desk: int, prompt: Prompt, model: str | None, avoid: Collection[WorkerId]) -> int:
+        """Candidates of a desk: of those that are up, else of suspects, for work on a slow worker beats none at all.
+        Returns how many there are."""
+        count = self._gather_up(desk, prompt, model)
+        if count:
+            return count
+        suspects = [
+            worker.number
+            for id, worker in self._workers.items()
+            if worker.desk == desk and id not in avoid and self.roster.health(id) is Health.SUSPECT
+        ]
+        for number in suspects:
+            self._book.set_up(number, True)
+        count = self._gather_up(desk, prompt, model) if suspects else 0
+        for number in suspects:
+            self._book.set_up(number, False)
+        return count
 
-        Args:
-            tier: where it finds the blocks: of its own node, or of another.
-        """
-        pages = worker.facts.pages
-        if pages is None:
-            return c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens))
-        missing = max(prompt_tokens - c.cached_tokens, 0) // pages.block_size
-        tail = prompt_tokens % pages.block_size + 1
-        computed_s = c.prices.seconds(
-            msgspec.structs.replace(prompt_load(prompt_tokens, prompt_tokens - tail), steps=1)
-        )
-        return worker.moves[tier].prices.seconds(missing * pages.size_bytes) + computed_s
+    def _gather_up(self, desk: int, prompt: Prompt, model: str | None) -> int:
+        count = 0
+        if self._is_kv:
+            for size in self._book.block_sizes(model, desk):
+                count = self._book.gather(desk, count, prompt.names(size), model, size)
+        else:
+            worker = self._book.pick(desk, model)
+            if worker >= 0:
+                self._book.put_alone(desk, worker, prompt.names(self._members[worker].block_size or 0))
+                count = 1
+        if any(len(node.holdings) for node in self._nodes.values()):
+            for candidate in self._book.candidates(desk, count):
+                self._add_tiers(candidate, prompt)
+        return count
+
+    def _add_tiers(self, candidate: Any, prompt: Prompt) -> None:
+        """What it would bring from its node's tiers counts as cached, and is waited for."""
+        worker = self._members[int(candidate["worker"])]
+        coming = self._from_tiers(worker, prompt, int(candidate["cached"]))
+        if coming.blocks:
+            assert worker.facts.pages is not None, "it brings blocks"
+            candidate["cached"] += len(coming.blocks) * worker.facts.pages.block_size
+            candidate["bring_s"] = coming.seconds if coming.wait_s else 0.0  # otherwise it computes meanwhile
 
     def _from_tiers(self, worker: Member, prompt: Prompt, held_tokens: int) -> Plan:
         """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
         pages, holdings = worker.facts.pages, self.node(worker.node).holdings
         if pages is None or not len(holdings):
             return NOTHING
-        names = prompt.named(pages.block_size).reusable
+        named = prompt.named(pages.block_size)
+        names = named.hashes[: named.reusable]
         start = -(-held_tokens // pages.block_size)
         supply = Supply({tier: learned.prices for tier, learned in worker.moves.items()}, {})
         is_measured = worker.learned.samples > 0
@@ -304,42 +339,58 @@ class Router:
         compute = Compute(prices, step_tokens, pages.block_size, pages.size_bytes, is_measured)
         return plan(holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
 
-    def _candidate(self, worker: Member, held_tokens: int, coming: Plan) -> Candidate:
-        pages = worker.facts.pages
-        return Candidate(
-            worker=worker.facts.id,
-            cached_tokens=held_tokens + (len(coming.blocks) * pages.block_size if pages is not None else 0),
-            bring_s=coming.seconds if coming.wait_s else 0.0,  # otherwise it computes meanwhile
-            queued=worker.queued,
-            decoding=len(worker.running) + len(worker.promised),
-            requests=len(worker.waiting) + len(worker.running) + len(worker.promised),
-            prices=worker.learned.prices,
-            step_tokens=worker.facts.step_tokens,
-            held_blocks=self._index.held(worker.facts.id),
-        )
-
-    def _count(self, request: RequestId, placement: Placement, prompt: Prompt, now_s: float) -> Placement:
-        self._turn += 1
-        worker, prompt_tokens = self._workers[placement.worker], len(prompt.tokens)
-        hashes = [] if worker.block_size is None else prompt.named(worker.block_size).hashes
-        if placement.decode is not None:
-            self._workers[placement.decode].promised.add(request)
+    def _count(self, request: RequestId, prompt: Prompt, whole: int, apart: int, now_s: float) -> Placement:
+        """Conclude, and keep account of it."""
+        prompt_tokens = len(prompt.tokens)
+        there, chosen = self._book.conclude(prompt_tokens, whole, apart)
+        if there < 0 and chosen < 0:
+            raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
+        desk, at = (WHOLE, chosen) if there < 0 else (APART, there)
+        c = self._book.candidates(desk, at + 1)[at]
+        worker = self._members[int(c["worker"])]
+        after = None
+        if there >= 0 and chosen >= 0:
+            after = self._members[int(self._book.candidates(WHOLE, chosen + 1)[chosen]["worker"])]
+        placement = self._placement(worker, after, prompt_tokens, c)
+        named = prompt.named(worker.block_size) if worker.block_size else None
+        names = prompt.names(0) if named is None else named.names[int(c["depth"]) :]
         own = prompt_load(prompt_tokens, placement.cached_tokens)
-        decoding = len(worker.running)
-        ahead = Load(
-            tokens=worker.queued.tokens + own.tokens,
-            token_context=worker.queued.token_context + own.token_context,
-        )
-        worker.wait(request, own, hashes)
-        self._placed[request] = Placed(
+        placed = Placed(
             placement=placement,
+            member=worker,
+            decode=after,
+            slot=self._book.wait(worker.number, prompt_tokens, placement.cached_tokens, names),
+            names=names,
             prompt_tokens=prompt_tokens,
-            hashes=hashes,
+            hashes=[] if named is None else named.hashes,
             placed_s=now_s,
-            ahead=ahead,
-            decoding=decoding,
+            ahead=Load(
+                tokens=float(c["queued_tokens"]) + own.tokens,
+                token_context=float(c["queued_context"]) + own.token_context,
+            ),
+            decoding=int(c["decoding"]),
         )
+        worker.waiting[placed.slot] = names
+        if after is not None:
+            after.promised += 1
+            self._book.count_decode(after.number, 1)
+        self._placed[request] = placed
         return placement
+
+    def _placement(self, worker: Member, after: Member | None, prompt_tokens: int, c: Any) -> Placement:
+        cached, seconds = int(c["cached"]), float(c["seconds"])
+        reason = (
+            f"{cached} of {prompt_tokens} tokens cached, {c['queued_tokens']:.0f} queued, "
+            f"{c['decoding']} decoding: first token in {seconds:.3f} s"
+        )
+        if after is not None:
+            reason += f", the rest on {after.facts.id}"
+        decode = None if after is None else after.facts.id
+        return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode)
+
+    def _unwait(self, placed: Placed) -> None:
+        del placed.member.waiting[placed.slot]
+        self._book.unwait(placed.slot, placed.member.number, placed.names)
 
     def _learn(self, worker: Member, placed: Placed) -> None:
         """Where steps go unreported, learn from the time to first token, with the cached tokens as they really were."""
@@ -355,15 +406,10 @@ class Router:
         steps = max(1.0, -(-tokens // worker.facts.step_tokens))
         load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * placed.decoding)
         worker.learned.measured(load, placed.first_s - placed.placed_s)
-
-    def _forget_blocks(self, worker: Member) -> None:
-        if worker.intake is not None:
-            worker.intake.reset()
-        if worker.shadow is not None:
-            worker.shadow.reset()
+        self._book.set_prices(worker.number, worker.learned.prices)
 
     def _worker_snapshot(self, worker: Member) -> WorkerSnapshot:
-        prices = worker.learned.prices
+        prices, w = worker.learned.prices, self._book.hub["workers"][worker.number]
         return WorkerSnapshot(
             id=worker.facts.id,
             model=worker.facts.model,
@@ -373,10 +419,10 @@ class Router:
             health=self.roster.health(worker.facts.id),
             index=worker.index_mode,
             block_size=worker.block_size,
-            held_blocks=self._index.held(worker.facts.id),
-            queued_tokens=round(worker.queued.tokens),
-            decoding=len(worker.running),
-            requests=len(worker.waiting) + len(worker.running),
+            held_blocks=len(worker.holding),
+            queued_tokens=round(float(w["queued_tokens"])),
+            decoding=int(w["decoding"]) - worker.promised,
+            requests=int(w["requests"]) - worker.promised,
             prefill_tokens_per_s=prices.prefill_rate,
             step_s=prices.per_step_s,
             measurements=worker.learned.samples,

@@ -1,8 +1,11 @@
 """Kernels of the prefix index: which workers hold which blocks, and which are about to.
 
-    block ──▶ the worker that holds it, with the copies it holds and the requests under way that begin with it,
+    block ──▶ the worker that holds it, with the copies it holds and the requests under way that will compute it,
               or, where there are several, their number, a fingerprint of their set, and a list of
     pair (block, worker) ──▶ the same for each
+
+What a request under way will compute counts as held: who asks for it next is sent there. A worker that has lost all it
+held gets a new number here: what the old one had is told to nobody, and swept away bit by bit.
 
 A prompt is walked block by block with the workers still matching. Where a block's set has the count and fingerprint of
 the workers still matching it is the same set, and nothing has to be looked at; where it has not, each of them is looked
@@ -28,7 +31,7 @@ BLOCK = np.dtype(
         ("link", np.int32),  # see `kv.table`
         ("holders", np.int32),
         ("first", np.int32),  # of its pairs; -1: none; of a block given back, the next such one
-        ("worker", np.int32),  # the only one that ever had it; -1: look at the pairs
+        ("worker", np.int32),  # the only one that ever had it; -1: look at the pairs, or it was given back
         ("copies", np.int16),  # of that worker
         ("coming", np.int16),
         ("unused", np.int32),
@@ -40,7 +43,7 @@ PAIR = np.dtype(
         ("link", np.int32),
         ("copies", np.int16),
         ("coming", np.int16),
-        ("worker", np.int32),
+        ("worker", np.int32),  # -1: it was given back
         ("block", np.int32),
         ("next", np.int32),
         ("before", np.int32),
@@ -57,6 +60,7 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
         "pairs": np.zeros(pairs, PAIR),
         "pair_heads": empty_heads(pairs),
         "held": np.zeros(workers, np.int64),  # distinct blocks, by worker
+        "whose": np.arange(workers, dtype=np.int32),  # who has that number here; -1: nobody any more
     }
     # Entries ever used; the first of those given back, each of which names the next; blocks that are there.
     numbers: dict[str, int | float] = {
@@ -65,6 +69,7 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
         "block_spare": -1,
         "pair_spare": -1,
         "blocks_known": 0,
+        "sweep_at": 0,  # the place of both arrays to look at next for what nobody has any more
     }
     return arrays, numbers
 
@@ -220,6 +225,7 @@ def _drop_block(h: Records, block: int) -> None:
     blocks = view(h.blocks, h.blocks_n, BLOCK)
     remove(view(h.block_heads, h.block_heads_n, SMALL), blocks, block)
     blocks[block].first, h.block_spare = h.block_spare, block
+    blocks[block].worker = -1
     h.blocks_known -= 1
 
 
@@ -238,6 +244,7 @@ def _drop_pair(h: Records, pair: int) -> None:
     blk.print ^= print_of(old.worker)
     remove(view(h.pair_heads, h.pair_heads_n, SMALL), pairs, pair)
     old.next, h.pair_spare = h.pair_spare, pair
+    old.worker = -1
     if blk.holders == 0:
         _drop_block(h, old.block)
 
@@ -271,20 +278,36 @@ def drop_one(h: Records, worker: int, name: int) -> int:
 
 
 @compiled
-def promise(h: Records, worker: int, name: int) -> None:
-    """A request that `worker` will compute begins with this block: so `overlaps` names the worker for it."""
-    _add(h, worker, name, 0, 1)
+def promise(h: Records, worker: int, names: Ints) -> None:
+    """A request that `worker` will compute has these blocks: they count as held."""
+    for name in names:
+        _add(h, worker, name, 0, 1)
 
 
 @compiled
-def settle(h: Records, worker: int, name: int) -> None:
-    """It has computed it, or will not: what it then holds, its events tell."""
-    _take(h, worker, name, 0, 1)
+def settle(h: Records, worker: int, names: Ints) -> None:
+    """It has computed them, or will not: what it then holds, its events tell."""
+    for name in names:
+        _take(h, worker, name, 0, 1)
+
+
+@compiled
+def sweep(h: Records, count: int) -> None:
+    """Look at so many places of the arrays, going round, and give back what nobody has any more."""
+    blocks, pairs = view(h.blocks, h.blocks_n, BLOCK), view(h.pairs, h.pairs_n, PAIR)
+    whose, size = view(h.whose, h.whose_n, SMALL), max(h.blocks_used, h.pairs_used)
+    for _ in range(count if size > 0 else 0):
+        at = h.sweep_at if h.sweep_at < size else 0
+        h.sweep_at = at + 1
+        if at < h.pairs_used and pairs[at].worker >= 0 and whose[pairs[at].worker] < 0:
+            _drop_pair(h, at)
+        if at < h.blocks_used and blocks[at].worker >= 0 and whose[blocks[at].worker] < 0:
+            _drop_block(h, at)
 
 
 @compiled
 def holds(h: Records, worker: int, name: int) -> bool:
-    """Whether `worker` holds a block, or is to compute a prompt that begins with it."""
+    """Whether `worker` holds a block, or is to compute it."""
     block = _find_block(h, name)
     if block < 0:
         return False
@@ -294,7 +317,7 @@ def holds(h: Records, worker: int, name: int) -> bool:
 
 @compiled
 def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int) -> int:
-    """Leading blocks of `names` held, of workers that have the first one or are to compute it.
+    """Leading blocks of `names` held, or to be computed, of workers that have the first one.
 
     Of all of them, where there are at most `most`. Where more share what the prompt begins with, of those that have the
     first block that at most `most` have, and of `most` of the others: the last to have got the first block.
@@ -328,7 +351,7 @@ def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int
 
 @compiled
 def depth_on(h: Records, worker: int, names: Ints) -> int:
-    """Leading blocks of `names` that `worker` holds."""
+    """Leading blocks of `names` that `worker` holds, or is to compute."""
     depth = 0
     while depth < len(names) and holds(h, worker, names[depth]):
         depth += 1

@@ -1,109 +1,170 @@
-"""The prefix index: which workers hold which blocks.
+"""The prefix index as the live router keeps it: which workers hold which blocks, and which are to compute them.
 
-    block hash ──▶ the set of workers that hold it, as the bits of one integer
-    worker     ──▶ its blocks, each with the number of copies it holds
-
-A chained hash names a whole prefix, so no tree is needed: a prompt's overlap with a worker is the number of leading
-hashes it holds. The walk keeps the set of workers still matching and does work only where that set changes, block by
-block: a block evicted in mid-chain ends the overlap there (jumping ahead would miss the hole).
+Its kernels are those of `kv.holders`, which the twin uses too. A block is known here by 64 bits of its hash: two that
+differ are taken for the same once in 2^64, and then a prompt is sent where less of it is than was thought.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from jevons.base.ids import BlockHash, WorkerId
+import numpy as np
+
+from jevons.base.compiled import Ints, Places, Records, compiled
+from jevons.base.hub import Hub
+from jevons.base.ids import BlockHash
+from jevons.kv import holders
+
+_SWEPT = 4  # places looked at for what nobody has any more, for each block that comes
+_SWEPT_AT_LEAST = 256
+_FIRST_ROOM = 1 << 14  # (block, worker) pairs
+
+
+def names_of(hashes: Sequence[BlockHash]) -> Ints:
+    """What the kernels know blocks by: the second half of each hash."""
+    return np.frombuffer(b"".join(hashes), np.int64)[1::2].copy()
+
+
+@compiled
+def _store(hubs: Records, holder: int, names: Ints) -> bool:
+    """Returns whether there was room; if not, nothing was stored."""
+    h = hubs[0]
+    if holders.room(h) < len(names):
+        return False
+    holders.store(h, holder, names)
+    return True
+
+
+@compiled
+def _drop(hubs: Records, holder: int, names: Ints) -> int:
+    return holders.drop(hubs[0], holder, names)
+
+
+@compiled
+def _sweep(hubs: Records, count: int) -> None:
+    holders.sweep(hubs[0], count)
+
+
+@compiled
+def _depth(hubs: Records, holder: int, names: Ints) -> int:
+    return holders.depth_on(hubs[0], holder, names)
+
+
+@compiled
+def _overlaps(hubs: Records, names: Ints, workers: Places, depths: Places, most: int) -> int:
+    return holders.overlaps(hubs[0], names, workers, depths, most)
+
+
+@compiled
+def _has(hubs: Records, holder: int, name: int) -> bool:
+    return holders.holds(hubs[0], holder, name)
 
 
 class PrefixIndex:
-    """Exact as long as it hears every event. About 0.3 µs a stored block, 0.1 µs a block walked."""
+    """Exact as long as it hears every event.
 
-    def __init__(self) -> None:
-        self._holders: dict[BlockHash, int] = {}
-        self._copies: dict[WorkerId, dict[BlockHash, int]] = {}
-        self._bit: dict[WorkerId, int] = {}
-        self._worker: dict[int, WorkerId] = {}  # by bit
-        self._spare_bits: list[int] = []
+    Args:
+        hub: with the arrays of `kv.holders.index_arrays`; none: one of its own.
+    """
+
+    def __init__(self, hub: Hub | None = None) -> None:
+        self.hub = hub or Hub(*holders.index_arrays(0, _FIRST_ROOM))
+        self._numbers = 0  # of holders ever given
+        self._dead: list[list[int]] = []  # holder, places still to be looked at before its number is used again
 
     def __len__(self) -> int:
         """Distinct blocks known."""
-        return len(self._holders)
+        return int(self.hub.number("blocks_known"))
 
-    def held(self, worker: WorkerId) -> int:
-        """Distinct blocks `worker` holds."""
-        return len(self._copies.get(worker, ()))
+    def holding(self, worker: int, on_renumbered: Callable[[], None] | None = None) -> Holding:
+        """What a worker, by its number in the hub, holds: nothing so far. Told when it has another `holder`."""
+        return Holding(self, worker, on_renumbered)
 
-    def holds(self, worker: WorkerId, name: BlockHash) -> bool:
-        return name in self._copies.get(worker, ())
+    def overlaps(self, hashes: Sequence[BlockHash], most: int = 32) -> dict[int, int]:
+        """Leading blocks of `hashes` held, or to be computed, by worker. See `kv.holders.overlaps`."""
+        workers, depths = np.zeros(2 * most, np.int32), np.zeros(2 * most, np.int32)
+        count = _overlaps(self.hub.record, names_of(hashes), workers, depths, most)
+        whose = self.hub["whose"][workers[:count]]
+        return {int(w): int(d) for w, d in zip(whose, depths[:count], strict=True) if w >= 0}
 
-    def store(self, worker: WorkerId, hashes: Iterable[BlockHash]) -> None:
-        """`worker` has one more copy of each of `hashes`."""
-        bit = self._bit_of(worker)
-        copies, holders = self._copies[worker], self._holders
-        for name in hashes:
-            count = copies.get(name, 0)
-            copies[name] = count + 1
-            if not count:
-                holders[name] = holders.get(name, 0) | bit
+    def make_room(self, names: int) -> None:
+        """So many more blocks can be stored or promised."""
+        if self.hub.number("blocks_n") - self.hub.number("blocks_used") < names or (
+            self.hub.number("pairs_n") - self.hub.number("pairs_used") < 2 * names
+        ):
+            self.sweep(max(int(self.hub.number("blocks_used")), int(self.hub.number("pairs_used"))))
+            holders.grow_index(self.hub, names)
 
-    def remove(self, worker: WorkerId, hashes: Iterable[BlockHash]) -> int:
-        """`worker` has one copy less of each of `hashes`. Returns how many of them it was not known to hold."""
-        copies = self._copies.get(worker, {})
-        unknown = 0
-        for name in hashes:
-            count = copies.get(name, 0)
-            if count > 1:
-                copies[name] = count - 1
-            elif count:
-                del copies[name]
-                self._drop(worker, name)
-            else:
-                unknown += 1
-        return unknown
+    def sweep(self, places: int) -> None:
+        """Give back what was held by those who hold nothing any more, as far as it lies in the next so many places."""
+        if not self._dead:
+            return
+        _sweep(self.hub.record, places)
+        for dead in self._dead:
+            dead[1] -= places
 
-    def clear(self, worker: WorkerId) -> None:
-        """`worker` holds nothing any more. Costs 0.2 µs for each block it held."""
-        for name in self._copies.pop(worker, {}):
-            self._drop(worker, name)
-        bit = self._bit.pop(worker, 0)
-        if bit:
-            del self._worker[bit]
-            self._spare_bits.append(bit)
-
-    def overlaps(self, hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
-        """Leading blocks of `hashes` held, for every worker that holds the first one."""
-        depths: dict[WorkerId, int] = {}
-        still = 0
-        for depth, name in enumerate(hashes):
-            holding = self._holders.get(name, 0)
-            if depth:
-                holding &= still
-                if holding != still:
-                    self._settle(still & ~holding, depth, depths)
-            still = holding
-            if not still:
-                return depths
-        self._settle(still, len(hashes), depths)
-        return depths
-
-    def _settle(self, workers: int, depth: int, depths: dict[WorkerId, int]) -> None:
-        while workers:
-            bit = workers & -workers
-            depths[self._worker[bit]] = depth
-            workers ^= bit
-
-    def _drop(self, worker: WorkerId, name: BlockHash) -> None:
-        left = self._holders[name] & ~self._bit[worker]
-        if left:
-            self._holders[name] = left
+    def _new_holder(self, worker: int) -> int:
+        size = max(int(self.hub.number("blocks_used")), int(self.hub.number("pairs_used")))
+        clean = next((dead for dead in self._dead if dead[1] + size <= 0), None)
+        if clean is not None:
+            self._dead.remove(clean)
+            holder = clean[0]
         else:
-            del self._holders[name]
+            holder = self._numbers
+            self._numbers += 1
+            if holder >= len(self.hub["held"]):
+                for name in ("held", "whose"):
+                    self.hub.grow(name, max(16, 2 * holder))
+        self.hub["held"][holder], self.hub["whose"][holder] = 0, worker
+        return holder
 
-    def _bit_of(self, worker: WorkerId) -> int:
-        bit = self._bit.get(worker)
-        if bit is None:
-            bit = self._spare_bits.pop() if self._spare_bits else 1 << len(self._bit)
-            self._bit[worker] = bit
-            self._worker[bit] = worker
-            self._copies[worker] = {}
-        return bit
+    def _end(self, holder: int) -> None:
+        self.hub["whose"][holder] = -1
+        self._dead.append([holder, 0])
+
+
+class Holding:
+    """What one worker holds, in the index. `holder` is its number there, another one after each `clear`."""
+
+    def __init__(self, index: PrefixIndex, worker: int, on_renumbered: Callable[[], None] | None) -> None:
+        self._index = index
+        self._worker = worker
+        self._on_renumbered = on_renumbered
+        self.holder = index._new_holder(worker)
+
+    def __len__(self) -> int:
+        """Distinct blocks held."""
+        return int(self._index.hub["held"][self.holder])
+
+    def store(self, hashes: Sequence[BlockHash]) -> None:
+        """It has one more copy of each of `hashes`."""
+        if not hashes:
+            return
+        names, hub = names_of(hashes), self._index.hub
+        if not _store(hub.record, self.holder, names):
+            self._index.make_room(len(names))
+            _store(hub.record, self.holder, names)
+        self._index.sweep(_SWEPT * len(names) + _SWEPT_AT_LEAST)
+
+    def remove(self, hashes: Sequence[BlockHash]) -> int:
+        """It has one copy less of each of `hashes`. Returns how many of them it was not known to hold."""
+        return _drop(self._index.hub.record, self.holder, names_of(hashes)) if hashes else 0
+
+    def clear(self) -> None:
+        """It holds nothing any more. Costs the same however much it held: that is swept away later."""
+        self._index._end(self.holder)
+        self.holder = self._index._new_holder(self._worker)
+        if self._on_renumbered is not None:
+            self._on_renumbered()
+
+    def end(self) -> None:
+        """The worker is gone for good."""
+        self._index._end(self.holder)
+
+    def holds(self, name: BlockHash) -> bool:
+        """Whether it holds a block, or is to compute it."""
+        return _has(self._index.hub.record, self.holder, int(names_of([name])[0]))
+
+    def depth(self, hashes: Sequence[BlockHash]) -> int:
+        """Leading blocks of `hashes` held, or to be computed."""
+        return _depth(self._index.hub.record, self.holder, names_of(hashes)) if hashes else 0

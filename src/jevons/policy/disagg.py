@@ -11,52 +11,73 @@ whole, and long ones go where they disturb nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import numpy as np
 
-import msgspec
-
-from jevons.policy.route import Candidate, prompt_load, ttft_s
-
-
-class Split(msgspec.Struct, frozen=True):
-    """A decision: the prompt on `prefill`, the rest on `decode`; the same worker if it stays whole."""
-
-    prefill: Candidate
-    decode: Candidate
-    cost_s: float  # predicted seconds of waiting, of everybody concerned
+from jevons.base.compiled import Records, compiled
+from jevons.policy.route import ANEW, BLOCKS, first_token_s, own_s
 
 
-def disturbed_s(prompt_tokens: int, c: Candidate) -> float:
-    """Seconds that the streams running on a worker wait, all together, while it computes this prompt."""
-    return c.decoding * c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens))
+@compiled
+def weigh(c: Records, prompt_tokens: int) -> None:
+    """Set a candidate's `seconds`, and the `waiting_s` of all concerned while it computes a prompt: our client for the
+    first token, and each stream that runs there."""
+    c.seconds = first_token_s(c, prompt_tokens)
+    c.waiting_s = c.seconds + c.decoding * own_s(c, prompt_tokens, max(prompt_tokens - c.cached, 1.0))
 
 
-def split(
-    prompt_tokens: int,
-    decoders: Sequence[Candidate],
-    prefillers: Sequence[Candidate],
-    handover_s: Callable[[Candidate, Candidate], float],
-) -> Split | None:
-    """Choose worker or workers for a prompt.
+@compiled
+def handover_s(c: Records, prompt_tokens: int, is_near: bool) -> float:
+    """Seconds until a worker can go on with a prompt that another has computed.
 
     Args:
-        prompt_tokens: its length.
-        decoders: workers that may do all of it, or what follows the first token.
-        prefillers: workers that may do the prompt.
-        handover_s: of a prefiller and a decoder, seconds to bring the one the blocks that the other has computed.
+        is_near: the other is of its node.
+    """
+    missing = max(prompt_tokens - c.cached, 0)
+    if c.takes == ANEW:
+        return own_s(c, prompt_tokens, max(missing, 1.0))
+    fixed_s, token_s = (c.near_s, c.near_token_s) if is_near else (c.far_s, c.far_token_s)
+    if c.takes != BLOCKS:
+        return float(fixed_s + missing * token_s)
+    tail = prompt_tokens % c.block_size + 1.0
+    last_s = c.per_step_s + own_s(c, prompt_tokens, tail)
+    return float(fixed_s + missing // c.block_size * c.block_size * token_s + last_s)
+
+
+@compiled
+def choose_apart(whole: Records, apart: Records, prompt_tokens: int) -> tuple[int, int]:
+    """Choose worker or workers for a prompt: the least waiting, all together; of equals one for all of it, then the
+    lowest workers.
+
+    Args:
+        whole: [n], CANDIDATE: may do all of it, or what follows the first token.
+        apart: [m], CANDIDATE: may do the prompt alone.
 
     Returns:
-        The least waiting, all together; whole before split, then the lowest ids. None without decoders.
+        (-1, d): all on whole[d]; (p, d): the prompt on apart[p]; (-1, -1): there is nobody.
     """
-    options = [
-        (ttft_s(prompt_tokens, c) + disturbed_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders
-    ]
-    for d in decoders:
-        join_s = d.prices.seconds(prompt_load(prompt_tokens, prompt_tokens)) * d.requests
-        for p in prefillers:
-            there_s = ttft_s(prompt_tokens, p) + disturbed_s(prompt_tokens, p)
-            options.append((there_s + handover_s(p, d) + join_s, 1, p.worker, d.worker, p, d))
-    if not options:
-        return None
-    cost_s, _, _, _, prefill, decode = min(options, key=lambda option: option[:4])
-    return Split(prefill, decode, cost_s)
+    one, two, best_s = -1, -1, np.inf
+    for p in range(len(apart)):
+        weigh(apart[p], prompt_tokens)
+    for d in range(len(whole)):
+        c = whole[d]
+        weigh(c, prompt_tokens)
+        if c.whole and (two < 0 or c.waiting_s < best_s or (c.waiting_s == best_s and c.worker < whole[two].worker)):
+            one, two, best_s = -1, d, c.waiting_s
+    for d in range(len(whole) if len(apart) else 0):
+        c = whole[d]
+        join_s = c.requests * c.per_decode_s  # one more to advance, for all that are there
+        near_s, far_s = handover_s(c, prompt_tokens, True) + join_s, handover_s(c, prompt_tokens, False) + join_s
+        for p in range(len(apart)):
+            cost_s = apart[p].waiting_s + (near_s if apart[p].node == c.node else far_s)
+            if two < 0 or cost_s < best_s or (cost_s == best_s and _are_lower(whole, apart, (p, d), (one, two))):
+                one, two, best_s = p, d, cost_s
+    return one, two
+
+
+@compiled
+def _are_lower(whole: Records, apart: Records, new: tuple[int, int], best: tuple[int, int]) -> bool:
+    """Whether these two workers go before the best so far, of equal cost."""
+    if best[0] < 0:
+        return False
+    p, q = apart[new[0]].worker, apart[best[0]].worker
+    return bool(p < q or (p == q and whole[new[1]].worker < whole[best[1]].worker))

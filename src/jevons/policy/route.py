@@ -1,38 +1,60 @@
 """Routing: which worker should take this request?
 
-Pure. The live router and the twin both call `route`; neither has a rule of its own. `kv` predicts the seconds to the
-first token on each worker and takes the least. The others are what fleets use without a KV index, here to compare with
-and to fall back on by choice.
+Pure kernels over candidates. The live router and the twin call the same ones; neither has a rule of its own. `kv`
+predicts the seconds to the first token on each worker and takes the least. The others are what fleets use without a KV
+index, here to compare with and to fall back on by choice; they ask for load alone, so `control.board` knows the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import msgspec
+import numpy as np
 
-from jevons.base.errors import ConfigError, NoWorker
+from jevons.base.compiled import Records, compiled
+from jevons.base.errors import ConfigError
 from jevons.base.ids import WorkerId
-from jevons.perf.measured import Load, Prices
+from jevons.perf.measured import Load
+
+# What routing may know of one worker, at one moment.
+CANDIDATE = np.dtype(
+    [
+        ("per_step_s", np.float64),  # prices of a step, see `perf.measured`
+        ("per_token_s", np.float64),
+        ("per_token_context_s", np.float64),
+        ("per_decode_s", np.float64),
+        ("step_tokens", np.float64),  # prompt tokens it computes in one step at most
+        ("queued_tokens", np.float64),  # prompt work placed on it and not yet computed
+        ("queued_context", np.float64),
+        ("near_s", np.float64),  # to be given KV computed elsewhere: on its node, or fabric, and beyond
+        ("near_token_s", np.float64),
+        ("far_s", np.float64),
+        ("far_token_s", np.float64),
+        ("bring_s", np.float64),  # seconds it would wait for what it brings from a tier
+        ("seconds", np.float64),  # to the first token, as `choose` and `choose_apart` predict it
+        ("waiting_s", np.float64),  # of everybody concerned, as `choose_apart` weighs it
+        ("cached", np.int64),  # tokens of this prompt it holds, or would bring instead of computing them
+        ("held", np.int64),  # blocks it holds
+        ("depth", np.int32),  # leading blocks of the prompt it holds, or is to compute
+        ("worker", np.int32),
+        ("decoding", np.int32),  # sequences past their first token, or promised for after it
+        ("requests", np.int32),  # placed on it and not finished
+        ("node", np.int32),
+        ("block_size", np.int32),
+        ("takes", np.int32),  # how it takes over a prompt computed elsewhere: ANEW, ALL or BLOCKS
+        ("whole", np.int32),  # 1: may compute prompts
+    ]
+)
+# A prompt computed elsewhere: it computes it anew; it is given all of it; or full blocks, and computes the rest and the
+# last token again.
+ANEW, ALL, BLOCKS = 0, 1, 2
 
 # Predictions this close are a tie: they differ by less than a step's jitter, and always taking the lowest would send
 # every cold prompt to the worker that measured 1 % faster while the other's cache stays empty.
 TIE_SHARE = 0.05
 TIE_S = 0.002
 
-
-class Candidate(msgspec.Struct, frozen=True):
-    """What routing may know of one worker, at one moment."""
-
-    worker: WorkerId
-    cached_tokens: int  # tokens of this prompt it holds, or would bring from a tier instead of computing them
-    queued: Load  # prompt work placed on it and not yet computed
-    decoding: int  # sequences that are past their first token
-    requests: int  # requests placed on it and not finished
-    prices: Prices
-    step_tokens: int  # prompt tokens it computes in one step at most
-    held_blocks: int = 0  # blocks it holds
-    bring_s: float = 0.0  # seconds it would wait for what it brings
+KV, ROUND_ROBIN, LEAST_LOADED, RANDOM = 0, 1, 2, 3
+POLICIES = {"kv": KV, "round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, "random": RANDOM}
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -46,6 +68,20 @@ class Placement(msgspec.Struct, frozen=True):
     decode: WorkerId | None = None  # who goes on after the first token; None: the same worker
 
 
+def check_policy(policy: str, setting: str = "policy") -> int:
+    """Its number.
+
+    Args:
+        setting: where it was given, for the error.
+
+    Raises:
+        ConfigError: there is no such policy.
+    """
+    if policy not in POLICIES:
+        raise ConfigError(f"{setting}: must be one of {', '.join(POLICIES)}, got {policy!r}")
+    return POLICIES[policy]
+
+
 def prompt_load(prompt_tokens: int, cached_tokens: int) -> Load:
     """The work a prompt leaves when its first `cached_tokens` are there: its tokens, each with the ones before it.
 
@@ -55,84 +91,63 @@ def prompt_load(prompt_tokens: int, cached_tokens: int) -> Load:
     return Load(tokens=fresh, token_context=fresh * (prompt_tokens - (fresh + 1) / 2))
 
 
-def ttft_s(prompt_tokens: int, c: Candidate) -> float:
+@compiled
+def prompt_context(prompt_tokens: float, fresh: float) -> float:
+    """Sum over the last `fresh` tokens of a prompt of the tokens before each."""
+    return fresh * (prompt_tokens - (fresh + 1.0) / 2.0)
+
+
+@compiled
+def own_s(c: Records, prompt_tokens: float, fresh: float) -> float:
+    """Seconds of the last `fresh` tokens of a prompt, without what each step costs."""
+    return float(fresh * c.per_token_s + prompt_context(prompt_tokens, fresh) * c.per_token_context_s)
+
+
+@compiled
+def first_token_s(c: Records, prompt_tokens: float) -> float:
     """Predicted seconds to the first token: the queue, then our own uncached tokens, slowed by running decodes."""
-    own = prompt_load(prompt_tokens, c.cached_tokens)
-    tokens = c.queued.tokens + own.tokens
-    steps = max(1.0, -(-tokens // c.step_tokens))
-    return c.bring_s + c.prices.seconds(
-        Load(
-            steps=steps,
-            tokens=tokens,
-            token_context=c.queued.token_context + own.token_context,
-            decodes=steps * c.decoding,
-        )
+    fresh = max(prompt_tokens - c.cached, 1.0)
+    tokens = c.queued_tokens + fresh
+    steps = max(1.0, np.ceil(tokens / c.step_tokens))
+    return float(
+        c.bring_s
+        + steps * c.per_step_s
+        + tokens * c.per_token_s
+        + (c.queued_context + prompt_context(prompt_tokens, fresh)) * c.per_token_context_s
+        + steps * c.decoding * c.per_decode_s
     )
 
 
-def _kv(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
-    """Least predicted TTFT; among near ties the fewest requests, then the most cached, the emptiest, the lowest id."""
-    timed = [(ttft_s(prompt_tokens, c), c) for c in candidates]
-    limit = min(seconds for seconds, _ in timed) * (1 + TIE_SHARE) + TIE_S
-    near = [c for seconds, c in timed if seconds <= limit]
-    return min(near, key=lambda c: (c.requests, -c.cached_tokens, c.held_blocks, c.worker))
-
-
-def _round_robin(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
-    """Each in turn, by id."""
-    return sorted(candidates, key=lambda c: c.worker)[turn % len(candidates)]
-
-
-def _least_loaded(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
-    """Fewest unfinished requests, then fewest queued prompt tokens, then the lowest id."""
-    return min(candidates, key=lambda c: (c.requests, c.queued.tokens, c.worker))
-
-
-def _random(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
-    """Drawn from the turn number alone (splitmix64), so a replay draws the same."""
-    z = (turn + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return sorted(candidates, key=lambda c: c.worker)[(z ^ z >> 31) % len(candidates)]
-
-
-POLICIES: dict[str, Callable[[int, Sequence[Candidate], int], Candidate]] = {
-    "kv": _kv,
-    "round_robin": _round_robin,
-    "least_loaded": _least_loaded,
-    "random": _random,
-}
-
-
-def check_policy(policy: str) -> None:
-    """Raises ConfigError if there is no such policy."""
-    if policy not in POLICIES:
-        raise ConfigError(f"policy: must be one of {', '.join(POLICIES)}, got {policy!r}")
-
-
-def route(policy: str, prompt_tokens: int, candidates: Sequence[Candidate], turn: int = 0) -> Placement:
-    """Choose a worker by the policy of that name.
+@compiled
+def choose(candidates: Records, prompt_tokens: int) -> int:
+    """The candidate of the least predicted TTFT; among near ties the one with the fewest requests, then the most
+    cached, the emptiest, the lowest worker.
 
     Args:
-        prompt_tokens: length of the prompt, at least 1.
-        candidates: the workers that may take it.
-        turn: how many placements came before; round robin and random go by it.
+        candidates: [n], CANDIDATE. Their `seconds` are set.
 
-    Raises:
-        NoWorker: `candidates` is empty.
+    Returns:
+        its place; -1: there are no candidates.
     """
-    if not candidates:
-        raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
-    return placement(policy, prompt_tokens, POLICIES[policy](prompt_tokens, candidates, turn))
+    limit = np.inf
+    for i in range(len(candidates)):
+        seconds = first_token_s(candidates[i], prompt_tokens)
+        candidates[i].seconds = seconds
+        limit = min(limit, seconds)
+    limit = limit * (1 + TIE_SHARE) + TIE_S
+    best = -1
+    for i in range(len(candidates)):
+        if candidates[i].seconds <= limit and (best < 0 or _is_before(candidates[i], candidates[best])):
+            best = i
+    return best
 
 
-def placement(policy: str, prompt_tokens: int, chosen: Candidate, decode: WorkerId | None = None) -> Placement:
-    """The placement on one chosen worker, with its reason."""
-    seconds = ttft_s(prompt_tokens, chosen)
-    reason = (
-        f"{chosen.cached_tokens} of {prompt_tokens} tokens cached, {chosen.queued.tokens:.0f} queued, "
-        f"{chosen.decoding} decoding: first token in {seconds:.3f} s"
-    )
-    if decode is not None:
-        reason += f", the rest on {decode}"
-    return Placement(chosen.worker, policy, seconds, chosen.cached_tokens, reason, decode)
+@compiled
+def _is_before(a: Records, b: Records) -> bool:
+    if a.requests != b.requests:
+        return bool(a.requests < b.requests)
+    if a.cached != b.cached:
+        return bool(a.cached > b.cached)
+    if a.held != b.held:
+        return bool(a.held < b.held)
+    return bool(a.worker < b.worker)

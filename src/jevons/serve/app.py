@@ -50,7 +50,7 @@ class Server:
             TimeoutError: they are not.
         """
         async with asyncio.timeout(timeout_s):
-            while len(self.router.roster.placeable()) < workers:  # noqa: ASYNC110 — a few polls at the start
+            while len(self.router.roster.up()) < workers:  # noqa: ASYNC110 — a few polls at the start
                 await asyncio.sleep(0.02)
 
 

@@ -96,6 +96,7 @@ SEQUENCE = np.dtype(
         ("first_s", np.float64),
         ("predicted_s", np.float64),
         ("predicted_cached", np.int64),
+        ("predicted_depth", np.int64),  # blocks the router took for there, or to come, where it was placed last
     ]
 )
 WAITING, PROMPT, DECODE, BROUGHT = 0, 1, 2, 3  # BROUGHT: waits, its prompt computed elsewhere

@@ -25,6 +25,7 @@ from jevons.perf.measured import Prices
 from jevons.perf.roofline import Engine, Work, iteration
 from jevons.perf.roofline import Group as Layout
 from jevons.perf.room import room_tokens
+from jevons.policy.route import ALL
 from jevons.twin.engine import ENGINE, engine_arrays
 from jevons.twin.kernel import loop_arrays
 
@@ -199,14 +200,16 @@ def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy:
         engines[name] = -1
     engines["ends_s"] = np.inf
     engines["pool"] = np.arange(count)
-    kinds, first = [], 0
+    first = 0
     for at, m in enumerate(made):
         _set_pace(pace_table, at, m, catalog)
         here = slice(first, first + m.group.instances)
         _fill_engines(engines[here], m, at)
-        _fill_workers(workers[here], m)
-        kinds += [at] * m.group.instances
+        _fill_workers(workers[here], m, engines[here])
+        workers["kind"][here] = at
         first += m.group.instances
+    workers["holder"] = np.arange(count)
+    kinds = board.kinds_of([(0, m.group.role == "prefill", m.group.block_size) for m in made])
     blocks = [m.blocks for m in made for _ in range(m.group.instances)]
     room = min(_MOST_BLOCKS, 2 * sum(blocks))
     parts = (
@@ -222,9 +225,7 @@ def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy:
         numbers |= more
     hub = Hub(arrays, numbers)
     hub.set("policy", policy)
-    h = hub.record
-    for worker, kind in enumerate(kinds):
-        board.start(h, worker, made[kind].group.up_after_s == 0)
+    board.seat(hub)
     return hub
 
 
@@ -249,19 +250,20 @@ def _fill_engines(engines: Records, m: Made, pace: int) -> None:
     engines["link_s"] = engine.shares.link_s
     domain = int(engine.chip.domain_size.value) if engine.chip.domain_size is not None else chips
     each = max(1, domain // chips)
-    engines["domain"] = pace * (1 << 32) + np.arange(len(engines)) // each
+    engines["domain"] = pace * (1 << 16) + np.arange(len(engines)) // each
 
 
-def _fill_workers(workers: Records, m: Made) -> None:
+def _fill_workers(workers: Records, m: Made, engines: Records) -> None:
     for name in ("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"):
         workers[name] = getattr(m.prices, name)
-    workers["step_tokens"], workers["block_size"] = m.group.step_tokens, m.group.block_size
-    workers["whole"] = not m.group.ffn_chip
-    if m.engine is not None and m.engine.chip.scale_out_bytes_per_s is not None:
-        rate = m.engine.chip.scale_out_bytes_per_s.value * m.group.tensor * m.engine.shares.link
-        each = m.engine.model.kv_bytes(_USUAL_TOKENS, m.engine.kv_bytes) / _USUAL_TOKENS
-        workers["per_handed_token_s"] = each / rate / m.engine.model.layers
-        workers["per_handover_s"] = m.engine.shares.link_s
+    workers["step_tokens"], workers["whole"] = m.group.step_tokens, not m.group.ffn_chip
+    workers["up"], workers["takes"] = m.group.up_after_s == 0, ALL
+    if m.engine is None:
+        return
+    workers["node"] = engines["domain"]
+    each = m.engine.model.kv_bytes(_USUAL_TOKENS, m.engine.kv_bytes) / _USUAL_TOKENS / m.engine.model.layers
+    for far, rate in (("near", "near_bytes_per_s"), ("far", "far_bytes_per_s")):
+        workers[f"{far}_s"], workers[f"{far}_token_s"] = m.engine.shares.link_s, each / engines[rate]
 
 
 def decoders_first(scenario: Scenario) -> tuple[Scenario, Places]:

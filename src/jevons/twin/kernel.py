@@ -15,9 +15,10 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Reals, Records, compiled
 from jevons.base.hub import view
-from jevons.control.board import WAIT, WORKER, computed, place, place_apart, rekey, unwait, wait
+from jevons.control.board import APART, computed, count_decode, place, rekey, unwait, wait
 from jevons.kv.cache import forget, has_room
-from jevons.kv.holders import drop_one, promise, room, settle, store_one
+from jevons.kv.holders import drop_one, room, store_one
+from jevons.policy.route import CANDIDATE
 from jevons.twin.engine import (
     BROUGHT,
     arrive,
@@ -89,7 +90,6 @@ def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, A
         "block": 64,  # tokens of a block
         "margin": 0,  # blocks that one event may add at most
         "tables_margin": 0,  # places in tables that one event may cut at most
-        "decoders": 1,  # kinds below this do what follows a first token; all: none computes prompts alone
     }
     return arrays, numbers
 
@@ -246,38 +246,36 @@ def _arrival(h: Records, arrival: Records) -> bool:
 
 
 @compiled
+def _to_compute(h: Records, s: Records) -> tuple[int, int]:
+    """Where the names lie, first and end, of the blocks that its worker was to compute when `s` was placed."""
+    first = min(s.predicted_depth, s.named)
+    return s.names + first, s.names + max(first, min(s.named, s.prompt // h.block))
+
+
+@compiled
 def _book(h: Records, slot: int, worker: int, cached: int) -> None:
     """`slot` was placed on `worker`: the book and the engine know it."""
-    s, own = sequence_of(h, slot), view(h.waits, h.waits_n, WAIT)[slot]
-    own.names, own.named = s.names, min(s.named, s.prompt // h.block)
-    wait(h, slot, worker, s.target, cached)
-    if h.uses_index and s.named > 0:
-        promise(h, worker, view(h.names, h.names_n, INT)[s.names])
-    rekey(h, worker)
+    s = sequence_of(h, slot)
+    s.predicted_depth = cached // h.block if h.uses_index else s.named
+    first, after = _to_compute(h, s)
+    wait(h, slot, worker, s.target, cached, view(h.names, h.names_n, INT)[first:after])
     arrive(h, worker, slot, h.now_s)
     set_due(h, worker, engine_of(h, worker).ends_s)
     if s.decode_on >= 0:
-        after = view(h.workers, h.workers_n, WORKER)[s.decode_on]
-        after.decoding += 1  # promised
-        after.requests += 1
-        rekey(h, s.decode_on)
+        count_decode(h, s.decode_on, 1)  # promised
 
 
 @compiled
 def _place(h: Records, names: Ints, prompt: int) -> tuple[int, int, float, int]:
     """The worker, who goes on after the first token (-1: the same), predicted seconds and cached tokens."""
-    found, there = view(h.found, h.found_n, SMALL), -1
-    if h.decoders < h.kinds_n:
-        there, chosen = place_apart(h, names, prompt, h.decoders)
-    else:
-        chosen = place(h, names, prompt)
-    if chosen < 0:
+    there, chosen = place(h, names, prompt, h.block)
+    if chosen < 0:  # nobody to go on: who computes prompts alone is of no use
         return -1, -1, 0.0, 0
-    at, decode_on = chosen, -1
+    candidates = view(h.candidates, h.candidates_n, CANDIDATE)
+    c, decode_on = candidates[chosen], -1
     if there >= 0:
-        at, decode_on = there, int(found[chosen])
-    seconds, cached = view(h.seconds, h.seconds_n, FLOAT), view(h.cached, h.cached_n, INT)
-    return int(found[at]), decode_on, seconds[at], cached[at]
+        c, decode_on = candidates[APART * h.desk + there], c.worker
+    return c.worker, decode_on, c.seconds, c.cached
 
 
 @compiled
@@ -330,32 +328,23 @@ def _engine_event(h: Records, i: int) -> None:
 def _first(h: Records, slot: int) -> None:
     """The first token of a sequence, or the first one where it was placed again."""
     s = sequence_of(h, slot)
-    unwait(h, slot, s.worker)
-    w = view(h.workers, h.workers_n, WORKER)[s.worker]
-    w.decoding += 1
-    w.requests += 1
-    if h.uses_index and s.named > 0:
-        settle(h, s.worker, view(h.names, h.names_n, INT)[s.names])
+    first, after = _to_compute(h, s)
+    unwait(h, slot, s.worker, view(h.names, h.names_n, INT)[first:after])
+    count_decode(h, s.worker, 1)
 
 
 @compiled
 def _done(h: Records, slot: int, now_s: float) -> None:
     """A sequence has its last token, or its last one here."""
     s = sequence_of(h, slot)
-    w = view(h.workers, h.workers_n, WORKER)[s.worker]
-    w.decoding -= 1
-    w.requests -= 1
-    rekey(h, s.worker)
+    count_decode(h, s.worker, -1)
     if s.decode_on >= 0 and s.worker != s.decode_on and s.output > s.emitted:
         s.state = BROUGHT
         begin_move(h, handed_over_s(h, slot, now_s), slot)
         s.worker = s.decode_on
         return
     if s.decode_on >= 0 and s.worker != s.decode_on:  # it was promised there, for nothing
-        after = view(h.workers, h.workers_n, WORKER)[s.decode_on]
-        after.decoding -= 1
-        after.requests -= 1
-        rekey(h, s.decode_on)
+        count_decode(h, s.decode_on, -1)
     give_back(view(h.names, h.names_n, INT), view(h.names_spare, h.names_spare_n, INT), s.names, s.names_class)
     r = view(h.results, h.results_n, RESULT)[h.results_end]
     h.results_end += 1
@@ -410,17 +399,14 @@ def fail(hubs: Records, i: int, now_s: float) -> bool:
 def _place_again(h: Records, slot: int) -> bool:
     """The worker of a sequence is gone: take it out of the book, and place what it has so far. See `_arrival`."""
     s = sequence_of(h, slot)
-    names, workers = view(h.names, h.names_n, INT), view(h.workers, h.workers_n, WORKER)
+    names = view(h.names, h.names_n, INT)
     if s.is_running or s.state == BROUGHT:
-        workers[s.worker].decoding -= 1
-        workers[s.worker].requests -= 1
+        count_decode(h, s.worker, -1)
     else:
-        unwait(h, slot, s.worker)
-        if h.uses_index and s.named > 0:
-            settle(h, s.worker, names[s.names])
+        first, after = _to_compute(h, s)
+        unwait(h, slot, s.worker, names[first:after])
         if s.decode_on >= 0:
-            workers[s.decode_on].decoding -= 1
-            workers[s.decode_on].requests -= 1
+            count_decode(h, s.decode_on, -1)
     s.target = s.prompt + s.emitted
     reusable = names[s.names : s.names + min(s.named, (s.prompt - 1) // h.block)]
     worker, decode_on, _, cached = _place(h, reusable, s.target)

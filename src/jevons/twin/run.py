@@ -21,18 +21,13 @@ from jevons.kv.holders import grow_index
 from jevons.perf.calibration import Calibration
 from jevons.perf.energy import GUESS_IDLE_SHARE, draw
 from jevons.perf.roofline import Work
+from jevons.policy.route import KV, check_policy
 from jevons.twin import kernel
 from jevons.twin.arrivals import TRACE_BLOCK, Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
 from jevons.twin.fleet import Made, decoders_first, make_groups, make_hub
 from jevons.twin.segments import room_left
 
-POLICIES = {
-    "kv": board.KV,
-    "round_robin": board.ROUND_ROBIN,
-    "least_loaded": board.LEAST_LOADED,
-    "random": board.RANDOM,
-}
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -101,11 +96,9 @@ def simulate(
         on_results: called with each piece of results, `kernel.RESULT`, in the order of completion.
 
     Raises:
-        ConfigError: see `make_groups` and `arrivals`.
+        ConfigError: see `make_groups` and `arrivals`; there is no such router.
         NoWorker: a request arrives and no instance is up.
     """
-    if scenario.router not in POLICIES:
-        raise ConfigError(f"router: must be one of {', '.join(POLICIES)}, got {scenario.router!r}")
     began, cpu_began = time.perf_counter(), time.process_time()
     run = Run(scenario, catalog, calibration, exact=exact, on_results=on_results)
     run.go()
@@ -127,8 +120,8 @@ class Run:
         scenario, self._numbers = decoders_first(scenario)
         self._made = made = make_groups(scenario, catalog, calibration)
         self._scenario, self._on_results = scenario, on_results
-        self._policy = POLICIES[scenario.router]
-        self.hub = hub = make_hub(scenario, made, catalog, self._policy)
+        policy = check_policy(scenario.router, "router")
+        self.hub = hub = make_hub(scenario, made, catalog, policy)
         sizes = {m.group.block_size for m in made}
         if len(sizes) > 1:
             raise ConfigError(f"fleet: block_size must be the same everywhere, got {sorted(sizes)}")
@@ -136,10 +129,10 @@ class Run:
         if TRACE_BLOCK % block and block % TRACE_BLOCK:
             raise ConfigError(f"fleet: block_size must divide {TRACE_BLOCK} or be a multiple of it, got {block}")
         splits = any(m.group.role == "prefill" for m in made)
-        if splits and self._policy != board.KV:
+        if splits and policy != KV:
             raise ConfigError(f"router: prefill instances need 'kv', got {scenario.router!r}")
         hub.set("exact", int(exact))
-        hub.set("uses_index", int(self._policy == board.KV))
+        hub.set("uses_index", int(policy == KV))
         hub.set("lag_s", scenario.event_lag_s)
         hub.set("trace_block", TRACE_BLOCK)
         hub.set("block", block)
@@ -147,10 +140,9 @@ class Run:
         hub.set("margin", margin)
         hub.put("scratch", np.zeros(margin, np.int64))
         hub.put("matched", np.zeros(margin, np.int32))
-        hub.set("decoders", sum(m.group.role != "prefill" for m in made))
         self._parts: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(("requests", "prompt", "output", "cached", "predicted_cached"), 0)
-        self._block = block
+        self._block, self._most_named = block, 1
 
     def go(self) -> None:
         waiting = list(self._happenings())
@@ -203,6 +195,7 @@ class Run:
                     f"traffic: a request of {longest:,} tokens with its answer; an instance holds {most:,}: "
                     f"give it more chips or fewer bits, or cut the workload"
                 )
+            self._most_named = max(self._most_named, longest // self._block)
             # A table may have room for twice what is needed, and so many may be admitted at once.
             each = 2 * -(-longest // self._block)
             tables = max(each * min(m.group.max_running, m.group.step_tokens) for m in self._made)
@@ -217,7 +210,7 @@ class Run:
                 self.hub["engines"]["up"][worker] = 1
         for worker in workers if what == "fail" else ():
             engine = self.hub["engines"][worker]
-            _make_room(self.hub, int(engine["waiting"] + engine["running"]))
+            _make_room(self.hub, int(engine["waiting"] + engine["running"]) * self._most_named)
             if not kernel.fail(self.hub.record, worker, at_s):
                 raise self._no_worker("must be computed anew")
 
@@ -334,8 +327,8 @@ def _gaps(counts: Reals) -> Spread:
     return Spread(float((sizes * counts).sum() / total), *quantiles)
 
 
-def _make_room(hub: Hub, placed: int = 1) -> None:
-    """Double what is short; so many requests may be placed before it is asked for again."""
+def _make_room(hub: Hub, promised: int = 0) -> None:
+    """Double what is short; so many blocks more may be promised before it is asked for again."""
     number, margin = hub.number, int(hub.number("margin"))
     entries = int(number("log_end") - number("log_read"))
     if number("places_n") - number("places_used") + number("places_spares") < margin:
@@ -343,7 +336,7 @@ def _make_room(hub: Hub, placed: int = 1) -> None:
     if number("log_name_n") - number("log_end") < 2 * margin:
         grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
     if number("uses_index"):
-        grow_index(hub, entries + margin + placed)
+        grow_index(hub, entries + margin + promised)
     for name, least in (("names", 2 * margin), ("tables", int(number("tables_margin")))):
         if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
             hub.grow(name, 2 * len(hub[name]) + least)

@@ -1,0 +1,215 @@
+"""The router's book as the live router keeps it: workers by number, over the kernels of `control.board`.
+
+The twin fills the same arrays and calls the same kernels, only from its own loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from jevons.base.compiled import Ints, Records, compiled
+from jevons.base.hub import Hub
+from jevons.control import board
+from jevons.kv.holders import index_arrays, room
+from jevons.kv.index import Holding, PrefixIndex
+from jevons.perf.measured import Prices
+
+_WORKERS, _WAITS, _PAIRS = 16, 256, 1 << 14  # room to begin with
+
+
+@compiled
+def _gather(hubs: Records, desk: int, count: int, names: Ints, model: int, block_size: int) -> int:
+    return board.gather(hubs[0], desk, count, names, model, block_size)
+
+
+@compiled
+def _pick(hubs: Records, desk: int, model: int) -> int:
+    return board.pick(hubs[0], desk, model)
+
+
+@compiled
+def _put_alone(hubs: Records, desk: int, worker: int, names: Ints) -> None:
+    board.put_alone(hubs[0], desk, worker, names)
+
+
+@compiled
+def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
+    return board.conclude(hubs[0], prompt_tokens, whole, apart)
+
+
+@compiled
+def _wait(hubs: Records, slot: int, worker: int, prompt_tokens: int, cached_tokens: int, names: Ints) -> bool:
+    h = hubs[0]
+    if room(h) < len(names):
+        return False
+    board.wait(h, slot, worker, prompt_tokens, cached_tokens, names)
+    return True
+
+
+@compiled
+def _unwait(hubs: Records, slot: int, worker: int, names: Ints) -> None:
+    board.unwait(hubs[0], slot, worker, names)
+
+
+@compiled
+def _count_decode(hubs: Records, worker: int, change: int) -> None:
+    board.count_decode(hubs[0], worker, change)
+
+
+@compiled
+def _computed(hubs: Records, worker: int, tokens: float) -> None:
+    board.computed(hubs[0], worker, tokens)
+
+
+@compiled
+def _rekey(hubs: Records, worker: int) -> None:
+    board.rekey(hubs[0], worker)
+
+
+@compiled
+def _promise(hubs: Records, worker: int, names: Ints) -> bool:
+    h = hubs[0]
+    if room(h) < len(names):
+        return False
+    board.promise_again(h, worker, names)
+    return True
+
+
+class Book:
+    """Numbers for workers and for requests, and room for them.
+
+    Args:
+        policy: see `policy.route`.
+    """
+
+    def __init__(self, policy: int) -> None:
+        index, index_numbers = index_arrays(0, _PAIRS)
+        workers = np.zeros(_WORKERS, board.WORKER)
+        workers["kind"] = -1
+        arrays, numbers = board.board_arrays(board.kinds_of([]), workers, _WAITS)
+        self.hub = Hub(index | arrays, index_numbers | numbers)
+        self.hub.set("policy", policy)
+        self.index = PrefixIndex(self.hub)
+        self._kinds: dict[tuple[int, bool, int], int] = {}
+        self._models: dict[str, int] = {}
+        self._nodes: dict[str, int] = {}
+        self._workers = list(range(_WORKERS - 1, -1, -1))  # numbers nobody has
+        self._slots = list(range(_WAITS - 1, -1, -1))
+
+    # Workers
+
+    def add_worker(self, on_renumbered: Callable[[], None]) -> tuple[int, Holding]:
+        """A number for a worker, and what it holds: nothing. It is of no kind yet, so it gets no work."""
+        if not self._workers:
+            had = len(self.hub["workers"])
+            for name in ("workers", "up", "mark"):
+                self.hub.grow(name, 2 * had)
+            self.hub["workers"]["kind"][had:] = -1
+            self._workers = list(range(2 * had - 1, had - 1, -1))
+        number = self._workers.pop()
+        self.hub["workers"][number] = np.zeros((), board.WORKER)
+        w = self.hub["workers"][number]
+        w["oldest"] = w["newest"] = w["kind"] = -1
+        self.hub["mark"][number] = -1
+        holding = self.index.holding(number, on_renumbered)
+        w["holder"] = holding.holder
+        return number, holding
+
+    def drop_worker(self, number: int, holding: Holding) -> None:
+        """A worker is gone for good; what waited on it is forgotten."""
+        holding.end()
+        self.hub["workers"][number]["kind"] = -1
+        self._workers.append(number)
+        board.seat(self.hub)
+
+    def set_worker(self, number: int, values: Mapping[str, float | int]) -> None:
+        """Fields of WORKER that do not change its kind."""
+        w = self.hub["workers"][number]
+        for name, value in values.items():
+            w[name] = value
+        if w["kind"] >= 0:
+            _rekey(self.hub.record, number)
+
+    def set_prices(self, number: int, prices: Prices) -> None:
+        w = self.hub["workers"][number]
+        w["per_step_s"], w["per_token_s"] = prices.per_step_s, prices.per_token_s
+        w["per_token_context_s"], w["per_decode_s"] = prices.per_token_context_s, prices.per_decode_s
+        _rekey(self.hub.record, number)
+
+    def set_kind(self, number: int, model: str, apart: bool, block_size: int) -> None:
+        """What a worker serves, whether it computes prompts alone, how long its blocks are (0: unknown)."""
+        kind = self._kinds.setdefault((self._model(model), apart, block_size), len(self._kinds))
+        if len(self._kinds) > len(self.hub["kinds"]):
+            self.hub.put("kinds", board.kinds_of(list(self._kinds)))
+        self.hub["workers"][number]["kind"] = kind
+        board.seat(self.hub)
+
+    def set_up(self, number: int, up: bool) -> None:
+        board.set_up(self.hub.record, number, up)
+
+    def node(self, name: str) -> int:
+        return self._nodes.setdefault(name, len(self._nodes))
+
+    def block_sizes(self, model: str | None, desk: int) -> list[int]:
+        """Of the workers that a request for `model` may find at a desk."""
+        number = board.ANY if model is None else self._models.get(model, -2)
+        return sorted({size for m, apart, size in self._kinds if apart == bool(desk) and number in (board.ANY, m)})
+
+    def _model(self, name: str) -> int:
+        return self._models.setdefault(name, len(self._models))
+
+    # Requests
+
+    def gather(self, desk: int, count: int, names: Ints, model: str | None, block_size: int) -> int:
+        """See `board.gather`."""
+        return _gather(self.hub.record, desk, count, names, self._number_of(model), block_size)
+
+    def pick(self, desk: int, model: str | None) -> int:
+        """See `board.pick`."""
+        return _pick(self.hub.record, desk, self._number_of(model))
+
+    def put_alone(self, desk: int, worker: int, names: Ints) -> None:
+        """See `board.put_alone`."""
+        _put_alone(self.hub.record, desk, worker, names)
+
+    def conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
+        """See `board.conclude`."""
+        return _conclude(self.hub.record, prompt_tokens, whole, apart)
+
+    def candidates(self, desk: int, count: int) -> Records:
+        """The first so many of a desk."""
+        first = desk * int(self.hub.number("desk"))
+        return self.hub["candidates"][first : first + count]
+
+    def wait(self, worker: int, prompt_tokens: int, cached_tokens: int, names: Ints) -> int:
+        """A request waits. Returns its number, to be given back by `free`."""
+        if not self._slots:
+            had = len(self.hub["waits"])
+            self.hub.grow("waits", 2 * had)
+            self._slots = list(range(2 * had - 1, had - 1, -1))
+        slot = self._slots.pop()
+        while not _wait(self.hub.record, slot, worker, prompt_tokens, cached_tokens, names):
+            self.index.make_room(len(names))
+        return slot
+
+    def unwait(self, slot: int, worker: int, names: Ints) -> None:
+        _unwait(self.hub.record, slot, worker, names)
+
+    def free(self, slot: int) -> None:
+        self._slots.append(slot)
+
+    def count_decode(self, worker: int, change: int) -> None:
+        _count_decode(self.hub.record, worker, change)
+
+    def computed(self, worker: int, tokens: float) -> None:
+        _computed(self.hub.record, worker, tokens)
+
+    def promise_again(self, worker: int, names: Ints) -> None:
+        """A worker's holder is another one; what waits there will still be computed."""
+        while not _promise(self.hub.record, worker, names):
+            self.index.make_room(len(names))
+
+    def _number_of(self, model: str | None) -> int:
+        return board.ANY if model is None else self._models.get(model, -2)
