@@ -18,6 +18,7 @@ from jevons.kv import holders, index
 from jevons.policy import disagg, route
 from jevons.twin import fleet, kernel
 
+A, B, C, D, E, P = (WorkerId(name) for name in "abcdep")
 GOLDEN = Path(__file__).parent / "golden_decisions.json"
 
 
@@ -41,78 +42,93 @@ def test_the_live_router_and_the_twin_call_the_same_kernels_on_the_same_arrays()
     assert all(live[name].dtype == array.dtype for name, array in twin.items())
 
 
-def history(policy: str, apart: bool) -> list[list[Any]]:
-    """A made-up day of a small fleet of unlike workers: what was decided."""
-    draw, r = random.Random(7), Router(policy, hang_s=1.0, shadow_ttl_s=20.0)
-    kinds = [
-        WorkerFacts(id=WorkerId("a"), model="m", kind="reference", block_size=16, pages=PageFacts(b"f", 16, 1 << 16)),
-        WorkerFacts(id=WorkerId("b"), model="m", kind="reference", block_size=16, step_tokens=512),
-        WorkerFacts(id=WorkerId("c"), model="m", kind="openai", block_size=32),
-        WorkerFacts(id=WorkerId("d"), model="m", kind="openai", sends_events=False),
-        WorkerFacts(id=WorkerId("e"), model="n", kind="reference", block_size=16),
-    ]
-    if apart:
-        kinds.append(
-            WorkerFacts(
-                id=WorkerId("p"), model="m", kind="reference", block_size=16, role=Role.PREFILL, step_tokens=8_192
-            )
-        )
-    for facts in kinds:
-        r.join(facts)
-        r.roster.heard(facts.id, 0.0)
-    talks = [[draw.randrange(50_000) for _ in range(draw.randint(40, 900))] for _ in range(12)]
-    stored: dict[WorkerId, list[list[int | bytes]]] = {facts.id: [] for facts in kinds if facts.sends_events}
-    seqs = dict.fromkeys(stored, 0)
-    open_requests: list[tuple[RequestId, bool]] = []
-    decisions = []
-    for turn in range(400):
-        now_s = turn * 0.05
-        what = draw.random()
-        if what < 0.5:
-            tokens = talks[draw.randrange(12)]
-            name, model = RequestId(str(turn)), draw.choice(["m", "m", "m", "n", None])
-            avoid = {WorkerId(draw.choice("ab"))} if draw.random() < 0.1 else set()
-            p = r.place(name, tokens, now_s, model=model, avoid=avoid)
-            decisions.append([p.worker, p.decode, p.cached_tokens, round(p.ttft_s, 9)])
-            open_requests.append((name, False))
-            if p.worker in stored:
-                size = 32 if p.worker == "c" else 16
-                blocks = len(tokens) // size
-                hashes: list[int | bytes] = [hash((ord(p.worker), *tokens[: (i + 1) * size])) for i in range(blocks)]
-                event = BlocksStored(hashes=hashes, tokens=tokens[: blocks * size], block_size=size)
-                r.intake(p.worker).on_batch(KvBatch(seq=seqs[p.worker], events=[event]))
-                stored[p.worker].append(hashes)
-                seqs[p.worker] += 1
-            tokens += [draw.randrange(50_000) for _ in range(draw.randint(0, 40))]
-        elif what < 0.7 and open_requests:
-            at = draw.randrange(len(open_requests))
-            name, first = open_requests[at]
-            if first:
-                r.done(name)
-                open_requests.pop(at)
-            else:
-                r.on_first(name, now_s)
-                open_requests[at] = (name, True)
-        elif what < 0.85:
-            worker = draw.choice(list(stored))
-            tokens_now = draw.randrange(1, 512)
-            seconds = tokens_now * 1e-4 * (1 + (worker == "c"))
-            r.on_step(worker, StepReport(seconds, tokens_now, tokens_now * 300, draw.randrange(8)))
-        elif what < 0.95:
-            worker = draw.choice(list(stored))
-            if stored[worker]:
-                gone = stored[worker].pop(draw.randrange(len(stored[worker])))
-                removed = BlocksRemoved(hashes=gone[len(gone) // 2 :])
-                r.intake(worker).on_batch(KvBatch(seq=seqs[worker], events=[removed]))
-                seqs[worker] += 1
+class Day:
+    """A made-up day of a small fleet of unlike workers, and what was decided in it."""
+
+    def __init__(self, policy: str, apart: bool) -> None:
+        self.draw = random.Random(7)
+        self.router = Router(policy, hang_s=1.0, shadow_ttl_s=20.0)
+        self.fleet = [
+            WorkerFacts(id=A, model="m", kind="reference", block_size=16, pages=PageFacts(b"f", 16, 1 << 16)),
+            WorkerFacts(id=B, model="m", kind="reference", block_size=16, step_tokens=512),
+            WorkerFacts(id=C, model="m", kind="openai", block_size=32),
+            WorkerFacts(id=D, model="m", kind="openai", sends_events=False),
+            WorkerFacts(id=E, model="n", kind="reference", block_size=16),
+        ]
+        if apart:
+            self.fleet.append(WorkerFacts(id=P, model="m", kind="reference", block_size=16, role=Role.PREFILL))
+        for facts in self.fleet:
+            self.router.join(facts)
+            self.router.roster.heard(facts.id, 0.0)
+        self.talks = [[self.draw.randrange(50_000) for _ in range(self.draw.randint(40, 900))] for _ in range(12)]
+        self.stored: dict[WorkerId, list[list[int | bytes]]] = {f.id: [] for f in self.fleet if f.sends_events}
+        self.seqs = dict.fromkeys(self.stored, 0)
+        self.open: list[tuple[RequestId, bool]] = []  # requests, and whether their first token has come
+        self.decisions: list[list[Any]] = []
+
+    def place(self, name: str, now_s: float) -> None:
+        tokens = self.talks[self.draw.randrange(12)]
+        model = self.draw.choice(["m", "m", "m", "n", None])
+        avoid = {self.draw.choice([A, B])} if self.draw.random() < 0.1 else set()
+        p = self.router.place(RequestId(name), tokens, now_s, model=model, avoid=avoid)
+        self.decisions.append([p.worker, p.decode, p.cached_tokens, round(p.ttft_s, 9)])
+        self.open.append((RequestId(name), False))
+        if p.worker in self.stored:
+            self.store(p.worker, tokens)
+        tokens += [self.draw.randrange(50_000) for _ in range(self.draw.randint(0, 40))]
+
+    def store(self, worker: WorkerId, tokens: list[int]) -> None:
+        size = 32 if worker == C else 16
+        blocks = len(tokens) // size
+        hashes: list[int | bytes] = [hash((ord(worker), *tokens[: (i + 1) * size])) for i in range(blocks)]
+        self.tell(worker, BlocksStored(hashes=hashes, tokens=tokens[: blocks * size], block_size=size))
+        self.stored[worker].append(hashes)
+
+    def evict(self) -> None:
+        worker = self.draw.choice(list(self.stored))
+        if self.stored[worker]:
+            gone = self.stored[worker].pop(self.draw.randrange(len(self.stored[worker])))
+            self.tell(worker, BlocksRemoved(hashes=gone[len(gone) // 2 :]))
+
+    def tell(self, worker: WorkerId, event: BlocksStored | BlocksRemoved) -> None:
+        self.router.intake(worker).on_batch(KvBatch(seq=self.seqs[worker], events=[event]))
+        self.seqs[worker] += 1
+
+    def go_on(self, now_s: float) -> None:
+        at = self.draw.randrange(len(self.open))
+        name, has_begun = self.open[at]
+        if has_begun:
+            self.router.done(name)
+            self.open.pop(at)
         else:
-            r.roster.heard(WorkerId(draw.choice("abcd")), now_s, draw.choice([0.0, 5.0]))
-    return decisions
+            self.router.on_first(name, now_s)
+            self.open[at] = (name, True)
+
+    def step(self) -> None:
+        worker, tokens = self.draw.choice(list(self.stored)), self.draw.randrange(1, 512)
+        seconds = tokens * 1e-4 * (1 + (worker == C))
+        self.router.on_step(worker, StepReport(seconds, tokens, tokens * 300, self.draw.randrange(8)))
+
+    def run(self) -> list[list[Any]]:
+        for turn in range(400):
+            now_s, what = turn * 0.05, self.draw.random()
+            if what < 0.5:
+                self.place(str(turn), now_s)
+            elif what < 0.7 and self.open:
+                self.go_on(now_s)
+            elif what < 0.85:
+                self.step()
+            elif what < 0.95:
+                self.evict()
+            else:
+                silent_s = self.draw.choice([0.0, 5.0])
+                self.router.roster.heard(self.draw.choice([A, B, C, D]), now_s, silent_s)
+        return self.decisions
 
 
 def all_histories() -> dict[str, list[list[Any]]]:
     both = [(policy, apart) for policy in route.POLICIES for apart in (False, True)]
-    return {f"{policy}{' apart' * apart}": history(policy, apart) for policy, apart in both}
+    return {f"{policy}{' apart' * apart}": Day(policy, apart).run() for policy, apart in both}
 
 
 def test_decisions_are_those_of_the_golden_replay() -> None:
