@@ -19,9 +19,10 @@ from jevons.control.book import Book
 from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Member, NodeTiers, Placed, Prompt
 from jevons.control.roster import Roster
+from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
-from jevons.facts.worker import Health, StepReport, WorkerFacts
+from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
 from jevons.perf.measured import Load, load_of
 from jevons.policy.route import KV, Placement, check_policy, prompt_load
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
@@ -429,3 +430,20 @@ class Router:
             tier_counts=worker.tier_counts,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )
+
+
+def warm() -> None:
+    """Have all that a router calls compiled, or read from where it was kept: a placement must not wait for it."""
+    router, tokens = Router(), list(range(64))
+    for name, role in (("both", Role.BOTH), ("prompts", Role.PREFILL)):
+        router.join(WorkerFacts(id=WorkerId(name), model="", kind="", block_size=16, role=role))
+        router.roster.heard(WorkerId(name), 0.0)
+        stored = BlocksStored(hashes=[1], tokens=tokens[:16], block_size=16)
+        events: list[KvEvent] = [stored, BlocksRemoved(hashes=[1]), AllCleared(), stored]
+        router.intake(WorkerId(name)).on_batch(KvBatch(seq=0, events=events))
+    for _ in range(2):
+        worker = router.place(RequestId(""), tokens, 0.0).worker
+        router.on_step(worker, StepReport(seconds=0.1, tokens=8, token_context=64, decodes=0))
+        router.on_first(RequestId(""), 0.0)
+        router.done(RequestId(""))
+    router.leave(WorkerId("both"))

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import msgspec
 
+from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError, EngineError, ModelError
 from jevons.config import Settings
 from jevons.control.ledger import HERE
-from jevons.control.router import Router
+from jevons.control.router import Router, warm
 from jevons.engine.openai import EngineSpec, parse_spec
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
@@ -92,6 +93,9 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
             attached = fleet.add_attached(spec)
             chores.append(tasks.create_task(attached.watch(partial(_on_model, spec=spec, prompts=prompts))))
         try:
+            if not are_compiled():
+                log.info("compiling the router's kernels, this once: about 20 s")
+            await asyncio.to_thread(warm)  # while workers load their model
             yield Server(settings, door, router, fleet)
         finally:
             await door.close(settings.drain_s)
