@@ -5,8 +5,11 @@ import pytest
 from jevons.base.errors import ConfigError, NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
+from jevons.facts.block import Tier
 from jevons.facts.event import BlocksStored, KvBatch
-from jevons.facts.worker import Health, IndexMode, StepReport, WorkerFacts
+from jevons.facts.move import MoveReport
+from jevons.facts.worker import Health, IndexMode, PageFacts, StepReport, WorkerFacts
+from jevons.kv.hashing import block_hashes
 
 A, B = WorkerId("a"), WorkerId("b")
 PROMPT = list(range(100, 164))
@@ -226,3 +229,29 @@ def test_the_same_history_places_the_same(policy: str) -> None:
         return [place(r, str(i), PROMPT[: 20 + i]) for i in range(30)]
 
     assert history() == history()
+
+
+def test_a_worker_that_was_slow_at_bringing_once_is_known_by_the_others_of_its_node() -> None:
+    r, pages = Router("kv"), PageFacts(b"f", SIZE, 400_000)
+    for worker, node in ((A, ""), (B, ""), (WorkerId("c"), "far:1")):
+        r.join(WorkerFacts(id=worker, model="m", kind="reference", block_size=SIZE, pages=pages), node)
+        r.roster.heard(worker, 0.0)
+        r.on_step(worker, StepReport(seconds=0.5, tokens=128, token_context=8_000, decodes=0))
+    for node in ("", "far:1"):
+        r.node(node).holdings.stored(b"f", Tier.DISK, block_hashes(PROMPT, SIZE))
+
+    def predicted(only: WorkerId) -> float:
+        placement = r.place(RequestId("?"), PROMPT, 0.0, avoid={A, B, WorkerId("c")} - {only})
+        r.done(RequestId("?"))
+        return placement.ttft_s
+
+    before = predicted(B)
+    r.on_moves(B, [MoveReport(Tier.DISK, 1_200_000, 3.0)])
+    slow = predicted(B)
+    for _ in range(40):
+        r.on_moves(A, [MoveReport(Tier.DISK, 1_200_000, 0.004)])
+
+    assert slow > 2 * before
+    assert predicted(B) < 1.2 * before
+    r.on_moves(WorkerId("c"), [MoveReport(Tier.DISK, 1_200_000, 3.0)])
+    assert predicted(B) < 1.2 * before  # another node's disk is another disk

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from jevons.perf.measured import GUESS_PRICES, Load, Prices, StepSeconds
+from jevons.facts.block import Tier
+from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, Load, MoveSeconds, Prices, StepSeconds
 
 REAL = Prices(per_step_s=0.02, per_token_s=0.0012, per_token_context_s=4e-7, per_decode_s=0.004)
 
@@ -62,3 +63,23 @@ def test_long_runs_of_one_kind_of_step_do_not_spoil_the_rest() -> None:
     # What has not been seen for 2,000 steps has faded towards the prior; it must still be a sane, positive price.
     assert 0 < learned.prices.per_token_s < 0.01
     assert learned.prices.seconds(Load(steps=1, decodes=4)) == pytest.approx(0.036, rel=0.02)
+
+
+def test_two_moves_of_nearly_one_size_that_differ_do_not_spoil_what_comes_next() -> None:
+    learned, page = MoveSeconds(GUESS_MOVES[Tier.DRAM]), 368_640
+    learned.measured(13 * page, 0.003)
+    learned.measured(12 * page, 0.004)  # a line through both falls
+
+    for pages in (12, 13):
+        assert 0.0028 < learned.prices.seconds(pages * page) < 0.0042
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_noisy_moves_of_few_sizes_are_predicted_within_their_noise(seed: int) -> None:
+    learned, draw, page = MoveSeconds(GUESS_MOVES[Tier.DISK]), random.Random(seed), 368_640
+    for number in range(60):
+        pages = draw.choice([12, 13, 13, 13, 14, 19, 23, 36])
+        real = 0.0015 + 0.0008 * pages
+        if number > 3:
+            assert real / 4 < learned.prices.seconds(pages * page) < real * 4
+        learned.measured(pages * page, real * draw.lognormvariate(0.0, 0.3))

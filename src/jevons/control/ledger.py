@@ -58,15 +58,15 @@ class Prompt:
 class Member:
     """What the router keeps of one worker, from when it joins until it joins again or leaves."""
 
-    def __init__(self, facts: WorkerFacts, node: str, book: Book, shadow_ttl_s: float) -> None:
+    def __init__(self, facts: WorkerFacts, node: str, tiers: NodeTiers, book: Book, shadow_ttl_s: float) -> None:
         self.facts = facts
         self.node = node
+        self.moves = tiers.moves
         self._book = book
         self.number, self.holding = book.add_worker(self._renumbered)
         self.intake = Intake(self.holding, self._set_kind) if facts.sends_events else None
         self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
         self.learned = StepSeconds()
-        self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self.reports_steps = False
         self.tier_counts: dict[str, int] = {}
         self.waiting: dict[int, Ints] = {}  # of each request that waits, by its number, the blocks to be computed
@@ -153,6 +153,8 @@ class NodeTiers:
 
     def __init__(self) -> None:
         self.holdings = Holdings()
+        # What bringing takes, of all workers there: who was slow once and gets no work would stay slow for ever.
+        self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self.state: TierSnapshot | None = None  # as their keeper told last
 
     def lost(self) -> None:

@@ -60,10 +60,10 @@ class Router:
         old = self._workers.get(facts.id)
         if old is not None:
             self._end(old)
-        self._workers[facts.id] = worker = Member(facts, node, self._book, self._shadow_ttl_s)
+        self._workers[facts.id] = worker = Member(facts, node, self.node(node), self._book, self._shadow_ttl_s)
         self._members[worker.number] = worker
         if old is not None:
-            worker.learned, worker.moves = old.learned, old.moves  # the hardware is the same
+            worker.learned = old.learned  # the hardware is the same
             worker.reports_steps = old.reports_steps
             worker.tell_prices()
         self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
@@ -206,7 +206,9 @@ class Router:
         if known is not None:
             for report in reports:
                 known.moves[report.tier].measured(report.size_bytes, report.seconds)
-            known.tell_prices()
+            for member in self._workers.values() if reports else ():
+                if member.node == known.node:
+                    member.tell_prices()
 
     def done(self, request: RequestId) -> Outcome | None:
         """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown."""

@@ -107,7 +107,7 @@ class _Sum:
                 row[j] = row[j] * _FADE + x[i] * x[j]
             row[i] += (1.0 - _FADE) * self._floor[i]
         gain = _solve(self._known, x)
-        self._theta = [max(0.0, t + g * error) for t, g in zip(self._theta, gain, strict=True)]
+        self._theta = _above_zero(self._known, [t + g * error for t, g in zip(self._theta, gain, strict=True)])
         self.samples += 1
         return True
 
@@ -179,6 +179,24 @@ class MoveSeconds:
         """`size_bytes` asked for at once were there after `seconds`."""
         if self._sum.measured((1.0, size_bytes), seconds):
             self.prices = MovePrices(*self._sum.prices)
+
+
+def _above_zero(known: Sequence[Sequence[float]], theta: Sequence[float]) -> list[float]:
+    """The prices ≥ 0 that explain what is known nearly as well as `theta` does.
+
+    Where one price would be below 0 the others make up for it: two measurements of nearly the same size that differ by
+    noise draw a line that falls, and cutting off its slope alone would leave its start far above both.
+    """
+    free = list(range(len(theta)))
+    found = list(theta)
+    while any(found[i] < 0.0 for i in free):
+        free = [i for i in free if found[i] > 0.0]
+        right = [sum(k * t for k, t in zip(known[i], theta, strict=True)) for i in free]
+        solved = _solve([[known[i][j] for j in free] for i in free], right)
+        found = [0.0] * len(theta)
+        for i, value in zip(free, solved, strict=True):
+            found[i] = value
+    return found
 
 
 def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
