@@ -26,11 +26,21 @@ class Polynomial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor_ms: float = 1.0
 
 
+class StepPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long an iteration takes, as a router learned it of a worker: see `jevons calibrate --live`."""
+
+    per_step_s: Annotated[float, Meta(ge=0)]
+    per_token_s: Positive  # of a prompt
+    per_token_context_s: Annotated[float, Meta(ge=0)] = 0.0  # token of a prompt, for each token before it
+    per_decode_s: Annotated[float, Meta(ge=0)] = 0.0
+    per_context_s: Annotated[float, Meta(ge=0)] = 0.0  # token that a decode attends to
+
+
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Instances that are alike."""
 
     instances: Count
-    chip: str = ""  # of the catalog; empty with `polynomial`
+    chip: str = ""  # of the catalog; empty with `polynomial` or `prices`
     tensor: Count = 1  # chips that share each layer
     experts: Count = 1  # ranks the experts are spread over
     attention: Count = 1  # copies of attention
@@ -43,7 +53,9 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     memory_share: Share = 0.9  # of the chips' memory that is used
     step_tokens: Count = 8192  # computed in one iteration at most
     max_running: Count = 256
+    engine: Literal["vllm", "jevons"] = "vllm"  # whose way of batching
     polynomial: Polynomial | None = None
+    prices: StepPrices | None = None
     step_scale: Positive = 1.0  # measured over predicted step times, where that is known
     up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long
 
@@ -146,16 +158,25 @@ def _check(scenario: Scenario) -> None:
     if "prefill" not in roles and any(group.ffn_chip for group in scenario.fleet):
         raise ConfigError("fleet: instances with an ffn_chip compute no prompts; add prefill ones")
     for number, group in enumerate(scenario.fleet):
-        if group.polynomial is None and not (group.chip and scenario.model):
-            raise ConfigError(f"fleet[{number}]: must have a chip and the scenario a model")
-        if group.polynomial is not None and group.step_scale != 1.0:
-            raise ConfigError(f"fleet[{number}].step_scale: has no effect with polynomial; scale its numbers instead")
+        _check_group(f"fleet[{number}]", group, scenario.model)
     for event in scenario.events:
         if event.first + event.count > scenario.instances:
             raise ConfigError(
                 f"events: instances {event.first} to {event.first + event.count - 1} are meant, "
                 f"there are {scenario.instances}, counted from 0"
             )
+
+
+def _check_group(where: str, group: Group, model: str) -> None:
+    given = [name for name in ("polynomial", "prices") if getattr(group, name) is not None]
+    if not given and not (group.chip and model):
+        raise ConfigError(f"{where}: must have a chip and the scenario a model")
+    if len(given) > 1 or (given and group.chip):
+        raise ConfigError(f"{where}: must have one of chip, polynomial and prices, got more")
+    if given and group.step_scale != 1.0:
+        raise ConfigError(f"{where}.step_scale: has no effect with {given[0]}; scale its numbers instead")
+    if group.prices is not None and group.blocks is None:
+        raise ConfigError(f"{where}.blocks: must be given with prices: blocks of block_size tokens")
 
 
 def shipped(name: str) -> Path:

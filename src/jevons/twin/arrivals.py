@@ -2,6 +2,8 @@
 
 A prompt's content is told by ids, one for each `TRACE_BLOCK` tokens of it: equal ids stand for equal tokens and equal
 tokens before them. Where they reach beyond the prompt they name the answer too, so that who comes back finds it.
+
+In a trace whose first request has a `request_id` or a `session_id` some may follow others: it is read whole.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import numpy as np
 from jevons.base.compiled import Ints, Records
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Traffic
-from jevons.twin.kernel import ARRIVAL
+from jevons.twin.kernel import AFTER, ARRIVAL
+from jevons.twin.linked import Row, link
 from jevons.twin.sessions import sessions
 
 TRACE_BLOCK = 512
@@ -36,13 +39,10 @@ class Piece(NamedTuple):
 
     requests: Records  # ARRIVAL
     ids: Ints
-
-
-class _Mooncake(msgspec.Struct, gc=False):
-    timestamp: float  # milliseconds
-    input_length: int
-    output_length: int
-    hash_ids: list[int] = []
+    id_tokens: int = TRACE_BLOCK  # behind an id
+    afters: Records = np.zeros(0, AFTER)  # one for each request, or none
+    followers: Ints = np.zeros(0, np.int64)
+    numbers: Ints | None = None  # of each request its place in the trace; None: they are in order
 
 
 def arrivals(traffic: Traffic, seed: int) -> Iterator[Piece]:
@@ -51,18 +51,22 @@ def arrivals(traffic: Traffic, seed: int) -> Iterator[Piece]:
     Raises:
         ConfigError: the trace cannot be read, is empty, has times going backwards or lengths below 1; names the line.
     """
-    pieces = _of_trace(traffic) if traffic.trace else sessions(traffic, seed)
+    pieces = _of_trace(traffic) if traffic.trace else (Piece(*piece) for piece in sessions(traffic, seed))
     left = traffic.requests
     began = False
     for piece in pieces:
-        requests = piece[0]
+        requests = piece.requests
+        if piece.numbers is not None:  # whole, within the limits
+            began = len(requests) > 0
+            yield from [piece] if began else []
+            break
         if traffic.seconds is not None:
             requests = requests[requests["at_s"] <= traffic.seconds]
         requests = requests[:left]
         began = began or len(requests) > 0
         if len(requests) == 0:
             break
-        yield Piece(requests, piece[1])
+        yield piece._replace(requests=requests)
         if left is not None:
             left -= len(requests)
     if not began:
@@ -74,7 +78,11 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
     before, count = -np.inf, 0
     try:
         with path.open("rb") as file:
-            for rows in _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file):
+            batches = _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file)
+            for rows in batches:
+                if rows[0].is_linked:
+                    yield _linked(path, list(chain(rows, *batches)), traffic)
+                    return
                 piece = _piece(rows, traffic)
                 once = piece.requests[:: traffic.copies]
                 _check(path, once["at_s"] * traffic.speed, once, before, count)
@@ -86,23 +94,37 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         raise ConfigError(f"trace {path}: is not text: {error}") from error
 
 
-def _piece(rows: Sequence[_Mooncake], traffic: Traffic) -> Piece:
+def _piece(rows: Sequence[Row], traffic: Traffic) -> Piece:
     copies = traffic.copies
     requests = np.zeros(len(rows) * copies, ARRIVAL)
     counts = np.array([len(row.hash_ids) for row in rows], np.int64)
     ends = np.cumsum(counts)
     ids = np.fromiter(chain.from_iterable(row.hash_ids for row in rows), np.int64, int(ends[-1]))
-    requests["at_s"] = np.repeat([row.timestamp for row in rows], copies) / (1000.0 * traffic.speed)
+    at_ms = [np.nan if row.timestamp is None else row.timestamp for row in rows]
+    requests["at_s"] = np.repeat(at_ms, copies) / (1000.0 * traffic.speed)
     requests["prompt"] = np.repeat([row.input_length for row in rows], copies)
     requests["output"] = np.repeat([row.output_length or 1 for row in rows], copies)
     requests["count"] = np.repeat(counts, copies)
     copy = np.tile(np.arange(copies), len(rows))
     requests["ids"] = np.repeat(ends - counts, copies) + copy * len(ids)
-    return Piece(requests, np.concatenate([ids + c * _COPY_STRIDE for c in range(copies)]))
+    ids = np.concatenate([ids + c * _COPY_STRIDE for c in range(copies)])
+    return Piece(requests, ids, rows[0].block_size or TRACE_BLOCK)
+
+
+def _linked(path: Path, rows: Sequence[Row], traffic: Traffic) -> Piece:
+    linked = link(path, rows, traffic)
+    piece = _piece(linked.rows, traffic) if linked.rows else Piece(np.zeros(0, ARRIVAL), np.zeros(0, np.int64))
+    once = piece.requests[:: traffic.copies]
+    _check(path, np.zeros(len(once)), once, 0.0, 0)
+    afters, followers = linked.arrays(traffic.copies, traffic.speed)
+    return piece._replace(afters=afters, followers=followers, numbers=np.repeat(linked.numbers, traffic.copies))
 
 
 def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) -> None:
     """Times must not go back, lengths must be lengths. Of the first that is wrong its number is told, from 1."""
+    without = np.flatnonzero(np.isnan(at_s))
+    if len(without):
+        raise ConfigError(f"trace {path}: request {first + int(without[0]) + 1}: has no timestamp; give one")
     back = np.flatnonzero(np.diff(at_s, prepend=before) < -1e-9)
     if len(back):
         i = int(back[0])
@@ -119,8 +141,8 @@ def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) 
         )
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
-    decoder, line, rest = msgspec.json.Decoder(_Mooncake), 1, b""
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[Row]]:
+    decoder, line, rest = msgspec.json.Decoder(Row), 1, b""
     while read := file.read(_READ_BYTES):
         whole, newline, rest = (rest + read).rpartition(b"\n")
         rows = _decoded(path, decoder, whole + newline, line)
@@ -131,7 +153,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
         yield _decoded(path, decoder, rest, line)
 
 
-def _decoded(path: Path, decoder: msgspec.json.Decoder[_Mooncake], text: bytes, line: int) -> list[_Mooncake]:
+def _decoded(path: Path, decoder: msgspec.json.Decoder[Row], text: bytes, line: int) -> list[Row]:
     """Requests of some lines, of which the first is number `line`."""
     try:
         return decoder.decode_lines(text)
@@ -139,7 +161,7 @@ def _decoded(path: Path, decoder: msgspec.json.Decoder[_Mooncake], text: bytes, 
         return [_one(path, decoder, row, line + i) for i, row in enumerate(text.splitlines()) if row.strip()]
 
 
-def _one(path: Path, decoder: msgspec.json.Decoder[_Mooncake], text: bytes, line: int) -> _Mooncake:
+def _one(path: Path, decoder: msgspec.json.Decoder[Row], text: bytes, line: int) -> Row:
     try:
         return decoder.decode(text)
     except msgspec.MsgspecError as first:
@@ -151,7 +173,7 @@ def _one(path: Path, decoder: msgspec.json.Decoder[_Mooncake], text: bytes, line
             ) from error
 
 
-def _openai(row: dict[str, Any]) -> _Mooncake:
+def _openai(row: dict[str, Any]) -> Row:
     """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each."""
     body = row.get("body", row)
     if "messages" in body:
@@ -164,10 +186,10 @@ def _openai(row: dict[str, Any]) -> _Mooncake:
     for start in range(0, len(text), width):
         before = blake2b(before + text[start : start + width].encode(), digest_size=5).digest()
         ids.append(int.from_bytes(before, "big") & (_COPY_STRIDE - 1))
-    return _Mooncake(float(row["timestamp"]) * 1000.0, tokens, output, ids)
+    return Row(tokens, output, float(row["timestamp"]) * 1000.0, ids)
 
 
-def _azure(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
+def _azure(path: Path, file: BinaryIO) -> Iterator[list[Row]]:
     began: datetime | None = None
     with TextIOWrapper(file, "utf-8") as text:
         rows = enumerate(csv.DictReader(text), 2)
@@ -180,5 +202,5 @@ def _azure(path: Path, file: BinaryIO) -> Iterator[list[_Mooncake]]:
                     prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
                 except (KeyError, ValueError, TypeError) as error:
                     raise ConfigError(f"trace {path}: line {number}: not of an Azure LLM trace: {error!r}") from error
-                found.append(_Mooncake((at - began).total_seconds() * 1000.0, prompt, output))
+                found.append(Row(prompt, output, (at - began).total_seconds() * 1000.0))
             yield found

@@ -53,7 +53,7 @@ ENGINE = np.dtype(
         ("sum_context", np.float64),
         ("iterations", np.int64),
         ("preempted", np.int64),
-        ("waits_for_prefix", np.int64),
+        ("waits_for_prefix", np.int64),  # schedules as our own engine does, see `_plan_prompts`
         ("layers", np.int64),  # of the model: its KV is handed over layer by layer
         ("domain", np.int64),  # engines of one are joined by the fast fabric
         ("kv_token_bytes", np.float64),
@@ -322,7 +322,11 @@ def preempt(h: Records, i: int, slot: int) -> None:
 
 @compiled
 def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
-    """Give prompts what decodes leave of the budget. Returns their pairs; their tokens are booked on the engine."""
+    """Give prompts what decodes leave of the budget. Returns their pairs; their tokens are booked on the engine.
+
+    An engine that waits for prefixes names blocks when they are computed, not before. It passes over a prompt whose
+    next block is just being computed for another, and admits one only where all of it fits.
+    """
     e = engine_of(h, i)
     budget, pairs, matched = e.step_tokens - e.decodes, 0.0, view(h.matched, h.matched_n, SMALL)
     slot = e.first
@@ -337,25 +341,44 @@ def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
             pairs += _chunk(h, e, s, chunk)
             budget -= chunk
         slot = after
-    while admits and budget > 0 and e.waiting > 0 and e.running < e.max_running:
-        slot = e.next
+    slot = e.next
+    while admits and budget > 0 and slot >= 0 and e.running < e.max_running:
         s = sequence_of(h, slot)
+        after = s.after
         brought = s.state == BROUGHT
         most = s.target if brought else s.target - 1  # at least one token is always computed
         names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, most // e.block_size)]
         hits = match(h, e.pool, names, matched)
         chunk = min(s.target - hits * e.block_size, budget)
-        need = blocks_for(s.target + 1 if brought else hits * e.block_size + chunk, e.block_size) - hits
+        if e.waits_for_prefix and hits < len(names) and _is_coming(h, e, names[hits], hits):
+            slot = after
+            continue
+        end = s.target if e.waits_for_prefix else hits * e.block_size + chunk
+        need = blocks_for(s.target + 1 if brought else end, e.block_size) - hits
         if need > available(h, e.pool) - idle(h, matched, hits):
             break
         _admit(h, e, slot, hits, now_s)
         if brought:
             _go_on(h, e, s)
             budget -= 1
-            continue
-        pairs += _chunk(h, e, s, chunk)
-        budget -= chunk
+        else:
+            pairs += _chunk(h, e, s, chunk)
+            budget -= chunk
+        slot = after
     return pairs
+
+
+@compiled
+def _is_coming(h: Records, e: Records, name: int, at: int) -> bool:
+    """Whether some running prompt is going to fill its block number `at`, of that name."""
+    names, slot = view(h.names, h.names_n, INT), e.first
+    while slot >= 0:
+        s = sequence_of(h, slot)
+        fills = s.state == PROMPT and s.sealed <= at < min(s.named, s.prompt // e.block_size)
+        if fills and names[s.names + at] == name:
+            return True
+        slot = s.after
+    return False
 
 
 @compiled

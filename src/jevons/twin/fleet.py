@@ -62,6 +62,11 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
     if group.polynomial is not None:
         blocks = group.blocks or 16_384
         return Made(group, None, None, None, blocks, _polynomial_prices(group, blocks))
+    if group.prices is not None:
+        assert group.blocks is not None, "checked when it was read"
+        p = group.prices
+        learned = Prices(p.per_step_s, p.per_token_s, p.per_token_context_s, p.per_decode_s)
+        return Made(group, None, None, None, group.blocks, learned)
     model = _known(catalog.models, scenario.model, "model")
     chip = _known(catalog.chips, group.chip, f"{where}.chip")
     weights = scenario.weights or model.weights
@@ -152,7 +157,10 @@ def _set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> 
         prompt_s, decode_s = ([ms / 1e3 for ms in part] for part in (p.prompt_ms, p.decode_ms))
         paces.set_polynomial(arrays["paces"], at, prompt_s, decode_s, (p.floor_ms / 1e3, tokens))
         return
-    assert engine is not None, "who is not polynomial has an engine"
+    if group.prices is not None:
+        paces.set_prices(arrays["paces"], at, made.prices, group.prices.per_context_s)
+        return
+    assert engine is not None, "others have an engine"
     if group.ffn_chip:
         _set_afd(arrays, at, made, catalog.chips[group.ffn_chip])
         return
@@ -234,6 +242,7 @@ def _fill_engines(engines: Records, m: Made, pace: int) -> None:
     engines["pace"], engines["block_size"] = pace, group.block_size
     engines["step_tokens"], engines["max_running"] = group.step_tokens, group.max_running
     engines["up"], engines["layers"] = 1, 1
+    engines["waits_for_prefix"] = group.engine == "jevons"
     engines["near_bytes_per_s"] = engines["far_bytes_per_s"] = np.inf
     if engine is None:
         return

@@ -56,6 +56,16 @@ ARRIVAL = np.dtype(
         ("count", np.int64),
     ]
 )
+# Of each arrival, where some wait for others to be done.
+AFTER = np.dtype(
+    [
+        ("pending", np.int64),  # others to be done before it
+        ("delay_s", np.float64),  # from then on until it arrives
+        ("is_after", np.int64),  # it waits for others, not for its time
+        ("first", np.int64),  # of `followers`, who wait for it, and how many
+        ("count", np.int64),
+    ]
+)
 # Why the loop returned
 MORE, GROW, FULL, TIME, REFUSED = 0, 1, 2, 3, 4
 
@@ -70,7 +80,11 @@ def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, A
         "scratch": np.zeros(1 << 16, np.int64),  # names of a prompt
         "arrivals": np.zeros(0, ARRIVAL),  # in order of time
         "ids": np.zeros(0, np.int64),  # which they name
-        "moves_at_s": np.zeros(sequences),  # KV on its way between engines: a heap by time, then by order of beginning
+        "afters": np.zeros(0, AFTER),  # one for each arrival, or none if nobody waits for anybody
+        "followers": np.zeros(0, np.int64),  # arrivals
+        # What will happen: KV on its way between engines is there, or an arrival (-1 - its number) that waited for
+        # others comes. A heap by time, then by order of beginning.
+        "moves_at_s": np.zeros(sequences),
         "moves_order": np.zeros(sequences, np.int64),
         "moves_slot": np.zeros(sequences, np.int64),
     }
@@ -111,7 +125,7 @@ def _swap(h: Records, i: int, j: int) -> None:
 
 @compiled
 def begin_move(h: Records, at_s: float, slot: int) -> None:
-    """`slot` is at the other engine at that time."""
+    """At that time `slot` is at the other engine, or an arrival comes."""
     i = h.moves_end
     view(h.moves_at_s, h.moves_at_s_n, FLOAT)[i] = at_s
     view(h.moves_order, h.moves_order_n, INT)[i] = h.moves_begun
@@ -125,7 +139,7 @@ def begin_move(h: Records, at_s: float, slot: int) -> None:
 
 @compiled
 def end_move(h: Records) -> int:
-    """Take the first off the heap. Returns its slot."""
+    """Take the first off the heap. Returns its slot, or -1 - the number of an arrival."""
     slot = view(h.moves_slot, h.moves_slot_n, INT)[0]
     h.moves_end -= 1
     count, i = h.moves_end, 0
@@ -181,6 +195,7 @@ def run(hubs: Records, until_s: float, is_last: bool) -> int:
             return GROW
         if h.results_end + h.told_n > h.results_n:
             return FULL
+        _pass_over_followers(h)
         event_s = due[1]
         at_s = arrivals[h.next].at_s if h.next < h.arrivals_n else np.inf
         if at_s == np.inf and not is_last:
@@ -191,14 +206,23 @@ def run(hubs: Records, until_s: float, is_last: bool) -> int:
             return TIME if until_s < np.inf else MORE
         h.now_s = next_s
         if move_s == next_s:
-            if not _moved(h, end_move(h)):
+            slot = end_move(h)
+            if not (_moved(h, slot) if slot >= 0 else _arrival(h, -1 - slot)):
                 return REFUSED
         elif at_s == next_s:  # before engines: who arrives at this moment is in what they do next
-            if not _arrival(h, arrivals[h.next]):
+            if not _arrival(h, h.next):
                 return REFUSED
             h.next += 1
         else:
             _engine_event(h, soonest(due))
+
+
+@compiled
+def _pass_over_followers(h: Records) -> None:
+    """The next arrival is one that comes at its time."""
+    afters = view(h.afters, h.afters_n, AFTER)
+    while h.next < h.afters_n and afters[h.next].is_after:
+        h.next += 1
 
 
 @compiled
@@ -216,9 +240,10 @@ def _has_room(h: Records) -> bool:
 
 
 @compiled
-def _arrival(h: Records, arrival: Records) -> bool:
+def _arrival(h: Records, number: int) -> bool:
     """Returns whether there was a worker for it."""
-    _hear(h, arrival.at_s)
+    arrival = view(h.arrivals, h.arrivals_n, ARRIVAL)[number]
+    _hear(h, h.now_s)
     scratch = view(h.scratch, h.scratch_n, INT)
     named = _name(h, scratch, arrival)
     reusable = scratch[: min(named, (arrival.prompt - 1) // h.block)]
@@ -232,7 +257,7 @@ def _arrival(h: Records, arrival: Records) -> bool:
         slot = h.slots_used
         h.slots_used += 1
     s = sequence_of(h, slot)
-    s.request, s.at_s, s.prompt, s.output = h.base + h.next, arrival.at_s, arrival.prompt, arrival.output
+    s.request, s.at_s, s.prompt, s.output = h.base + number, h.now_s, arrival.prompt, arrival.output
     s.cached, s.computed, s.emitted, s.target, s.decode_on = -1, 0, 0, arrival.prompt, decode_on
     s.blocks = s.sealed = s.chunk = s.is_running = s.state = 0
     s.placed_on, s.predicted_s, s.predicted_cached = worker, predicted_s, cached
@@ -354,6 +379,20 @@ def _done(h: Records, slot: int, now_s: float) -> None:
     r.worker, r.decode_on = s.placed_on, s.decode_on
     view(h.slots, h.slots_n, SMALL)[h.slots_spare] = slot
     h.slots_spare += 1
+    if h.afters_n > 0:
+        _let_go_on(h, s.request - h.base, now_s)
+
+
+@compiled
+def _let_go_on(h: Records, number: int, now_s: float) -> None:
+    """An arrival is done: who waited for it alone arrives after a while."""
+    afters, followers = view(h.afters, h.afters_n, AFTER), view(h.followers, h.followers_n, INT)
+    first = afters[number].first
+    for at in range(first, first + afters[number].count):
+        after = afters[followers[at]]
+        after.pending -= 1
+        if after.pending == 0:
+            begin_move(h, now_s + after.delay_s, -1 - followers[at])
 
 
 @compiled

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from jevons.base.compiled import Places, Reals, Records
+from jevons.base.compiled import Ints, Places, Reals, Records
 from jevons.base.errors import ConfigError, NoWorker
 from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
@@ -23,7 +23,7 @@ from jevons.perf.energy import GUESS_IDLE_SHARE, draw
 from jevons.perf.roofline import Work
 from jevons.policy.route import KV, check_policy
 from jevons.twin import kernel
-from jevons.twin.arrivals import TRACE_BLOCK, Piece, arrivals
+from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
 from jevons.twin.fleet import Made, decoders_first, make_groups, make_hub
 from jevons.twin.segments import room_left
@@ -126,15 +126,12 @@ class Run:
         if len(sizes) > 1:
             raise ConfigError(f"fleet: block_size must be the same everywhere, got {sorted(sizes)}")
         block = sizes.pop()
-        if TRACE_BLOCK % block and block % TRACE_BLOCK:
-            raise ConfigError(f"fleet: block_size must divide {TRACE_BLOCK} or be a multiple of it, got {block}")
         splits = any(m.group.role == "prefill" for m in made)
         if splits and policy != KV:
             raise ConfigError(f"router: prefill instances need 'kv', got {scenario.router!r}")
         hub.set("exact", int(exact))
         hub.set("uses_index", int(policy == KV))
         hub.set("lag_s", scenario.event_lag_s)
-        hub.set("trace_block", TRACE_BLOCK)
         hub.set("block", block)
         margin = max(m.blocks for m in made) + 64
         hub.set("margin", margin)
@@ -143,6 +140,7 @@ class Run:
         self._parts: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(("requests", "prompt", "output", "cached", "predicted_cached"), 0)
         self._block, self._most_named = block, 1
+        self._arrival_numbers: Ints | None = None
 
     def go(self) -> None:
         waiting = list(self._happenings())
@@ -172,6 +170,11 @@ class Run:
     def _give(self, piece: Piece, base: int) -> None:
         self.hub.put("arrivals", np.ascontiguousarray(piece.requests))
         self.hub.put("ids", piece.ids)
+        self.hub.put("afters", piece.afters)
+        self.hub.put("followers", piece.followers)
+        self.hub.set("trace_block", piece.id_tokens)
+        self._arrival_numbers = piece.numbers
+        _make_move_room(self.hub)
         self.hub.set("next", 0)
         self.hub.set("base", base)
 
@@ -189,6 +192,9 @@ class Run:
         """Prompts that no instance could ever hold are an error now, not a stall later."""
         most = min(m.blocks for m in self._made) * self._block
         for piece in pieces:
+            behind = piece.id_tokens
+            if behind % self._block and self._block % behind:
+                raise ConfigError(f"fleet: block_size must divide {behind} or be a multiple of it, got {self._block}")
             longest = int((piece.requests["prompt"] + piece.requests["output"]).max())
             if longest > most:
                 raise ConfigError(
@@ -220,6 +226,8 @@ class Run:
     def _take_results(self) -> None:
         count = int(self.hub.number("results_end"))
         results = self.hub["results"][:count]
+        if self._arrival_numbers is not None:
+            results["request"] = self._arrival_numbers[results["request"]]
         for name in ("worker", "decode_on"):
             results[name] = np.where(results[name] < 0, -1, self._numbers[results[name]])
         if self._on_results is not None and count:
@@ -341,5 +349,14 @@ def _make_room(hub: Hub, promised: int = 0) -> None:
         if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
             hub.grow(name, 2 * len(hub[name]) + least)
     if number("slots_spare") == 0 and number("slots_used") >= len(hub["sequences"]):
-        for name in ("sequences", "waits", "slots", "moves_at_s", "moves_order", "moves_slot"):
+        for name in ("sequences", "waits", "slots"):
             hub.grow(name, 2 * len(hub[name]))
+        _make_move_room(hub)
+
+
+def _make_move_room(hub: Hub) -> None:
+    """Every sequence may be on its way to another engine, and every arrival may wait for its time."""
+    for name in ("moves_at_s", "moves_order", "moves_slot"):
+        most = len(hub["sequences"]) + len(hub["afters"])
+        if len(hub[name]) < most:
+            hub.grow(name, most)
