@@ -27,6 +27,7 @@ from jevons.engine.reference.leader import Leader
 from jevons.engine.reference.runner import Abandoned, Cache, Runner, Sampled, Slice
 from jevons.engine.reference.share import cuts, share_of
 from jevons.engine.reference.tiny import TINY, write_random_model
+from jevons.engine.reference.weights import compute_dtype
 from jevons.facts.model import ModelShape
 from jevons.facts.request import Sampling
 from jevons.store import arena as store
@@ -39,7 +40,8 @@ SHAPES = {
 }
 GREEDY = Sampling(temperature=0, logprobs=5)
 LOGPROB_OFF = 0.1  # what a rounded bf16 KV, or bf16 sums in another order, may do
-KV_OFF = 0.05  # in KV as large as 5: two bits of bf16
+# In KV as large as 5: two bits of bf16. Where products are in bf16 too, what enters a layer is rounded already.
+KV_OFF = 0.05 if compute_dtype(torch.device("cpu")) is torch.float32 else 0.1
 ENDS_S = 20.0
 
 
@@ -61,12 +63,16 @@ def generate(runner: Runner, prompt: Sequence[int], table: Sequence[int], *, com
 
 
 def check_alike(some: Sequence[Sampled], others: Sequence[Sampled]) -> None:
-    """The same tokens, as likely within what rounding does."""
-    assert [s.token for s in some] == [s.token for s in others]
+    """The same tokens, as likely within what rounding does; up to where it decides between two that are as likely."""
+    assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
         assert one.logprob is not None
         assert other.logprob is not None
         assert one.logprob.logprob == pytest.approx(other.logprob.logprob, abs=LOGPROB_OFF)
+        if one.token != other.token:
+            assert dict(one.logprob.top)[other.token] == pytest.approx(one.logprob.logprob, abs=LOGPROB_OFF)
+            assert dict(other.logprob.top)[one.token] == pytest.approx(other.logprob.logprob, abs=LOGPROB_OFF)
+            return  # from here on they answer different texts
 
 
 def followers_of(pid: int) -> list[int]:
