@@ -221,7 +221,10 @@ def _leave(h: Records, e: Records, slot: int) -> None:
         e.context -= tokens_of(s, e.clock)
     tables = view(h.tables, h.tables_n, SMALL)
     table = tables[s.table : s.table + s.blocks]
-    release(h, e.pool, table, s.blocks, computed_of(s, e.clock) // e.block_size)
+    # A full block without a name, a second copy or an answer nobody knows of, goes in its turn; our own engine gives it
+    # out first.
+    full = 0 if e.waits_for_prefix else computed_of(s, e.clock) // e.block_size
+    release(h, e.pool, table, s.blocks, full)
     give_back(tables, view(h.tables_spare, h.tables_spare_n, INT), s.table, s.table_class)
 
 
