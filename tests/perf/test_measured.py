@@ -5,7 +5,7 @@ import random
 import pytest
 
 from jevons.facts.block import Tier
-from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, Load, MoveSeconds, Prices, StepSeconds
+from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, Load, MoveSeconds, Prices, StepSeconds, fit_prices
 
 REAL = Prices(per_step_s=0.02, per_token_s=0.0012, per_token_context_s=4e-7, per_decode_s=0.004)
 
@@ -83,3 +83,33 @@ def test_noisy_moves_of_few_sizes_are_predicted_within_their_noise(seed: int) ->
         if number > 3:
             assert real / 4 < learned.prices.seconds(pages * page) < real * 4
         learned.measured(pages * page, real * draw.lognormvariate(0.0, 0.3))
+
+
+def test_a_whole_record_of_steps_gives_the_prices_they_had() -> None:
+    draw, loads = random.Random(5), steps(500)
+
+    found = fit_prices(loads, [REAL.seconds(load) * draw.uniform(0.8, 1.2) for load in loads])
+
+    for load in steps(50, seed=6):
+        assert found.seconds(load) == pytest.approx(REAL.seconds(load), rel=0.05)
+
+
+def test_a_few_steps_that_hung_hardly_count() -> None:
+    loads = steps(500)
+    seconds = [REAL.seconds(load) * (30.0 if i % 100 == 0 else 1.0) for i, load in enumerate(loads)]
+
+    found = fit_prices(loads, seconds)
+
+    for load in steps(50, seed=6):
+        assert found.seconds(load) == pytest.approx(REAL.seconds(load), rel=0.1)
+
+
+def test_a_part_that_no_step_had_costs_nothing_and_none_costs_less() -> None:
+    loads = [Load(steps=1, decodes=n % 4 + 1) for n in range(50)]
+
+    found = fit_prices(loads, [0.02 + 0.004 * load.decodes for load in loads])
+
+    assert found.per_decode_s == pytest.approx(0.004, rel=0.01)
+    assert (found.per_token_s, found.per_token_context_s) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="at least one"):
+        fit_prices([], [])

@@ -7,27 +7,60 @@ from pathlib import Path
 
 import click
 
+from jevons.base.errors import ConfigError
+from jevons.base.units import count, milliseconds
+from jevons.config import scenario
 from jevons.config.calibration import as_toml
 from jevons.config.catalog import read_catalog
 from jevons.config.points import read_points
 from jevons.twin.calibrate import calibrate
+from jevons.twin.record import Fitted, read_record, scenario_of
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("calibrate", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--points", "file", type=_FILE, required=True, help="CSV file of measurements.")
-@click.option("--out", type=_FILE, required=True, help="TOML file to write.")
+@click.option("--points", type=_FILE, help="CSV file of measurements.")
+@click.option("--record", type=click.Path(path_type=Path, file_okay=False), help="Folder of `jevons serve --record`.")
+@click.option("--out", type=_FILE, help="TOML file to write; of a record, fleet.toml in its folder by default.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
-def command(file: Path, out: Path, catalog: Path | None) -> None:
-    """Learn which shares of data sheets are reached, from points that were measured.
+def command(points: Path | None, record: Path | None, out: Path | None, catalog: Path | None) -> None:
+    """Learn how fast hardware is from what was measured on it.
 
-    Seven of ten points are fitted; the rest, and each chip left out in turn, tell what error to expect. A minute or two
-    for each chip in the file.
+    From points, the shares of data sheets that are reached: seven of ten are fitted; the rest, and each chip left out
+    in turn, tell what error to expect. A minute or two for each chip in the file.
+
+    From a record, the fleet that served: a scenario for `jevons simulate`, its step times fitted to the steps its
+    workers reported.
     """
+    if (points is None) == (record is None):
+        raise ConfigError("calibrate: give either --points or --record")
+    if record is not None:
+        _from_record(record, out or record / "fleet.toml")
+        return
+    assert points is not None, "one of them is given"
+    if out is None:
+        raise ConfigError("calibrate: --points needs --out, the file to write")
+    stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {points.name}")
+    out.write_text(as_toml(calibrate(read_points(points), read_catalog(catalog), stamp, _told)))
 
-    def told(line: str) -> None:
-        click.echo(line, err=True)
 
-    stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {file.name}")
-    out.write_text(as_toml(calibrate(read_points(file), read_catalog(catalog), stamp, told)))
+def _from_record(folder: Path, out: Path) -> None:
+    made, fits = scenario_of(read_record(folder))
+    out.write_text(scenario.as_toml(made))
+    for fitted in fits:
+        _told(_says(fitted))
+    click.echo(f"Wrote {out}: jevons simulate {out}")
+
+
+def _says(f: Fitted) -> str:
+    p = f.prices
+    return (
+        f"{', '.join(f.workers)}: {count(f.steps)} steps: {milliseconds(p.per_step_s)} each, "
+        f"{milliseconds(p.per_token_s)} a prompt token, {milliseconds(p.per_decode_s)} a decode; "
+        f"half of the steps within {f.off_p50:.0%}, nine of ten within {f.off_p90:.0%}, all together {f.off_sum:+.1%}"
+    )
+
+
+def _told(line: str) -> None:
+    click.echo(line, err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,8 +34,11 @@ TARGETS = Targets(ttft_s=3.0)
 @click.option(
     "--model", default="smollm2-135m", show_default=True, help="Known model name, or a Hugging Face directory."
 )
+@click.option(
+    "--record", type=click.Path(path_type=Path, file_okay=False), help="Folder for a record of each policy's run."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def command(model: str, as_json: bool) -> None:
+def command(model: str, record: Path | None, as_json: bool) -> None:
     """See what KV-aware routing saves, on a real model, in under two minutes.
 
     Starts two workers, holds sixteen conversations with them under round-robin, then again under KV-aware routing, and
@@ -47,19 +51,20 @@ def command(model: str, as_json: bool) -> None:
     records: dict[str, dict[str, Any]] = {}
     for policy in POLICIES:
         click.echo(f"{policy}: {len(talks)} conversations of {CHAT.turns} turns on {WORKERS} workers …", err=True)
-        settings = make({"model": model, "workers": WORKERS, "policy": policy, "kv_bytes": KV_BYTES, "port": 0}, "demo")
+        values = {"model": model, "workers": WORKERS, "policy": policy, "kv_bytes": KV_BYTES, "port": 0}
+        if record is not None:
+            values["record"] = str(record / policy)
+        settings = make(values, "demo")
         records[policy] = asyncio.run(_play(settings, str(model_dir), talks))
-    record = {"model": model_dir.name, "workers": WORKERS, "seconds": time.monotonic() - began, "policies": records}
+    told = {"model": model_dir.name, "workers": WORKERS, "seconds": time.monotonic() - began, "policies": records}
     if as_json:
-        click.echo(msgspec.json.encode(record))
+        click.echo(msgspec.json.encode(told))
         return
-    _print(record)
+    _print(told)
 
 
 async def _play(settings: Settings, model_dir: str, talks: list[Conversation]) -> dict[str, Any]:
     """Fresh workers, the whole workload, and what came of it."""
-    from pathlib import Path
-
     async with serving(settings, Path(model_dir)) as server:
         await server.ready(START_S, workers=WORKERS)
         engine = OpenAIEngine(parse_spec(server.url))

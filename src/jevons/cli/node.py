@@ -14,7 +14,7 @@ from jevons.config import Settings
 # What concerns servers alone.
 _OF_SERVERS = {
     *("host", "port", "engines", "nodes", "policy", "max_body_bytes", "request_timeout_s"),
-    *("hang_s", "dead_s", "shadow_ttl_s", "drain_s"),
+    *("hang_s", "dead_s", "shadow_ttl_s", "drain_s", "record"),
 }
 
 

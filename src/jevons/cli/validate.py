@@ -12,29 +12,52 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jevons.base.errors import ConfigError
+from jevons.base.units import count, milliseconds
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.points import read_points
+from jevons.config.scenario import read_scenario
 from jevons.perf.calibration import NOTHING
+from jevons.twin.record import Both, Fidelity, read_record, rehearse, scenario_of
 from jevons.twin.validate import Errors, Row, errors, groups, validate
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("validate", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--points", "file", type=_FILE, required=True, help="CSV file of measurements.")
+@click.option("--points", "file", type=_FILE, help="CSV file of measurements.")
+@click.option("--record", type=_FOLDER, help="Folder of `jevons serve --record`: rehearse what it lived through.")
+@click.option("--scenario", type=_FILE, help="With --record: the fleet; of the record itself by default.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--calibration", type=_FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @click.option("--uncalibrated", is_flag=True, help="From data sheets and guessed shares of them alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def command(file: Path, catalog: Path | None, calibration: Path | None, uncalibrated: bool, as_json: bool) -> None:
-    """How far predictions are off, on points that were measured.
+def command(
+    file: Path | None,
+    record: Path | None,
+    scenario: Path | None,
+    uncalibrated: bool,
+    as_json: bool,
+    **files: Path | None,
+) -> None:
+    """How far predictions are off, on what was measured.
 
-    Three of ten points are never fitted, by a hash of what was run: those are "check". What cannot be predicted is
+    Of points, three of ten are never fitted, by a hash of what was run: those are "check". What cannot be predicted is
     listed with its reason.
+
+    Of a record, its requests are rehearsed and compared one by one: were they placed alike, did they take as long?
     """
+    if (file is None) == (record is None):
+        raise ConfigError("validate: give either --points or --record")
+    if record is not None:
+        _hold_to(record, scenario, as_json)
+        return
+    assert file is not None, "one of them is given"
     points = read_points(file)
-    rows = validate(points, read_catalog(catalog), NOTHING if uncalibrated else read_calibration(calibration))
+    calibration = NOTHING if uncalibrated else read_calibration(files["calibration"])
+    rows = validate(points, read_catalog(files["catalog"]), calibration)
     found = groups(points, rows)
     if as_json:
         summary = {name: errors(group) for name, group in found.items()}
@@ -43,8 +66,41 @@ def command(file: Path, catalog: Path | None, calibration: Path | None, uncalibr
     console = Console()
     console.print(_table(found))
     reasons = Counter(re.sub(r"'[^']*'|[\d.]+", "…", row.reason) for row in rows if row.reason)
-    for reason, count in reasons.most_common():
-        console.print(f" {count} not predicted: {reason}", markup=False, highlight=False)
+    for reason, times in reasons.most_common():
+        console.print(f" {times} not predicted: {reason}", markup=False, highlight=False)
+
+
+def _hold_to(folder: Path, file: Path | None, as_json: bool) -> None:
+    wanted = scenario_of(read_record(folder))[0] if file is None else read_scenario(file)
+    found = rehearse(folder, wanted, read_catalog(), read_calibration())
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    console, table = Console(), Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("", "live", "twin", "off by"):
+        table.add_column(head, justify="left" if not head else "right")
+    for name, both in _figures(found).items():
+        table.add_row(name, milliseconds(both.live), milliseconds(both.twin), f"{both.off:+.1%}")
+    console.print(table)
+    for line in _apart(found, is_fitted=file is None):
+        console.print(f" {line}", markup=False, highlight=False)
+
+
+def _figures(f: Fidelity) -> dict[str, Both]:
+    return {"TTFT p50": f.ttft_p50_s, "TTFT p90": f.ttft_p90_s, "TPOT p50": f.tpot_p50_s, "TPOT mean": f.tpot_mean_s}
+
+
+def _apart(f: Fidelity, is_fitted: bool) -> list[str]:
+    lines = [
+        f"{count(f.placed_alike)} of {count(f.requests)} requests placed alike ({f.placed_alike / f.requests:.1%}), "
+        f"{count(f.cached_alike)} with as many cached tokens",
+        f"{count(f.cached_tokens.live)} cached tokens in all, {count(f.cached_tokens.twin)} in the twin",
+    ]
+    if f.first_apart is not None:
+        lines.append(f"the first placed elsewhere: {f.first_apart}")
+    if is_fitted:
+        lines.append("the twin's step times were fitted to this record; --scenario takes one fitted to another")
+    return lines
 
 
 def _table(found: dict[str, list[Row]]) -> Table:

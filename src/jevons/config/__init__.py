@@ -89,6 +89,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mock_tokens_per_s: Annotated[
         float, Meta(ge=0, description="Above 0: no model; tokens drawn from the cache at this rate, in real seconds.")
     ] = 0.0
+    record: Annotated[
+        str | None, Meta(description="Folder to write requests, steps and workers to, for `jevons calibrate --record`.")
+    ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body, in bytes.")] = 16 << 20
     request_timeout_s: Annotated[float, Meta(gt=0, description="Longest life of one request, in seconds.")] = 600.0
     hang_s: Annotated[float, Meta(gt=0, description="Seconds of silence after which a worker gets no new work.")] = 0.8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +41,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Instances that are alike."""
 
     instances: Count
+    names: list[str] = []  # of the live workers they stand for, one each
     chip: str = ""  # of the catalog; empty with `polynomial` or `prices`
     tensor: Count = 1  # chips that share each layer
     experts: Count = 1  # ranks the experts are spread over
@@ -168,6 +170,8 @@ def _check(scenario: Scenario) -> None:
 
 
 def _check_group(where: str, group: Group, model: str) -> None:
+    if group.names and len(group.names) != group.instances:
+        raise ConfigError(f"{where}.names: must be one for each of {group.instances} instances, got {len(group.names)}")
     given = [name for name in ("polynomial", "prices") if getattr(group, name) is not None]
     if not given and not (group.chip and model):
         raise ConfigError(f"{where}: must have a chip and the scenario a model")
@@ -177,6 +181,33 @@ def _check_group(where: str, group: Group, model: str) -> None:
         raise ConfigError(f"{where}.step_scale: has no effect with {given[0]}; scale its numbers instead")
     if group.prices is not None and group.blocks is None:
         raise ConfigError(f"{where}.blocks: must be given with prices: blocks of block_size tokens")
+
+
+def as_toml(scenario: Scenario) -> str:
+    """The file that reads as this; what is as usual is left out."""
+    tables = {"traffic": scenario.traffic, "slo": scenario.slo}
+    told = _told(scenario)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in told.items() if key not in (*tables, "fleet", "events")]
+    for name, table in tables.items():
+        if _told(table):
+            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in _told(table).items())]
+    for name in ("fleet", "events"):
+        for each in getattr(scenario, name):
+            lines += ["", f"[[{name}]]"]
+            for key, value in _told(each).items():
+                text = json.dumps(value)
+                if isinstance(value, dict):
+                    text = "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }"
+                lines.append(f"{key} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _told(table: msgspec.Struct) -> dict[str, Any]:
+    """What is not as usual."""
+    all_of: dict[str, Any] = msgspec.to_builtins(table)
+    plain = {field.name: field.default for field in msgspec.structs.fields(table)}
+    usual = {name: msgspec.to_builtins(value) for name, value in plain.items() if value is not msgspec.NODEFAULT}
+    return {key: value for key, value in all_of.items() if value not in (None, []) and value != usual.get(key)}
 
 
 def shipped(name: str) -> Path:

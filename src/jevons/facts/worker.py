@@ -51,6 +51,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int | None = None  # tokens; None until its first event tells
     blocks: int | None = None  # its device pool
     step_tokens: int = 2048  # prompt tokens it computes in one step at most (vLLM's default, see its docs)
+    max_running: int | None = None  # sequences it advances together at most; None: not told
     sends_events: bool = True
     pid: int | None = None  # of its process, where that is on this host and ours
     role: Role = Role.BOTH

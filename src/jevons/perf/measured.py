@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from jevons.facts.block import Tier
 from jevons.facts.worker import StepReport
@@ -29,6 +30,8 @@ _FADE = 0.98  # weight of the past after one more measurement: the last ~50 coun
 # How far off the prior may be, in multiples of itself, before it holds a measurement back. Attention's share differs by
 # four orders of magnitude from a CPU to the newest accelerators, the rest by two.
 _PRIOR_SPREAD = (10.0, 10.0, 100.0, 10.0)
+_FITS = 4  # rounds of a fit, each relative to the predictions of the one before: the fourth moves them by 0.1 %
+_LEAST_SHARE = 0.2  # a step that took five times its prediction counts no more than that
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -71,6 +74,10 @@ class Prices(msgspec.Struct, frozen=True):
 # Before anything is measured: a slow accelerator. GUESS: it only has to be wrong by the same factor for every worker,
 # and a few measurements outweigh it.
 GUESS_PRICES = Prices(per_step_s=0.005, per_token_s=0.0005, per_token_context_s=1e-7, per_decode_s=0.001)
+
+
+def _parts(prices: Prices) -> tuple[float, float, float, float]:
+    return prices.per_step_s, prices.per_token_s, prices.per_token_context_s, prices.per_decode_s
 
 
 class _Sum:
@@ -127,8 +134,7 @@ class StepSeconds:
     """Learns one worker's `Prices`."""
 
     def __init__(self, prior: Prices = GUESS_PRICES) -> None:
-        parts = (prior.per_step_s, prior.per_token_s, prior.per_token_context_s, prior.per_decode_s)
-        self._sum = _Sum(parts, _SCALE, _PRIOR_SPREAD)
+        self._sum = _Sum(_parts(prior), _SCALE, _PRIOR_SPREAD)
         self.prices = prior
 
     @property
@@ -139,6 +145,32 @@ class StepSeconds:
         """`load` took `seconds`; passed over unless both are above 0."""
         if self._sum.measured((load.steps, load.tokens, load.token_context, load.decodes), seconds):
             self.prices = Prices(*self._sum.prices)
+
+
+def fit_prices(loads: Sequence[Load], seconds: Sequence[float]) -> Prices:
+    """The prices that explain a whole record of steps best; a step's error counts relative to what is predicted of it.
+
+    Relative to what was measured a slow step would hardly count, and sums of steps would come out too small.
+
+    Args:
+        loads: of each step.
+        seconds: what it took, above 0.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not loads or len(loads) != len(seconds):
+        raise ValueError(f"steps: must be at least one, each with its seconds, got {len(loads)} and {len(seconds)}")
+    sizes = np.array([[load.steps, load.tokens, load.token_context, load.decodes] for load in loads]) / _SCALE
+    took, predicted = np.array(seconds), np.array(seconds)
+    weak = np.diag([1e-6 / (g * s) ** 2 for g, s in zip(_parts(GUESS_PRICES), _SCALE, strict=True)])
+    theta = [0.0] * len(_SCALE)
+    for _ in range(_FITS):
+        x = sizes / predicted[:, None]
+        known = (x.T @ x + weak).tolist()
+        theta = _above_zero(known, _solve(known, (x.T @ (took / predicted)).tolist()))
+        predicted = np.maximum(sizes @ theta, _LEAST_SHARE * took)
+    return Prices(*(t / scale for t, scale in zip(theta, _SCALE, strict=True)))
 
 
 class MovePrices(msgspec.Struct, frozen=True):

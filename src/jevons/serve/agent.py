@@ -109,6 +109,7 @@ class Agent:
             block_size=config.block_size,
             blocks=batcher.pool.blocks,
             step_tokens=config.step_tokens,
+            max_running=config.max_running,
             pid=os.getpid(),
             role=config.role,
             pages=self._pages,

@@ -26,6 +26,7 @@ from jevons.serve.front import Front
 from jevons.serve.http import Door, Limits
 from jevons.serve.openai import refusal
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
+from jevons.serve.record import Recorder, RecordingRouter
 from jevons.serve.remote import RemoteNode
 from jevons.serve.tiers import Tiers, read_secret
 from jevons.serve.tokenizer import Tokenizer
@@ -63,12 +64,25 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
         model_dir: the workers' model's directory, here or on other nodes; None where there are none.
 
     Raises:
-        ConfigError: the settings contradict the model or each other.
+        ConfigError: the settings contradict the model or each other, or the folder for the record is taken.
         EngineError: an embedded worker cannot be started at all (raised as part of an ExceptionGroup).
     """
-    router = Router(settings.policy, hang_s=settings.hang_s, shadow_ttl_s=settings.shadow_ttl_s)
+    recorder = None
+    if settings.record is not None:
+        recorder = Recorder(Path(settings.record), settings.policy, time.monotonic())
+    try:
+        async with _serving(settings, model_dir, recorder) as server:
+            yield server
+    finally:
+        if recorder is not None:
+            recorder.close()
+
+
+@asynccontextmanager
+async def _serving(settings: Settings, model_dir: Path | None, recorder: Recorder | None) -> AsyncIterator[Server]:
+    router = _router(settings, recorder)
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
-    front = Front(settings, router, fleet, prompts, time.monotonic)
+    front = Front(settings, router, fleet, prompts, time.monotonic, recorder)
     specs = [_checked(spec) for spec in settings.engines]
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
     agents: list[AgentConfig] = []
@@ -104,6 +118,12 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
             fleet.close()
             if tiers is not None:
                 tiers.close()
+
+
+def _router(settings: Settings, recorder: Recorder | None) -> Router:
+    if recorder is None:
+        return Router(settings.policy, hang_s=settings.hang_s, shadow_ttl_s=settings.shadow_ttl_s)
+    return RecordingRouter(recorder, settings.policy, hang_s=settings.hang_s, shadow_ttl_s=settings.shadow_ttl_s)
 
 
 def _embed(settings: Settings, model_dir: Path, fleet: Fleet, front: Front, prompts: Prompts) -> None:

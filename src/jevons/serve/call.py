@@ -15,6 +15,7 @@ from jevons.policy.route import Placement
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
+from jevons.serve.record import Finished, Recorder
 from jevons.serve.stream import ChatShape, CompletionShape, Shape
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -75,9 +76,10 @@ def _keep_s(text: str | None) -> float:
 class Placements:
     """The router, as the roads use it: every placement is booked in the metrics when it is over."""
 
-    def __init__(self, router: Router, metrics: Metrics, now_s: Clock) -> None:
+    def __init__(self, router: Router, metrics: Metrics, now_s: Clock, recorder: Recorder | None = None) -> None:
         self._router = router
         self._metrics = metrics
+        self._recorder = recorder
         self._since_s: dict[RequestId, float] = {}  # arrival, then the last token
         self._begun: set[RequestId] = set()
         self._going_on: set[RequestId] = set()  # its first token is not the answer's first
@@ -150,6 +152,11 @@ class Placements:
     def cached(self, id: RequestId, tokens: int | None) -> None:
         if tokens is not None:
             self._router.on_cached(id, tokens)
+
+    def finished(self, call: Call, sequence: Finished) -> None:
+        """A sequence of `call` came to its end."""
+        if self._recorder is not None:
+            self._recorder.answered(sequence, call.asked.cache_salt or "", call.arrived_s, self.now_s())
 
     def done(self, id: RequestId) -> None:
         """It is over, whichever way."""

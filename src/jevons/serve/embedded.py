@@ -17,6 +17,7 @@ from jevons.serve.http import EVENT_STREAM, NO_CACHE, Reply
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import Usage, check_supported
 from jevons.serve.prompts import Prompts
+from jevons.serve.record import Finished
 from jevons.serve.sequence import Sequence
 from jevons.serve.stream import DONE, Choice, Delta
 from jevons.serve.tokenizer import Tokenizer
@@ -156,6 +157,7 @@ class _Run:
                     self._book(seq, step)
                     delta = seq.push(step)
                     if seq.finish is not None:
+                        self._finished(seq)
                         self._over(step.id)
                     yield seq, Delta(delta.text, delta.tokens, seq.finish)
         finally:
@@ -165,6 +167,7 @@ class _Run:
     def _submit(self, seq: Sequence, id: RequestId, placement: Placement) -> None:
         self._live[id] = seq
         seq.worker = placement.worker
+        seq.placement = seq.placement or placement
         work = seq.work_as(id, hand_over=placement.decode is not None)
         self._fleet.links[placement.worker].submit(work, self._steps)
 
@@ -172,6 +175,24 @@ class _Run:
         assert seq.worker is not None
         self._placements.cached(step.id, step.cached_tokens)
         self._placements.token(step.id, seq.worker, len(step.tokens))
+        if seq.first_s is None:
+            seq.first_s = self._placements.now_s()
+
+    def _finished(self, seq: Sequence) -> None:
+        assert seq.placement is not None, "it was submitted"
+        work = seq.work
+        self._placements.finished(
+            self._call,
+            Finished(
+                id=work.id,
+                prompt=work.prompt,
+                tokens=seq.tokens,
+                output_tokens=len(seq.tokens),
+                placement=seq.placement,
+                first_s=seq.first_s,
+                cached_tokens=seq.cached_tokens,
+            ),
+        )
 
     async def _lost(self, seq: Sequence, step: Step) -> None:
         """Its worker is gone: go on elsewhere with what there is; the client sees nothing of it.

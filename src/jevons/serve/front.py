@@ -23,6 +23,7 @@ from jevons.serve.http import ClientGone, Reply, Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import error_body, models_body
 from jevons.serve.prompts import Prompts
+from jevons.serve.record import Recorder
 from jevons.serve.relay import Relay
 from jevons.serve.stream import error_event
 
@@ -33,9 +34,17 @@ CLIENT_LEFT = 499  # nginx's number for it; nobody is left to read it
 class Front:
     """The handler behind the door. `now_s` is a monotonic clock."""
 
-    def __init__(self, settings: Settings, router: Router, fleet: Fleet, prompts: Prompts, now_s: Clock) -> None:
-        self.metrics = Metrics(router)
-        self.placements = Placements(router, self.metrics, now_s)
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        fleet: Fleet,
+        prompts: Prompts,
+        now_s: Clock,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.metrics = Metrics(router, recorder)
+        self.placements = Placements(router, self.metrics, now_s, recorder)
         self.embedded: Embedded | None = None  # set where there are embedded workers
         self._timeout_s = settings.request_timeout_s
         self._fleet = fleet

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot, Outcome
 from jevons.facts.worker import Health, IndexMode
+from jevons.serve.record import Recorder
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 # Measured over predicted: 1 is right. Symmetric in the logarithm.
@@ -38,9 +39,12 @@ class Labelled(Generic[M]):
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, recorder: Recorder | None = None) -> None:
         self.registry = registry = CollectorRegistry()
         registry.register(_FleetCollector(router))
+        if recorder is not None:
+            lost = Gauge("jevons_record_lost", "Lines of the record that could not be written.", registry=registry)
+            lost.set_function(lambda: recorder.lost)
 
         def counter(name: str, says: str, *labels: str) -> Labelled[Counter]:
             return Labelled(Counter(name, says, labels, registry=registry))

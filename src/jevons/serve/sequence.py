@@ -8,6 +8,7 @@ import msgspec
 
 from jevons.base.ids import RequestId, WorkerId
 from jevons.facts.request import Step, TokenLogprob, Work
+from jevons.policy.route import Placement
 from jevons.serve.openai import TokenText
 from jevons.serve.stream import Delta
 from jevons.serve.tokenizer import Detokenizer, StopFinder, Tokenizer
@@ -27,6 +28,8 @@ class Sequence:
         self.cached_tokens: int | None = None
         self.finish: str | None = None
         self.worker: WorkerId | None = None
+        self.placement: Placement | None = None  # the first
+        self.first_s: float | None = None
         self.failed: list[WorkerId] = []  # workers that were lost under it
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)

@@ -23,8 +23,9 @@ import numpy as np
 from jevons.base.compiled import Ints, Records
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Traffic
+from jevons.facts.trace import TraceRow
 from jevons.twin.kernel import AFTER, ARRIVAL
-from jevons.twin.linked import Row, link
+from jevons.twin.linked import link
 from jevons.twin.sessions import sessions
 
 TRACE_BLOCK = 512
@@ -94,7 +95,7 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         raise ConfigError(f"trace {path}: is not text: {error}") from error
 
 
-def _piece(rows: Sequence[Row], traffic: Traffic) -> Piece:
+def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     copies = traffic.copies
     requests = np.zeros(len(rows) * copies, ARRIVAL)
     counts = np.array([len(row.hash_ids) for row in rows], np.int64)
@@ -111,7 +112,7 @@ def _piece(rows: Sequence[Row], traffic: Traffic) -> Piece:
     return Piece(requests, ids, rows[0].block_size or TRACE_BLOCK)
 
 
-def _linked(path: Path, rows: Sequence[Row], traffic: Traffic) -> Piece:
+def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     linked = link(path, rows, traffic)
     piece = _piece(linked.rows, traffic) if linked.rows else Piece(np.zeros(0, ARRIVAL), np.zeros(0, np.int64))
     once = piece.requests[:: traffic.copies]
@@ -141,8 +142,8 @@ def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) 
         )
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[Row]]:
-    decoder, line, rest = msgspec.json.Decoder(Row), 1, b""
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
+    decoder, line, rest = msgspec.json.Decoder(TraceRow), 1, b""
     while read := file.read(_READ_BYTES):
         whole, newline, rest = (rest + read).rpartition(b"\n")
         rows = _decoded(path, decoder, whole + newline, line)
@@ -153,7 +154,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[Row]]:
         yield _decoded(path, decoder, rest, line)
 
 
-def _decoded(path: Path, decoder: msgspec.json.Decoder[Row], text: bytes, line: int) -> list[Row]:
+def _decoded(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> list[TraceRow]:
     """Requests of some lines, of which the first is number `line`."""
     try:
         return decoder.decode_lines(text)
@@ -161,7 +162,7 @@ def _decoded(path: Path, decoder: msgspec.json.Decoder[Row], text: bytes, line: 
         return [_one(path, decoder, row, line + i) for i, row in enumerate(text.splitlines()) if row.strip()]
 
 
-def _one(path: Path, decoder: msgspec.json.Decoder[Row], text: bytes, line: int) -> Row:
+def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> TraceRow:
     try:
         return decoder.decode(text)
     except msgspec.MsgspecError as first:
@@ -173,7 +174,7 @@ def _one(path: Path, decoder: msgspec.json.Decoder[Row], text: bytes, line: int)
             ) from error
 
 
-def _openai(row: dict[str, Any]) -> Row:
+def _openai(row: dict[str, Any]) -> TraceRow:
     """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each."""
     body = row.get("body", row)
     if "messages" in body:
@@ -186,10 +187,10 @@ def _openai(row: dict[str, Any]) -> Row:
     for start in range(0, len(text), width):
         before = blake2b(before + text[start : start + width].encode(), digest_size=5).digest()
         ids.append(int.from_bytes(before, "big") & (_COPY_STRIDE - 1))
-    return Row(tokens, output, float(row["timestamp"]) * 1000.0, ids)
+    return TraceRow(tokens, output, float(row["timestamp"]) * 1000.0, ids)
 
 
-def _azure(path: Path, file: BinaryIO) -> Iterator[list[Row]]:
+def _azure(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
     began: datetime | None = None
     with TextIOWrapper(file, "utf-8") as text:
         rows = enumerate(csv.DictReader(text), 2)
@@ -202,5 +203,5 @@ def _azure(path: Path, file: BinaryIO) -> Iterator[list[Row]]:
                     prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
                 except (KeyError, ValueError, TypeError) as error:
                     raise ConfigError(f"trace {path}: line {number}: not of an Azure LLM trace: {error!r}") from error
-                found.append(Row(prompt, output, (at - began).total_seconds() * 1000.0))
+                found.append(TraceRow(prompt, output, (at - began).total_seconds() * 1000.0))
             yield found

@@ -11,38 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from jevons.base.compiled import Ints, Records
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Traffic
+from jevons.facts.trace import TraceRow
 from jevons.twin.kernel import AFTER
-
-
-class Row(msgspec.Struct, gc=False):
-    """A request of a Mooncake trace, with what later versions of that format and ours add."""
-
-    input_length: int
-    output_length: int
-    timestamp: float | None = None  # milliseconds; None where it follows others
-    hash_ids: list[int] = []
-    request_id: str = ""
-    session_id: str | int | None = None
-    wait_for: list[str] = []
-    delay: float | None = None
-    tool_wait_ms: float = 0.0
-    block_size: int = 0  # tokens behind an id; 0: as usual
-
-    @property
-    def is_linked(self) -> bool:
-        return self.session_id is not None or bool(self.request_id) or bool(self.wait_for)
 
 
 class Linked(NamedTuple):
     """Requests in order of time, and who waits for whom."""
 
-    rows: list[Row]
+    rows: list[TraceRow]
     numbers: Ints  # of each its place in the file
     leaders: list[list[int]]
     delays_ms: list[float]
@@ -65,7 +46,7 @@ class Linked(NamedTuple):
         return afters, np.concatenate([flat * copies + c for c in range(copies)])
 
 
-def link(path: Path, rows: Sequence[Row], traffic: Traffic) -> Linked:
+def link(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Linked:
     """Put together who follows whom, within the limits of `traffic`: who follows one that is left out is too.
 
     Raises:
@@ -93,7 +74,7 @@ def link(path: Path, rows: Sequence[Row], traffic: Traffic) -> Linked:
     )
 
 
-def _leaders(path: Path, rows: Sequence[Row], numbers: Sequence[int]) -> list[list[int]]:
+def _leaders(path: Path, rows: Sequence[TraceRow], numbers: Sequence[int]) -> list[list[int]]:
     """Whom each request follows."""
     by_id: dict[str, int] = {}
     for i, row in enumerate(rows):
@@ -135,7 +116,7 @@ def _in_turn(path: Path, leaders: Sequence[Sequence[int]], numbers: Sequence[int
     return turn
 
 
-def _delay_ms(rows: Sequence[Row], i: int, leaders: Sequence[int]) -> float:
+def _delay_ms(rows: Sequence[TraceRow], i: int, leaders: Sequence[int]) -> float:
     """From when those it follows are done; where that is not told, from one time to the next."""
     row = rows[i]
     if row.delay is not None or len(leaders) != 1:
