@@ -74,6 +74,7 @@ class OfTwin:
 
     def __init__(self, blocks: int) -> None:
         self.pools = Pools(blocks)
+        cache.grow_log(self.pools.hub, 1_024)  # of all the stream, at once
         self.held: set[int] = set()
         self.lost: list[int] = []
         self.sequence: list[int] = []
