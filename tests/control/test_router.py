@@ -103,6 +103,33 @@ def test_rates_are_learned_so_the_faster_worker_gets_cold_prompts() -> None:
     assert [place(r, str(i), list(range(i * 1_000, i * 1_000 + 500))) for i in range(3)] == [B, B, B]
 
 
+def test_equal_workers_are_believed_equally_fast_whoever_made_the_last_steps() -> None:
+    r = router()
+    for i in range(60):
+        r.on_step(A, StepReport(0.2 + 0.001 * (i % 7), 128, 8_000, 0))
+        if i % 3 == 0:
+            r.on_step(B, StepReport(0.21, 128, 8_000, 0))
+
+    a, b = r.snapshot().workers
+
+    assert (a.prefill_tokens_per_s, a.step_s) == (b.prefill_tokens_per_s, b.step_s)
+    assert place(r, "1", list(range(500))) == A  # a tie
+
+
+def test_a_worker_that_joins_is_believed_as_fast_as_those_that_are_alike() -> None:
+    r = router(A)
+    for _ in range(40):
+        r.on_step(A, StepReport(0.5, 128, 8_000, 0))
+
+    r.join(WorkerFacts(id=B, model="m", kind="reference", block_size=16))
+
+    a, b = r.snapshot().workers
+    assert b.prefill_tokens_per_s == a.prefill_tokens_per_s
+    other = WorkerFacts(id=WorkerId("c"), model="m", kind="reference", block_size=16, step_tokens=64)
+    r.join(other)
+    assert r.snapshot().workers[2].prefill_tokens_per_s != a.prefill_tokens_per_s
+
+
 def test_where_steps_go_unreported_rates_are_learned_from_first_tokens() -> None:
     r = router(A, events=False)
     for i in range(40):

@@ -18,7 +18,8 @@ from jevons.facts.worker import IndexMode, Role, WorkerFacts
 from jevons.kv.hashing import block_hashes
 from jevons.kv.index import names_of
 from jevons.kv.tiers import Holdings
-from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds, StepSeconds
+from jevons.perf.kin import WorkerSeconds
+from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds
 from jevons.policy.route import ANEW, BLOCKS, Placement
 
 HERE = ""  # the node the router runs on
@@ -58,20 +59,22 @@ class Prompt:
 class Member:
     """What the router keeps of one worker, from when it joins until it joins again or leaves."""
 
-    def __init__(self, facts: WorkerFacts, node: str, tiers: NodeTiers, book: Book, shadow_ttl_s: float) -> None:
+    def __init__(
+        self, facts: WorkerFacts, learned: WorkerSeconds, tiers: NodeTiers, book: Book, shadow_ttl_s: float
+    ) -> None:
         self.facts = facts
-        self.node = node
+        self.node = tiers.name
         self.moves = tiers.moves
         self._book = book
         self.number, self.holding = book.add_worker(self._renumbered)
         self.intake = Intake(self.holding, self._set_kind) if facts.sends_events else None
         self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
-        self.learned = StepSeconds()
+        self.learned = learned
         self.reports_steps = False
         self.tier_counts: dict[str, int] = {}
         self.waiting: dict[int, Ints] = {}  # of each request that waits, by its number, the blocks to be computed
         self.promised = 0  # requests that run elsewhere until their first token, then here
-        book.set_worker(self.number, {"step_tokens": facts.step_tokens, "whole": 1, "node": book.node(node)})
+        book.set_worker(self.number, {"step_tokens": facts.step_tokens, "whole": 1, "node": book.node(tiers.name)})
         self._set_kind()
         self.tell_prices()
 
@@ -151,7 +154,8 @@ class Placed(msgspec.Struct):
 class NodeTiers:
     """What is known of a node's tiers."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.holdings = Holdings()
         # What bringing takes, of all workers there: who was slow once and gets no work would stay slow for ever.
         self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}

@@ -23,6 +23,7 @@ from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch,
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
+from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
 from jevons.policy.route import KV, Placement, check_policy, prompt_load
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
@@ -44,6 +45,7 @@ class Router:
         self._shadow_ttl_s = shadow_ttl_s
         self._shadows_expire_s = inf  # none before
         self._nodes: dict[str, NodeTiers] = {}
+        self._kins: dict[tuple[Any, ...], Kin] = {}  # by what makes workers alike
         self._workers: dict[WorkerId, Member] = {}
         self._members: dict[int, Member] = {}  # by number
         self._placed: dict[RequestId, Placed] = {}
@@ -53,25 +55,27 @@ class Router:
 
     def node(self, name: str) -> NodeTiers:
         """What is known of a node's tiers; who is told by their keeper writes it."""
-        return self._nodes.setdefault(name, NodeTiers())
+        if name not in self._nodes:
+            self._nodes[name] = NodeTiers(name)
+        return self._nodes[name]
 
     def join(self, facts: WorkerFacts, node: str = HERE) -> None:
         """A worker of `node` introduces itself, for the first time or after a restart: it holds nothing we know of."""
         old = self._workers.get(facts.id)
         if old is not None:
             self._end(old)
-        self._workers[facts.id] = worker = Member(facts, node, self.node(node), self._book, self._shadow_ttl_s)
+        learned = self._learned(facts, old)
+        self._workers[facts.id] = worker = Member(facts, learned, self.node(node), self._book, self._shadow_ttl_s)
         self._members[worker.number] = worker
         if old is not None:
-            worker.learned = old.learned  # the hardware is the same
             worker.reports_steps = old.reports_steps
-            worker.tell_prices()
         self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone for good."""
         left = self._workers.pop(worker, None)
         if left is not None:
+            left.learned.leave()
             self._end(left)
         self.roster.forget(worker)
 
@@ -189,8 +193,7 @@ class Router:
         if known is None:
             return
         known.reports_steps = True
-        known.learned.measured(load_of(report), report.seconds)
-        self._book.set_prices(known.number, known.learned.prices)
+        self._measured(known, load_of(report), report.seconds)
         if report.tokens:
             self._book.computed(known.number, report.tokens)
 
@@ -250,6 +253,28 @@ class Router:
         )
 
     # Inside
+
+    def _learned(self, facts: WorkerFacts, old: Member | None) -> WorkerSeconds:
+        """What is known of its seconds, from before or from those that are alike."""
+        alike = (facts.model, facts.kind, facts.role, facts.step_tokens, facts.max_running)
+        kin = self._kins.setdefault(alike, Kin())
+        if old is None:
+            return WorkerSeconds(kin)
+        if old.learned.kin is kin:
+            return old.learned
+        old.learned.leave()  # it is another one now
+        return WorkerSeconds(kin)
+
+    def _measured(self, worker: Member, load: Load, seconds: float) -> None:
+        """A step of `worker` took so long."""
+        was_alike = worker.learned.is_alike
+        are_new = worker.learned.measured(load, seconds)
+        if are_new:
+            for member in self._workers.values():
+                if member.learned.kin is worker.learned.kin and member.learned.is_alike:
+                    self._book.set_prices(member.number, member.learned.prices)
+        elif not (was_alike and worker.learned.is_alike):
+            self._book.set_prices(worker.number, worker.learned.prices)
 
     def _is_current(self, member: Member) -> bool:
         """Whether it has not joined again, or left, since."""
@@ -408,8 +433,7 @@ class Router:
             context += real.token_context - own.token_context
         steps = max(1.0, -(-tokens // worker.facts.step_tokens))
         load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * placed.decoding)
-        worker.learned.measured(load, placed.first_s - placed.placed_s)
-        self._book.set_prices(worker.number, worker.learned.prices)
+        self._measured(worker, load, placed.first_s - placed.placed_s)
 
     def _worker_snapshot(self, worker: Member) -> WorkerSnapshot:
         prices, w = worker.learned.prices, self._book.hub["workers"][worker.number]

@@ -99,8 +99,12 @@ class _Sum:
         self._known = [[self._floor[i] if i == j else 0.0 for j in parts] for i in parts]
         self.samples = 0
 
-    def measured(self, sizes: Sequence[float], seconds: float) -> bool:
-        """Parts of these sizes took `seconds`; passed over unless both are above 0."""
+    def measured(self, sizes: Sequence[float], seconds: float, share: float = 1.0) -> bool:
+        """Parts of these sizes took `seconds`; passed over unless both are above 0.
+
+        Args:
+            share: of a measurement in what makes the past fade: 1 / n where n measure side by side.
+        """
         if seconds <= 0 or not any(sizes):
             return False
         # Divided by seconds: a relative error counts alike at any size.
@@ -108,11 +112,12 @@ class _Sum:
         error = 1.0 - sum(a * t for a, t in zip(x, self._theta, strict=True))
         if error > _OUTLIER:
             self._doubt((1.0 - error) ** 2)
+        fade = 1.0 - (1.0 - _FADE) * share
         for i in self._parts:
             row = self._known[i]
             for j in self._parts:
-                row[j] = row[j] * _FADE + x[i] * x[j]
-            row[i] += (1.0 - _FADE) * self._floor[i]
+                row[j] = row[j] * fade + x[i] * x[j]
+            row[i] += (1.0 - fade) * self._floor[i]
         gain = _solve(self._known, x)
         self._theta = _above_zero(self._known, [t + g * error for t, g in zip(self._theta, gain, strict=True)])
         self.samples += 1
@@ -131,7 +136,7 @@ class _Sum:
 
 
 class StepSeconds:
-    """Learns one worker's `Prices`."""
+    """Learns the `Prices` of a worker, or of several that are alike."""
 
     def __init__(self, prior: Prices = GUESS_PRICES) -> None:
         self._sum = _Sum(_parts(prior), _SCALE, _PRIOR_SPREAD)
@@ -141,9 +146,13 @@ class StepSeconds:
     def samples(self) -> int:
         return self._sum.samples
 
-    def measured(self, load: Load, seconds: float) -> None:
-        """`load` took `seconds`; passed over unless both are above 0."""
-        if self._sum.measured((load.steps, load.tokens, load.token_context, load.decodes), seconds):
+    def measured(self, load: Load, seconds: float, share: float = 1.0) -> None:
+        """`load` took `seconds`; passed over unless both are above 0.
+
+        Args:
+            share: 1 / n where n workers measure side by side: so many times more steps are remembered.
+        """
+        if self._sum.measured((load.steps, load.tokens, load.token_context, load.decodes), seconds, share):
             self.prices = Prices(*self._sum.prices)
 
 

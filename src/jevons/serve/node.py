@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jevons.base.errors import ConfigError, EngineGone
 from jevons.config import Settings
-from jevons.control.ledger import NodeTiers
+from jevons.control.ledger import HERE, NodeTiers
 from jevons.serve.fleet import HOST, keep_alive
 from jevons.serve.peers import host_port
 from jevons.serve.tiers import Tiers, read_secret
@@ -96,7 +96,7 @@ async def run(settings: Settings, model_dir: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     host, port = host_port(settings.node_listen, "node_listen")
-    tiers = Tiers(settings, NodeTiers()) if settings.dram_bytes else None
+    tiers = Tiers(settings, NodeTiers(HERE)) if settings.dram_bytes else None
     configs = worker_configs(settings, model_dir, tiers)
     door = Door(read_secret(settings).encode())
     node = Node(door, None if tiers is None else tiers.config.socket)
