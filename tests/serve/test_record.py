@@ -35,7 +35,7 @@ def rows(folder: Path) -> list[RecordedRow]:
 
 
 def test_a_request_is_told_with_what_was_predicted_and_measured(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "r", "kv", began_s=1.0)
+    recorder = Recorder(tmp_path / "r", "kv", lambda: 1.0)
 
     recorder.answered(finished("a", list(range(40)), [7, 8, 9]), "", arrived_s=1.25, done_s=2.5)
 
@@ -49,7 +49,7 @@ def test_a_request_is_told_with_what_was_predicted_and_measured(tmp_path: Path) 
 
 
 def test_equal_beginnings_have_equal_ids_and_tenants_share_none(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "r", "kv", began_s=0.0)
+    recorder = Recorder(tmp_path / "r", "kv", lambda: 0.0)
     same = list(range(2 * BLOCK))
 
     for id, last, salt in (("a", 1, ""), ("b", 2, ""), ("c", 1, "tenant")):
@@ -65,7 +65,7 @@ def test_equal_beginnings_have_equal_ids_and_tenants_share_none(tmp_path: Path) 
 
 
 def test_who_goes_on_with_a_conversation_waits_for_the_answer(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "r", "kv", began_s=0.0)
+    recorder = Recorder(tmp_path / "r", "kv", lambda: 0.0)
     first, answer = list(range(50)), [100, 101, 102]
     again = [*first, *answer, *range(200, 220)]
 
@@ -82,7 +82,7 @@ def test_who_goes_on_with_a_conversation_waits_for_the_answer(tmp_path: Path) ->
 
 
 def test_the_same_prompt_again_waits_for_nobody(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "r", "kv", began_s=0.0)
+    recorder = Recorder(tmp_path / "r", "kv", lambda: 0.0)
 
     recorder.answered(finished("a", list(range(64)), [1]), "", 0.0, 1.0)
     recorder.answered(finished("b", list(range(64)), [1]), "", 2.0, 3.0)
@@ -92,7 +92,7 @@ def test_the_same_prompt_again_waits_for_nobody(tmp_path: Path) -> None:
 
 
 def test_workers_and_their_steps_are_told_by_the_router(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "r", "kv", began_s=0.0)
+    recorder = Recorder(tmp_path / "r", "kv", lambda: 0.0)
     router = RecordingRouter(recorder, "kv", hang_s=1.0, shadow_ttl_s=10.0)
 
     router.join(FACTS)
@@ -102,19 +102,19 @@ def test_workers_and_their_steps_are_told_by_the_router(tmp_path: Path) -> None:
     told = msgspec.json.decode((tmp_path / "r" / WORKERS).read_bytes(), type=RecordedWorker)
     assert (told.policy, told.id, told.blocks, told.max_running) == ("kv", "w1", 10, 4)
     step = msgspec.json.decode((tmp_path / "r" / STEPS).read_bytes(), type=RecordedStep)
-    assert step == RecordedStep("w1", 0.5, 128, 8128, 3)
+    assert step == RecordedStep("w1", 0.5, 128, 8128, 3, 0.0)
     assert router.snapshot().workers[0].measurements == 1
 
 
 def test_a_folder_with_a_record_is_not_written_over(tmp_path: Path) -> None:
-    Recorder(tmp_path / "r", "kv", began_s=0.0).close()
+    Recorder(tmp_path / "r", "kv", lambda: 0.0).close()
 
     with pytest.raises(ConfigError, match="must hold no record yet"):
-        Recorder(tmp_path / "r", "kv", began_s=0.0)
+        Recorder(tmp_path / "r", "kv", lambda: 0.0)
 
 
 def test_what_cannot_be_written_is_counted(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "r", "kv", began_s=0.0)
+    recorder = Recorder(tmp_path / "r", "kv", lambda: 0.0)
     kept = recorder._files[REQUESTS]
     with Path("/dev/full").open("wb", buffering=0) as full:
         recorder._files[REQUESTS] = full

@@ -17,7 +17,7 @@ from jevons.config.scenario import Scenario, Traffic, as_toml, read_scenario
 from jevons.facts.trace import RecordedRow, RecordedStep, RecordedWorker
 from jevons.perf.measured import Load, Prices
 from jevons.twin.kernel import RESULT
-from jevons.twin.record import REQUESTS, STEPS, WORKERS, read_record, rehearse, scenario_of
+from jevons.twin.record import REQUESTS, STEPS, WORKERS, read_record, rehearse, scenario_of, together
 from jevons.twin.run import simulate
 
 REAL = Prices(per_step_s=0.005, per_token_s=0.003, per_token_context_s=1e-6, per_decode_s=0.02)
@@ -79,16 +79,28 @@ def test_alike_workers_are_one_group_with_the_prices_their_steps_had(tmp_path: P
     scenario, fits = scenario_of(read_record(folder))
 
     assert [(group.instances, group.names, group.blocks) for group in scenario.fleet] == [
+        (2, ["w1", "w0"], 200),
         (1, ["small"], 50),
-        (2, ["w0", "w1"], 200),
     ]
-    prices = scenario.fleet[1].prices
+    prices = scenario.fleet[0].prices
     assert prices is not None
     assert prices.per_token_s == pytest.approx(REAL.per_token_s, rel=0.05)
     assert prices.per_decode_s == pytest.approx(REAL.per_decode_s, rel=0.05)
-    assert fits[1].off_p90 < 0.12
-    assert abs(fits[1].off_sum) < 0.01
-    assert scenario.fleet[1].engine == "jevons"
+    assert fits[0].off_p90 < 0.12
+    assert abs(fits[0].off_sum) < 0.01
+    assert scenario.fleet[0].engine == "jevons"
+
+
+def test_several_records_of_one_fleet_are_fitted_together(tmp_path: Path) -> None:
+    one, two = (write(tmp_path / name, [worker("w0"), worker("w1")], steps) for name, steps in (("a", 60), ("b", 90)))
+
+    scenario, fits = scenario_of(together([read_record(one), read_record(two)]))
+
+    assert fits[0].steps == 300
+    assert scenario.title == "As recorded in a"
+    other = write(tmp_path / "c", [worker("w0"), worker("w2")])
+    with pytest.raises(ConfigError, match="same workers"):
+        together([read_record(one), read_record(other)])
 
 
 def test_what_is_written_reads_as_the_same_scenario(tmp_path: Path) -> None:
@@ -186,5 +198,5 @@ def test_a_fleet_that_names_no_workers_cannot_be_held_to_a_record(tmp_path: Path
     scenario, _ = scenario_of(read_record(folder))
     nameless = msgspec.structs.replace(scenario, fleet=[msgspec.structs.replace(scenario.fleet[0], names=[])])
 
-    with pytest.raises(ConfigError, match=r"fleet\.names"):
+    with pytest.raises(ConfigError, match=r"fleet\[0\]\.names"):
         rehearse(folder, nameless, CATALOG, CALIBRATION)

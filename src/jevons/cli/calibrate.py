@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,17 +15,18 @@ from jevons.config.calibration import as_toml
 from jevons.config.catalog import read_catalog
 from jevons.config.points import read_points
 from jevons.twin.calibrate import calibrate
-from jevons.twin.record import Fitted, read_record, scenario_of
+from jevons.twin.record import Fitted, read_record, scenario_of, together
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("calibrate", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--points", type=_FILE, help="CSV file of measurements.")
-@click.option("--record", type=click.Path(path_type=Path, file_okay=False), help="Folder of `jevons serve --record`.")
+@click.option("--record", type=_FOLDER, multiple=True, help="Folder of `jevons serve --record`; several of one fleet.")
 @click.option("--out", type=_FILE, help="TOML file to write; of a record, fleet.toml in its folder by default.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
-def command(points: Path | None, record: Path | None, out: Path | None, catalog: Path | None) -> None:
+def command(points: Path | None, record: tuple[Path, ...], out: Path | None, catalog: Path | None) -> None:
     """Learn how fast hardware is from what was measured on it.
 
     From points, the shares of data sheets that are reached: seven of ten are fitted; the rest, and each chip left out
@@ -33,10 +35,10 @@ def command(points: Path | None, record: Path | None, out: Path | None, catalog:
     From a record, the fleet that served: a scenario for `jevons simulate`, its step times fitted to the steps its
     workers reported.
     """
-    if (points is None) == (record is None):
+    if (points is None) == (not record):
         raise ConfigError("calibrate: give either --points or --record")
-    if record is not None:
-        _from_record(record, out or record / "fleet.toml")
+    if record:
+        _from_record(record, out or record[0] / "fleet.toml")
         return
     assert points is not None, "one of them is given"
     if out is None:
@@ -45,8 +47,8 @@ def command(points: Path | None, record: Path | None, out: Path | None, catalog:
     out.write_text(as_toml(calibrate(read_points(points), read_catalog(catalog), stamp, _told)))
 
 
-def _from_record(folder: Path, out: Path) -> None:
-    made, fits = scenario_of(read_record(folder))
+def _from_record(folders: Sequence[Path], out: Path) -> None:
+    made, fits = scenario_of(together([read_record(folder) for folder in folders]))
     out.write_text(scenario.as_toml(made))
     for fitted in fits:
         _told(_says(fitted))

@@ -21,7 +21,7 @@ from jevons.twin.workload import Chat, Conversation, conversations
 POLICIES = ("round_robin", "kv")
 # Two workers whose pools together hold all conversations, and one alone does not: the state most fleets are in.
 WORKERS = 2
-KV_BYTES = 102 << 20  # 4,600 tokens of SmolLM2-135M's KV for each worker
+DEMO = {"workers": WORKERS, "kv_bytes": 102 << 20, "port": 0}  # 4,600 tokens of SmolLM2-135M's KV for each worker
 CHAT = Chat(conversations=16, turns=6, groups=8, system_tokens=400, turn_tokens=30, rate=4.0, seed=7)
 OUTPUT_TOKENS = 12
 RUNNING = 16
@@ -51,11 +51,11 @@ def command(model: str, record: Path | None, as_json: bool) -> None:
     records: dict[str, dict[str, Any]] = {}
     for policy in POLICIES:
         click.echo(f"{policy}: {len(talks)} conversations of {CHAT.turns} turns on {WORKERS} workers …", err=True)
-        values = {"model": model, "workers": WORKERS, "policy": policy, "kv_bytes": KV_BYTES, "port": 0}
+        values = {**DEMO, "model": model, "policy": policy}
         if record is not None:
             values["record"] = str(record / policy)
         settings = make(values, "demo")
-        records[policy] = asyncio.run(_play(settings, str(model_dir), talks))
+        records[policy] = asyncio.run(play(settings, str(model_dir), talks))
     told = {"model": model_dir.name, "workers": WORKERS, "seconds": time.monotonic() - began, "policies": records}
     if as_json:
         click.echo(msgspec.json.encode(told))
@@ -63,7 +63,7 @@ def command(model: str, record: Path | None, as_json: bool) -> None:
     _print(told)
 
 
-async def _play(settings: Settings, model_dir: str, talks: list[Conversation]) -> dict[str, Any]:
+async def play(settings: Settings, model_dir: str, talks: list[Conversation]) -> dict[str, Any]:
     """Fresh workers, the whole workload, and what came of it."""
     async with serving(settings, Path(model_dir)) as server:
         await server.ready(START_S, workers=WORKERS)

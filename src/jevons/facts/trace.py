@@ -69,3 +69,4 @@ class RecordedStep(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
     token_context: int
     decodes: int
+    at_ms: float = 0.0  # when its report came, from the record's beginning

@@ -69,7 +69,7 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
     """
     recorder = None
     if settings.record is not None:
-        recorder = Recorder(Path(settings.record), settings.policy, time.monotonic())
+        recorder = Recorder(Path(settings.record), settings.policy, time.monotonic)
     try:
         async with _serving(settings, model_dir, recorder) as server:
             yield server

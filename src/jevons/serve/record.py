@@ -1,7 +1,7 @@
 """What a server lives through, written down for `jevons calibrate`, `simulate` and `validate`: no text, names only.
 
     workers.jsonl    each worker, whenever it joins
-    steps.jsonl      each step that a worker reports: worker, seconds, prompt tokens, token·context, decodes
+    steps.jsonl      each step that a worker reports: worker, seconds, prompt tokens, token·context, decodes, when
     requests.jsonl   each answered sequence, a Mooncake trace: who goes on with a conversation waits for what was said
 
 Ids name blocks of `BLOCK` tokens, of the prompt and the answer. Who knows a prompt can tell whether it was asked.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -49,17 +49,17 @@ class Recorder:
     """Writes a folder. What cannot be written is counted in `lost`, and said once.
 
     Args:
-        began_s: the time that counts as 0, of the clock of those told later.
+        now_s: a monotonic clock; times told later are of it.
 
     Raises:
         ConfigError: the folder cannot be made, or holds a record already.
     """
 
-    def __init__(self, folder: Path, policy: str, began_s: float) -> None:
+    def __init__(self, folder: Path, policy: str, now_s: Callable[[], float]) -> None:
         self.lost = 0
         self._policy = policy
         self._folder = folder
-        self._began_s = began_s
+        self._now_s, self._began_s = now_s, now_s()
         # The last full block of prompts that were answered: of which request, and when.
         self._talks: OrderedDict[BlockHash, tuple[RequestId, float, int]] = OrderedDict()
         try:
@@ -77,10 +77,11 @@ class Recorder:
         self._write(WORKERS, worker)
 
     def stepped(self, worker: WorkerId, r: StepReport) -> None:
-        self._write(STEPS, RecordedStep(worker, round(r.seconds, 7), r.tokens, r.token_context, r.decodes))
+        at_ms = _ms(self._now_s() - self._began_s)
+        self._write(STEPS, RecordedStep(worker, round(r.seconds, 7), r.tokens, r.token_context, r.decodes, at_ms))
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> None:
-        """A request is over, and its client has all of it. Times in seconds, of the clock of `began_s`."""
+        """A request is over, and its client has all of it. Times in seconds, of the recorder's clock."""
         tokens = [*a.prompt, *a.tokens]
         full = block_hashes(tokens, BLOCK, salt)
         named = len(a.prompt) // BLOCK

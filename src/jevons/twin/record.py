@@ -42,7 +42,7 @@ class Recorded(msgspec.Struct, frozen=True):
     """A server's record, read."""
 
     folder: Path
-    workers: list[RecordedWorker]  # by name; who joined again as it was last
+    workers: list[RecordedWorker]  # as they joined last, in that order: a router prefers the first of equals
     steps: dict[str, list[RecordedStep]]
 
     @property
@@ -56,13 +56,30 @@ def read_record(folder: Path) -> Recorded:
     Raises:
         ConfigError: a file is not there or not such a record's, or there was no worker.
     """
-    workers = {worker.id: worker for worker in _read(folder / WORKERS, RecordedWorker)}
+    workers: dict[str, RecordedWorker] = {}
+    for worker in _read(folder / WORKERS, RecordedWorker):
+        workers.pop(worker.id, None)
+        workers[worker.id] = worker
     if not workers:
         raise ConfigError(f"record {folder}: must tell of at least one worker, none joined")
-    steps: dict[str, list[RecordedStep]] = {id: [] for id in sorted(workers)}
+    steps: dict[str, list[RecordedStep]] = {id: [] for id in workers}
     for step in _read(folder / STEPS, RecordedStep):
         steps.setdefault(step.worker, []).append(step)
-    return Recorded(folder, [workers[id] for id in sorted(workers)], steps)
+    return Recorded(folder, list(workers.values()), steps)
+
+
+def together(records: Sequence[Recorded]) -> Recorded:
+    """The first one, with the steps of all.
+
+    Raises:
+        ConfigError: they are not of the same workers under the same policy.
+    """
+    first = records[0]
+    for other in records[1:]:
+        if sorted(map(repr, other.workers)) != sorted(map(repr, first.workers)):
+            raise ConfigError(f"record {other.folder}: must be of the same workers as {first.folder}, it is not")
+    steps = {id: [step for record in records for step in record.steps[id]] for id in first.steps}
+    return Recorded(first.folder, first.workers, steps)
 
 
 def read_requests(folder: Path) -> list[RecordedRow]:
@@ -147,9 +164,7 @@ def rehearse(folder: Path, scenario: Scenario, catalog: Catalog, calibration: Ca
     Raises:
         ConfigError: a group does not name the live workers it stands for; see `read_record`, `simulate`.
     """
-    names = [name for group in scenario.fleet for name in group.names]
-    if len(names) != scenario.instances:
-        raise ConfigError("fleet.names: must tell which live worker each instance stands for, some groups do not")
+    names = _names(read_record(folder), scenario)
     traffic = Traffic(trace=str(folder / REQUESTS))
     pieces: list[Records] = []
     simulate(
@@ -159,6 +174,19 @@ def rehearse(folder: Path, scenario: Scenario, catalog: Catalog, calibration: Ca
         on_results=lambda results: pieces.append(results.copy()),
     )
     return fidelity(read_requests(folder), np.concatenate(pieces), names)
+
+
+def _names(record: Recorded, scenario: Scenario) -> list[str]:
+    """The live worker of each instance. Those of a group in the order they joined in this record."""
+    joined, names = [worker.id for worker in record.workers], list[str]()
+    for number, group in enumerate(scenario.fleet):
+        if not group.names:
+            raise ConfigError(f"fleet[{number}].names: must tell which live workers the instances stand for")
+        missing = set(group.names) - set(joined)
+        if missing:
+            raise ConfigError(f"fleet[{number}].names: {min(missing)!r} is no worker of the record {record.folder}")
+        names += [id for id in joined if id in group.names]
+    return names
 
 
 class Both(msgspec.Struct, frozen=True):
