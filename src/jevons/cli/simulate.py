@@ -124,7 +124,7 @@ def _show(report: Report) -> None:
         f"{report.simulated_s:,.0f} s simulated in {report.wall_s:.1f} s",
         f"{si(report.output_tokens_per_s, 'tokens/s')} out, {report.goodput_per_s:,.2f} requests/s within the SLO "
         f"({report.met_slo:.1%} of all), instances busy {report.utilisation:.1%} of the time",
-        f"{report.reuse_fraction['hbm']:.1%} of prompt tokens reused, {report.preemptions} preemptions",
+        f"{_reused(report)}, {report.preemptions} preemptions",
     ]
     if report.joules_per_output_token is not None:
         lines.append(f"about {report.joules_per_output_token:.3g} J per output token, chips alone")
@@ -132,6 +132,14 @@ def _show(report: Report) -> None:
         lines.append(f"trust: {trust.chip}: {trust.trust}; {trust.note}")
     for line in lines:
         console.print(f" {line}", markup=False, highlight=False)
+
+
+def _reused(report: Report) -> str:
+    by_tier = report.reuse_fraction
+    told = f"{sum(by_tier.values()):.1%} of prompt tokens reused"
+    if len(by_tier) > 1:
+        told += " (" + ", ".join(f"{share:.1%} from {tier}" for tier, share in by_tier.items()) + ")"
+    return told
 
 
 def _spreads(report: Report) -> dict[str, Spread]:

@@ -88,5 +88,5 @@ def _table(names: list[str], cells: list[Cell]) -> Table:
             table.add_row(*settings, cell.error)
             continue
         times = (milliseconds(value) for value in (r.ttft_s.p50, r.ttft_s.p99, r.tpot_s.p50))
-        table.add_row(*settings, *times, f"{r.goodput_per_s:,.1f}", f"{r.reuse_fraction['hbm']:.1%}")
+        table.add_row(*settings, *times, f"{r.goodput_per_s:,.1f}", f"{sum(r.reuse_fraction.values()):.1%}")
     return table

@@ -37,6 +37,17 @@ class StepPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     per_context_s: Annotated[float, Meta(ge=0)] = 0.0  # token that a decode attends to
 
 
+class StoreTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory below the chips', which the instances of a node share: what they compute is kept there too."""
+
+    name: Literal["dram", "disk", "remote"] = "dram"
+    size_bytes: Positive
+    bytes_per_s: Positive  # to all of them together
+    latency_s: Annotated[float, Meta(ge=0)] = 0.0
+    instances: Count = 1  # that share it
+    block_bytes: Positive | None = None  # None: as the model has it
+
+
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Instances that are alike."""
 
@@ -58,6 +69,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     engine: Literal["vllm", "jevons"] = "vllm"  # whose way of batching
     polynomial: Polynomial | None = None
     prices: StepPrices | None = None
+    tier: StoreTier | None = None
     step_scale: Positive = 1.0  # measured over predicted step times, where that is known
     up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long
 
@@ -179,6 +191,8 @@ def _check_group(where: str, group: Group, model: str) -> None:
         raise ConfigError(f"{where}: must have one of chip, polynomial and prices, got more")
     if given and group.step_scale != 1.0:
         raise ConfigError(f"{where}.step_scale: has no effect with {given[0]}; scale its numbers instead")
+    if group.tier is not None and given and group.tier.block_bytes is None:
+        raise ConfigError(f"{where}.tier.block_bytes: must be given with {given[0]}: bytes of a block")
     if group.prices is not None and group.blocks is None:
         raise ConfigError(f"{where}.blocks: must be given with prices: blocks of block_size tokens")
 

@@ -30,7 +30,7 @@ _FADE = 0.98  # weight of the past after one more measurement: the last ~50 coun
 # How far off the prior may be, in multiples of itself, before it holds a measurement back. Attention's share differs by
 # four orders of magnitude from a CPU to the newest accelerators, the rest by two.
 _PRIOR_SPREAD = (10.0, 10.0, 100.0, 10.0)
-_FITS = 4  # rounds of a fit, each relative to the predictions of the one before: the fourth moves them by less than 0.1 %
+_FITS = 4  # rounds of a fit, each relative to the last one's predictions; the fourth moves them by less than 0.1 %
 _LEAST_SHARE = 0.2  # a step that took five times its prediction counts no more than that
 
 

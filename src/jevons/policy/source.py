@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import numpy as np
 
+from jevons.base.compiled import Records, compiled
 from jevons.facts.block import Tier
 from jevons.perf.measured import Load, MovePrices, Prices
 
@@ -50,6 +52,38 @@ class Compute(msgspec.Struct, frozen=True):
         tokens = (end - start) * self.block_size
         middle = (start + end) / 2 * self.block_size
         return self.prices.seconds(Load(-(-tokens // self.step_tokens), tokens, tokens * middle))
+
+
+@compiled
+def bring(c: Records, held: int, count: int, of: tuple[int, float, float]) -> tuple[int, float]:
+    """`plan` where one tier holds the `count` blocks after those `held`, as a kernel.
+
+    Args:
+        c: the prices of a worker's steps, with the fields of `policy.route.CANDIDATE`.
+        of: tokens of a block, seconds until the first byte comes, seconds for each block.
+
+    Returns:
+        blocks to bring, and seconds that everything waits for them; 0 of these: the prompt is computed meanwhile.
+    """
+    block_size, first_s, block_s = of
+    seconds = first_s + count * block_s
+    if count > 0 and seconds <= WAIT_SHARE * _compute_s(c, held, held + count, block_size):
+        return count, seconds
+    chosen = min(1, count)
+    while chosen < count:
+        meets = held + count - chosen - 1
+        if first_s + (chosen + 1) * block_s > _compute_s(c, held, meets, block_size):
+            break
+        chosen += 1
+    return chosen, 0.0
+
+
+@compiled
+def _compute_s(c: Records, start: int, end: int, block_size: int) -> float:
+    """See `Compute.seconds`."""
+    tokens, middle = float((end - start) * block_size), (start + end) / 2.0 * block_size
+    steps = np.ceil(tokens / c.step_tokens)
+    return float(steps * c.per_step_s + tokens * c.per_token_s + tokens * middle * c.per_token_context_s)
 
 
 class Plan(msgspec.Struct, frozen=True):

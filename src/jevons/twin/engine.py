@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import FLOAT, INT, SMALL, Records, compiled
+from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import view
 from jevons.kv.cache import allocate, available, idle, match, release, seal, take
 from jevons.perf.pace import step_s
@@ -64,6 +64,10 @@ ENGINE = np.dtype(
         ("sends_until_s", np.float64),  # its line out is taken until then
         ("takes_until_s", np.float64),
         ("up", np.int64),
+        ("tier", np.int64),  # the pool below its own, shared by a node; -1: none
+        ("tier_line", np.int64),  # whose line is taken until `tier_until_s[tier_line]`
+        ("tier_s", np.float64),  # latency
+        ("tier_block_s", np.float64),  # a block
     ]
 )
 SEQUENCE = np.dtype(
@@ -96,10 +100,12 @@ SEQUENCE = np.dtype(
         ("first_s", np.float64),
         ("predicted_s", np.float64),
         ("predicted_cached", np.int64),
+        ("brought", np.int64),  # blocks that came from the tier
         ("predicted_depth", np.int64),  # blocks the router took for there, or to come, where it was placed last
     ]
 )
-WAITING, PROMPT, DECODE, BROUGHT = 0, 1, 2, 3  # BROUGHT: waits, its prompt computed elsewhere
+# BROUGHT: waits, its prompt computed elsewhere. COMING: blocks are on their way from the tier.
+WAITING, PROMPT, DECODE, BROUGHT, COMING = 0, 1, 2, 3, 4
 ITL_BINS = 2048
 _ITL_LOW_S, _ITL_RATIO = 1e-6, 0.01  # bins of 1 % from a microsecond on
 
@@ -122,6 +128,8 @@ def engine_arrays(engines: Records, sequences: int, told: int) -> tuple[dict[str
         "told": np.zeros(told, np.int32),  # whose first token came, and from the end on who is done, of the last event
         "matched": np.zeros(1 << 16, np.int32),  # to work in
         "itl": np.zeros(ITL_BINS),  # gaps between tokens, by size
+        "one": np.zeros(1, np.int32),  # to work in
+        "tier_until_s": np.zeros(max(1, int(engines["tier_line"].max(initial=0)) + 1)),
     }
     return arrays, {"told_first": 0, "told_done": 0}
 
@@ -440,7 +448,46 @@ def _seal(h: Records, e: Records, s: Records, tokens: int) -> None:
         table = view(h.tables, h.tables_n, SMALL)[s.table : s.table + full]
         names = view(h.names, h.names_n, INT)[s.names : s.names + full]
         seal(h, e.pool, table, names, s.sealed, full)
+        if e.tier >= 0:
+            keep(h, e.tier, names[s.sealed :])
         s.sealed = full
+
+
+@compiled
+def keep(h: Records, pool: int, names: Ints) -> None:
+    """A pool that nobody runs in has these blocks: new ones, or used again. The one unused for longest makes room."""
+    place = view(h.one, h.one_n, SMALL)
+    for i in range(len(names)):
+        if match(h, pool, names[i : i + 1], place) > 0:
+            take(h, pool, place, 1)
+        else:
+            allocate(h, pool, place, 0, 1)
+            seal(h, pool, place, names[i : i + 1], 0, 1)
+        release(h, pool, place, 1, 1)
+
+
+@compiled
+def tier_s(h: Records, e: Records, now_s: float) -> float:
+    """Seconds until the first byte of what is asked of its tier now comes."""
+    return float(e.tier_s + max(0.0, view(h.tier_until_s, h.tier_until_s_n, FLOAT)[e.tier_line] - now_s))
+
+
+@compiled
+def ask(h: Records, e: Records, blocks: int, now_s: float) -> float:
+    """So many blocks are brought from its tier. Returns when they are here; its line is taken until then."""
+    until_s = view(h.tier_until_s, h.tier_until_s_n, FLOAT)
+    until_s[e.tier_line] = max(now_s, until_s[e.tier_line]) + blocks * e.tier_block_s
+    return float(until_s[e.tier_line] + e.tier_s)
+
+
+@compiled
+def settle_in(h: Records, e: Records, names: Ints) -> int:
+    """Blocks came from the tier: they can be found in the pool. Returns how many had room."""
+    count, table = min(len(names), available(h, e.pool)), view(h.matched, h.matched_n, SMALL)
+    allocate(h, e.pool, table, 0, count)
+    seal(h, e.pool, table, names, 0, count)
+    release(h, e.pool, table, count, count)
+    return count
 
 
 @compiled

@@ -219,6 +219,7 @@ def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy:
     workers["holder"] = np.arange(count)
     kinds = board.kinds_of([(0, m.group.role == "prefill", m.group.block_size) for m in made])
     blocks = [m.blocks for m in made for _ in range(m.group.instances)]
+    blocks += _set_tiers(engines, made)
     room = min(_MOST_BLOCKS, 2 * sum(blocks))
     parts = (
         pool_arrays(blocks, room, max(room // 2, 4 * max(blocks))),
@@ -233,6 +234,7 @@ def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy:
         numbers |= more
     hub = Hub(arrays, numbers)
     hub.set("policy", policy)
+    hub.set("has_tiers", int(len(blocks) > count))
     board.seat(hub)
     return hub
 
@@ -260,6 +262,28 @@ def _fill_engines(engines: Records, m: Made, pace: int) -> None:
     domain = int(engine.chip.domain_size.value) if engine.chip.domain_size is not None else chips
     each = max(1, domain // chips)
     engines["domain"] = pace * (1 << 16) + np.arange(len(engines)) // each
+
+
+def _set_tiers(engines: Records, made: Sequence[Made]) -> list[int]:
+    """Tell engines which pool is the tier of their node. Returns the blocks of each, numbered after their own pools."""
+    engines["tier"], first, found = -1, 0, list[int]()
+    for number, m in enumerate(made):
+        here, tier = engines[first : first + m.group.instances], m.group.tier
+        first += m.group.instances
+        if tier is None:
+            continue
+        block_bytes = tier.block_bytes or float(here["kv_token_bytes"][0]) * m.group.block_size
+        if tier.size_bytes < block_bytes:
+            raise ConfigError(
+                f"fleet[{number}].tier.size_bytes: must hold at least one block ({block_bytes:,.0f} bytes), "
+                f"got {tier.size_bytes:,.0f}"
+            )
+        node = np.arange(len(here)) // tier.instances
+        here["tier_line"] = len(found) + node
+        here["tier"] = len(engines) + here["tier_line"]
+        here["tier_s"], here["tier_block_s"] = tier.latency_s, block_bytes / tier.bytes_per_s
+        found += [int(tier.size_bytes // block_bytes)] * (int(node[-1]) + 1)
+    return found
 
 
 def _fill_workers(workers: Records, m: Made, engines: Records) -> None:

@@ -15,19 +15,37 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Reals, Records, compiled
 from jevons.base.hub import view
-from jevons.control.board import APART, computed, count_decode, place, rekey, unwait, wait
-from jevons.kv.cache import forget, has_room
+from jevons.control.board import (
+    ANY,
+    APART,
+    WHOLE,
+    WORKER,
+    computed,
+    conclude,
+    count_decode,
+    gather,
+    place,
+    rekey,
+    unwait,
+    wait,
+)
+from jevons.kv.cache import forget, has_room, match
 from jevons.kv.holders import drop_one, room, store_one
-from jevons.policy.route import CANDIDATE
+from jevons.policy.route import CANDIDATE, KV
+from jevons.policy.source import bring
 from jevons.twin.engine import (
     BROUGHT,
+    COMING,
     arrive,
+    ask,
     end,
     engine_of,
     finish_event,
     handed_over_s,
     plan,
     sequence_of,
+    settle_in,
+    tier_s,
 )
 from jevons.twin.segments import cut, give_back, room_left, size_class
 
@@ -42,6 +60,7 @@ RESULT = np.dtype(
         ("prompt", np.int64),
         ("output", np.int64),
         ("cached", np.int64),
+        ("brought", np.int64),  # of those, from a tier
         ("predicted_cached", np.int64),
         ("worker", np.int32),
         ("decode_on", np.int32),
@@ -99,6 +118,7 @@ def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, A
         # What a run does not change
         "exact": 0,
         "uses_index": 1,
+        "has_tiers": 0,
         "lag_s": 0.0,  # until the router hears of a block
         "trace_block": 512,  # tokens behind an id of an arrival
         "block": 64,  # tokens of a block
@@ -247,7 +267,7 @@ def _arrival(h: Records, number: int) -> bool:
     scratch = view(h.scratch, h.scratch_n, INT)
     named = _name(h, scratch, arrival)
     reusable = scratch[: min(named, (arrival.prompt - 1) // h.block)]
-    worker, decode_on, predicted_s, cached = _place(h, reusable, arrival.prompt)
+    worker, decode_on, predicted_s, cached, depth = _place(h, reusable, arrival.prompt)
     if worker < 0:
         return False
     if h.slots_spare > 0:
@@ -259,14 +279,14 @@ def _arrival(h: Records, number: int) -> bool:
     s = sequence_of(h, slot)
     s.request, s.at_s, s.prompt, s.output = h.base + number, h.now_s, arrival.prompt, arrival.output
     s.cached, s.computed, s.emitted, s.target, s.decode_on = -1, 0, 0, arrival.prompt, decode_on
-    s.blocks = s.sealed = s.chunk = s.is_running = s.state = 0
+    s.blocks = s.sealed = s.chunk = s.is_running = s.state = s.brought = 0
     s.placed_on, s.predicted_s, s.predicted_cached = worker, predicted_s, cached
     s.names_class, s.named = size_class(max(named, 1)), named
     names = view(h.names, h.names_n, INT)
     s.names = cut(names, view(h.names_spare, h.names_spare_n, INT), s.names_class)
     for at in range(named):
         names[s.names + at] = scratch[at]
-    _book(h, slot, worker, cached)
+    _book(h, slot, worker, cached, depth)
     return True
 
 
@@ -278,29 +298,87 @@ def _to_compute(h: Records, s: Records) -> tuple[int, int]:
 
 
 @compiled
-def _book(h: Records, slot: int, worker: int, cached: int) -> None:
-    """`slot` was placed on `worker`: the book and the engine know it."""
+def _book(h: Records, slot: int, worker: int, cached: int, depth: int) -> None:
+    """`slot` was placed on `worker`, which has the first `depth` blocks: the book and the engine know it."""
     s = sequence_of(h, slot)
-    s.predicted_depth = cached // h.block if h.uses_index else s.named
+    s.predicted_depth = depth if h.uses_index else s.named
     first, after = _to_compute(h, s)
     wait(h, slot, worker, s.target, cached, view(h.names, h.names_n, INT)[first:after])
-    arrive(h, worker, slot, h.now_s)
-    set_due(h, worker, engine_of(h, worker).ends_s)
+    if not (h.has_tiers and _is_coming(h, slot, worker)):
+        arrive(h, worker, slot, h.now_s)
+        set_due(h, worker, engine_of(h, worker).ends_s)
     if s.decode_on >= 0:
         count_decode(h, s.decode_on, 1)  # promised
 
 
 @compiled
-def _place(h: Records, names: Ints, prompt: int) -> tuple[int, int, float, int]:
-    """The worker, who goes on after the first token (-1: the same), predicted seconds and cached tokens."""
-    there, chosen = place(h, names, prompt, h.block)
+def _is_coming(h: Records, slot: int, worker: int) -> bool:
+    """Bring what pays from the tier of a worker. Returns whether the sequence waits for it."""
+    s, e = sequence_of(h, slot), engine_of(h, worker)
+    if e.tier < 0:
+        return False
+    names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, (s.target - 1) // h.block)]
+    matched = view(h.matched, h.matched_n, SMALL)
+    held = match(h, e.pool, names, matched)
+    count = match(h, e.tier, names[held:], matched)
+    prices = view(h.workers, h.workers_n, WORKER)[worker]
+    blocks, wait_s = bring(prices, held, count, (h.block, tier_s(h, e, h.now_s), e.tier_block_s))
+    if blocks == 0:
+        return False
+    here_s = ask(h, e, blocks, h.now_s)
+    if wait_s == 0.0:  # those at the end come while those before are computed: as if the first were here
+        s.brought = settle_in(h, e, names[held : held + blocks])
+        return False
+    s.brought, s.state, s.worker = blocks, COMING, worker
+    begin_move(h, here_s, slot)
+    return True
+
+
+@compiled
+def _came(h: Records, slot: int) -> None:
+    """What a sequence waited for is here."""
+    s, e = sequence_of(h, slot), engine_of(h, sequence_of(h, slot).worker)
+    names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, (s.target - 1) // h.block)]
+    held = match(h, e.pool, names, view(h.matched, h.matched_n, SMALL))
+    s.brought = settle_in(h, e, names[held : held + s.brought])
+
+
+@compiled
+def _add_tiers(h: Records, desk: int, count: int, names: Ints) -> None:
+    """What each candidate would bring from its tier counts as cached, and is waited for."""
+    candidates = view(h.candidates, h.candidates_n, CANDIDATE)[desk * h.desk : desk * h.desk + count]
+    for i in range(count):
+        c = candidates[i]
+        e = engine_of(h, c.worker)
+        if e.tier >= 0:
+            held = match(h, e.tier, names[c.depth :], view(h.matched, h.matched_n, SMALL))
+            blocks, c.bring_s = bring(c, c.depth, held, (h.block, tier_s(h, e, h.now_s), e.tier_block_s))
+            c.cached += blocks * h.block
+
+
+@compiled
+def _place_by_tiers(h: Records, names: Ints, prompt: int) -> tuple[int, int]:
+    """See `board.place`."""
+    whole, apart = gather(h, WHOLE, 0, names, ANY, h.block), gather(h, APART, 0, names, ANY, h.block)
+    _add_tiers(h, WHOLE, whole, names)
+    _add_tiers(h, APART, apart, names)
+    return conclude(h, prompt, whole, apart)
+
+
+@compiled
+def _place(h: Records, names: Ints, prompt: int) -> tuple[int, int, float, int, int]:
+    """The worker, who goes on after the first token (-1: the same), predicted seconds, cached tokens, blocks there."""
+    if h.has_tiers and h.policy == KV:
+        there, chosen = _place_by_tiers(h, names, prompt)
+    else:
+        there, chosen = place(h, names, prompt, h.block)
     if chosen < 0:  # nobody to go on: who computes prompts alone is of no use
-        return -1, -1, 0.0, 0
+        return -1, -1, 0.0, 0, 0
     candidates = view(h.candidates, h.candidates_n, CANDIDATE)
     c, decode_on = candidates[chosen], -1
     if there >= 0:
         c, decode_on = candidates[APART * h.desk + there], c.worker
-    return c.worker, decode_on, c.seconds, c.cached
+    return c.worker, decode_on, c.seconds, c.cached, c.depth
 
 
 @compiled
@@ -309,6 +387,8 @@ def _moved(h: Records, slot: int) -> bool:
     worker = sequence_of(h, slot).worker
     if not engine_of(h, worker).up:
         return _place_again(h, slot)
+    if sequence_of(h, slot).state == COMING:
+        _came(h, slot)
     arrive(h, worker, slot, h.now_s)
     set_due(h, worker, engine_of(h, worker).ends_s)
     return True
@@ -376,6 +456,7 @@ def _done(h: Records, slot: int, now_s: float) -> None:
     r.request, r.at_s, r.admitted_s, r.first_s, r.done_s = s.request, s.at_s, s.admitted_s, s.first_s, now_s
     r.predicted_s, r.predicted_cached = s.predicted_s, s.predicted_cached
     r.prompt, r.output, r.cached = s.prompt, s.output, s.cached
+    r.brought = min(s.brought * h.block, s.cached)
     r.worker, r.decode_on = s.placed_on, s.decode_on
     view(h.slots, h.slots_n, SMALL)[h.slots_spare] = slot
     h.slots_spare += 1
@@ -404,6 +485,9 @@ def _hear(h: Records, now_s: float) -> None:
     names, changes = view(h.log_name, h.log_name_n, INT), view(h.log_change, h.log_change_n, SMALL)
     at_s, at = view(h.log_at_s, h.log_at_s_n, FLOAT), h.log_read
     while at < h.log_end and at_s[at] + h.lag_s <= now_s:
+        if abs(changes[at]) > h.engines_n:
+            at += 1  # of a tier
+            continue
         if changes[at] > 0:
             store_one(h, changes[at] - 1, names[at])
         else:
@@ -448,9 +532,9 @@ def _place_again(h: Records, slot: int) -> bool:
             count_decode(h, s.decode_on, -1)
     s.target = s.prompt + s.emitted
     reusable = names[s.names : s.names + min(s.named, (s.prompt - 1) // h.block)]
-    worker, decode_on, _, cached = _place(h, reusable, s.target)
+    worker, decode_on, _, cached, depth = _place(h, reusable, s.target)
     if worker < 0:
         return False
-    s.decode_on, s.is_running, s.state, s.computed = decode_on, 0, 0, 0
-    _book(h, slot, worker, cached)
+    s.decode_on, s.is_running, s.state, s.computed, s.brought = decode_on, 0, 0, 0, 0
+    _book(h, slot, worker, cached, depth)
     return True

@@ -134,11 +134,14 @@ class Run:
         hub.set("lag_s", scenario.event_lag_s)
         hub.set("block", block)
         margin = max(m.blocks for m in made) + 64
+        margin *= 2 if hub.number("has_tiers") else 1  # what is computed is kept in two places
         hub.set("margin", margin)
         hub.put("scratch", np.zeros(margin, np.int64))
         hub.put("matched", np.zeros(margin, np.int32))
         self._parts: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(("requests", "prompt", "output", "cached", "predicted_cached"), 0)
+        self._tier_names = [m.group.tier.name if m.group.tier else "" for m in made for _ in range(m.group.instances)]
+        self._brought = {name: 0 for name in self._tier_names if name}  # tokens, by tier
         self._block, self._most_named = block, 1
         self._arrival_numbers: Ints | None = None
 
@@ -228,6 +231,9 @@ class Run:
         results = self.hub["results"][:count]
         if self._arrival_numbers is not None:
             results["request"] = self._arrival_numbers[results["request"]]
+        for name in self._brought:
+            there = np.array([name == each for each in self._tier_names])
+            self._brought[name] += int(results["brought"][there[results["worker"]]].sum())
         for name in ("worker", "decode_on"):
             results[name] = np.where(results[name] < 0, -1, self._numbers[results[name]])
         if self._on_results is not None and count:
@@ -272,7 +278,7 @@ class Run:
             output_tokens_per_s=sums["output"] / simulated_s,
             goodput_per_s=met / simulated_s,
             met_slo=met / max(1, sums["requests"]),
-            reuse_fraction={"hbm": sums["cached"] / max(1, sums["prompt"])},
+            reuse_fraction=self._reuse(),
             predicted_reuse=sums["predicted_cached"] / max(1, sums["prompt"]),
             utilisation=float(engines["busy_s"].sum()) / (simulated_s * len(engines)),
             preemptions=int(engines["preempted"].sum()),
@@ -280,6 +286,11 @@ class Run:
             joules_per_output_token=self._joules(simulated_s),
             trust=[_trust(m) for m in self._made],
         )
+
+    def _reuse(self) -> dict[str, float]:
+        """Shares of prompt tokens."""
+        prompt, below = max(1, self._sums["prompt"]), sum(self._brought.values())
+        return {"hbm": (self._sums["cached"] - below) / prompt} | {n: b / prompt for n, b in self._brought.items()}
 
     def _spread(self, name: str) -> Spread:
         values = np.concatenate([part[name] for part in self._parts])
@@ -313,7 +324,12 @@ def _rest_chips(m: Made) -> int:
 
 def _trust(m: Made) -> GroupTrust:
     if m.calibrated is None:
-        return GroupTrust(m.group.chip or "polynomial", "given", None, "step times are the scenario's own")
+        return GroupTrust(
+            m.group.chip or ("polynomial" if m.group.polynomial else "prices"),
+            "given",
+            None,
+            "step times are the scenario's own",
+        )
     error = m.calibrated.errors.get("tpot")
     note = (
         f"nine of ten held-out TPOTs within {error.p90:.0%}"
