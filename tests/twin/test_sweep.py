@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
+from tests.processes import until
 
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, grid, read_cells, sweep
+from jevons.twin.sweep import Cell, grid, read_cells, sweep, write_parquet
 
 VARIED: dict[str, list[str | int | float]] = {"router": ["kv", "round_robin"], "traffic.requests": [20, 40]}
 
@@ -24,9 +30,9 @@ def test_a_grid_has_every_combination_the_last_varying_fastest() -> None:
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     out, ran = tmp_path / "grid.jsonl", list[Cell]()
-    sweep(shipped("mocker"), {"router": ["kv"], "traffic.requests": [20, 40]}, out, processes=1)
+    sweep(shipped("mocker"), {"router": ["kv"], "traffic.requests": [20, 40]}, out, on=1)
 
-    cells = sweep(shipped("mocker"), VARIED, out, processes=2, on_cell=ran.append)
+    cells = sweep(shipped("mocker"), VARIED, out, on=2, on_cell=ran.append)
 
     assert {cell.settings["router"] for cell in ran} == {"round_robin"}
     assert [cell.settings for cell in cells] == grid(VARIED)
@@ -37,7 +43,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 def test_a_cell_that_cannot_be_run_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     varied: dict[str, list[str | int | float]] = {"router": ["kv", "nearest"], "traffic.requests": [20]}
 
-    good, bad = sweep(shipped("mocker"), varied, tmp_path / "grid.jsonl", processes=1)
+    good, bad = sweep(shipped("mocker"), varied, tmp_path / "grid.jsonl", on=1)
 
     assert good.report is not None
     assert bad.report is None
@@ -49,6 +55,72 @@ def test_a_file_that_is_not_of_a_sweep_is_left_alone(tmp_path: Path) -> None:
     out.write_text("milk, eggs\n")
 
     with pytest.raises(ConfigError, match="name another file"):
-        sweep(shipped("mocker"), VARIED, out, processes=1)
+        sweep(shipped("mocker"), VARIED, out, on=1)
 
     assert out.read_text() == "milk, eggs\n"
+
+
+def test_cells_are_rows_of_a_parquet_file(tmp_path: Path) -> None:
+    varied: dict[str, list[str | int | float]] = {"router": ["kv", "nearest"], "seed": [1, 2]}
+    cells = sweep(shipped("mocker"), {**varied, "traffic.requests": [20]}, tmp_path / "grid.jsonl", on=1)
+
+    write_parquet(cells, tmp_path / "grid.parquet")
+
+    rows = pyarrow.parquet.read_table(tmp_path / "grid.parquet").to_pylist()
+    assert [(row["router"], row["seed"], row["requests"]) for row in rows] == [
+        ("kv", 1, 20),
+        ("kv", 2, 20),
+        ("nearest", 1, None),
+        ("nearest", 2, None),
+    ]
+    report = cells[0].report
+    assert report is not None
+    assert (rows[0]["ttft_s.p50"], rows[0]["reuse_fraction.hbm"]) == (report.ttft_s.p50, report.reuse_fraction["hbm"])
+    assert (rows[0]["trust"], rows[0]["error"]) == (["given"], None)
+    assert "'nearest'" in rows[2]["error"]
+
+
+def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_word(tmp_path: Path) -> None:
+    write_parquet([Cell({"weights": 8}, error="a"), Cell({"weights": "fp4"}, error="b")], tmp_path / "grid.parquet")
+
+    rows = pyarrow.parquet.read_table(tmp_path / "grid.parquet").to_pylist()
+    assert [row["weights"] for row in rows] == ["8", "fp4"]
+
+
+@pytest.fixture
+def ray_address(tmp_path: Path) -> Iterator[str]:
+    """A cluster of one node, of processes of ours."""
+    pytest.importorskip("ray", reason="Ray is not installed: extra ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=1"]
+    more = ["--include-dashboard=false", "--disable-usage-stats", f"--port={address.partition(':')[2]}"]
+    head = subprocess.Popen([*start, *more, "--node-ip-address=127.0.0.1"], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: can_connect(address), 60.0)
+        yield address
+    finally:
+        head.terminate()
+        head.wait(30.0)
+
+
+def can_connect(address: str) -> bool:
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_ray_cluster_runs_the_cells_it_is_given(ray_address: str, tmp_path: Path) -> None:
+    cells = sweep(shipped("mocker"), VARIED, tmp_path / "grid.jsonl", on=ray_address)
+
+    assert [cell.report.requests for cell in cells if cell.report is not None] == [20, 40, 20, 40]
+    assert len(read_cells(tmp_path / "grid.jsonl")) == 4
+
+
+def test_without_ray_or_its_cluster_one_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"jevons\[ray\]|no Ray cluster"):
+        sweep(shipped("mocker"), VARIED, tmp_path / "grid.jsonl", on="127.0.0.1:1")

@@ -107,7 +107,8 @@ def test_what_the_pool_lost_comes_from_the_tier(tmp_path: Path) -> None:
     report, fast = rehearsed(file, {**TIER, "instances": 2})
 
     assert sum(without.reuse_fraction.values()) < 0.15
-    assert report.reuse_fraction["dram"] > 0.6
+    assert report.reuse_fraction["dram"] > 0.5
+    assert sum(report.reuse_fraction.values()) > 0.65
     back = slice(12, None)  # those who were there before
     assert np.median(ttft(fast[back])) < 0.35 * np.median(ttft(slow[back]))
     assert (fast["brought"][:12] == 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -16,7 +17,7 @@ from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import milliseconds
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, grid, read_cells, sweep
+from jevons.twin.sweep import Cell, grid, read_cells, sweep, write_parquet
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -32,18 +33,28 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--out", type=_FILE, required=True, help="JSON lines: one a cell; cells that are there are not run again."
 )
-@click.option("--processes", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="cores")
+@click.option("--processes", type=click.IntRange(1), help="On this machine; one for each core by default.")
+@click.option("--ray", help="Address of a Ray cluster instead, whose nodes have jevons and the files.")
+@click.option("--parquet", type=_FILE, help="Write all cells here too, a row each.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
 def command(
-    scenario: str, vary: tuple[str, ...], out: Path, processes: int, catalog: Path | None, as_json: bool
+    scenario: str,
+    vary: tuple[str, ...],
+    out: Path,
+    processes: int | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
-    """Rehearse SCENARIO once for every combination of values, in parallel processes."""
+    """Rehearse SCENARIO once for every combination of values, in parallel processes or on a Ray cluster."""
+    if processes is not None and given["ray"]:
+        raise ConfigError("sweep: give either --processes, on this machine, or --ray")
     varied = dict(_varied(text) for text in vary)
     path = Path(scenario) if Path(scenario).exists() else shipped(scenario)
-    if not are_compiled():
+    on: int | str = given["ray"] or processes or os.cpu_count() or 1
+    if not given["ray"] and not are_compiled():
         click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
-        processes = 1  # or each would
+        on = 1  # or each would
     total = len(grid(varied))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("cells", total=total, completed=min(total, len(read_cells(out))))
@@ -51,10 +62,12 @@ def command(
             path,
             varied,
             out,
-            processes=processes,
-            catalog=catalog,
+            on=on,
+            catalog=given["catalog"],
             on_cell=lambda cell: progress.advance(task),
         )
+    if given["parquet"] is not None:
+        write_parquet(cells, given["parquet"])
     if as_json:
         click.echo(msgspec.json.encode(cells))
         return

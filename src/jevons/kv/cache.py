@@ -235,6 +235,22 @@ def _unlink(h: Records, pool: int, place: int) -> None:
 
 
 @compiled
+def keep(h: Records, pool: int, place: Places, names: Ints) -> None:
+    """A pool that nobody runs in has these blocks: new ones, or used again. The one unused for longest makes room.
+
+    Args:
+        place: [1], to work in.
+    """
+    for i in range(len(names)):
+        if match(h, pool, names[i : i + 1], place) > 0:
+            take(h, pool, place, 1)
+        else:
+            allocate(h, pool, place, 0, 1)
+            seal(h, pool, place, names[i : i + 1], 0, 1)
+        release(h, pool, place, 1, 1)
+
+
+@compiled
 def forget(h: Records, pool: int) -> None:
     """All that is free in `pool` loses its name, and goes to the blank: its engine ended, with nothing in use."""
     places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
+from jevons.base.compiled import FLOAT, INT, SMALL, Records, compiled
 from jevons.base.hub import view
-from jevons.kv.cache import allocate, available, idle, match, release, seal, take
+from jevons.kv.cache import allocate, available, idle, keep, match, release, seal, take
 from jevons.perf.pace import step_s
 from jevons.twin.segments import cut, give_back, new_spare, size_class
 
@@ -449,45 +449,8 @@ def _seal(h: Records, e: Records, s: Records, tokens: int) -> None:
         names = view(h.names, h.names_n, INT)[s.names : s.names + full]
         seal(h, e.pool, table, names, s.sealed, full)
         if e.tier >= 0:
-            keep(h, e.tier, names[s.sealed :])
+            keep(h, e.tier, view(h.one, h.one_n, SMALL), names[s.sealed :])
         s.sealed = full
-
-
-@compiled
-def keep(h: Records, pool: int, names: Ints) -> None:
-    """A pool that nobody runs in has these blocks: new ones, or used again. The one unused for longest makes room."""
-    place = view(h.one, h.one_n, SMALL)
-    for i in range(len(names)):
-        if match(h, pool, names[i : i + 1], place) > 0:
-            take(h, pool, place, 1)
-        else:
-            allocate(h, pool, place, 0, 1)
-            seal(h, pool, place, names[i : i + 1], 0, 1)
-        release(h, pool, place, 1, 1)
-
-
-@compiled
-def tier_s(h: Records, e: Records, now_s: float) -> float:
-    """Seconds until the first byte of what is asked of its tier now comes."""
-    return float(e.tier_s + max(0.0, view(h.tier_until_s, h.tier_until_s_n, FLOAT)[e.tier_line] - now_s))
-
-
-@compiled
-def ask(h: Records, e: Records, blocks: int, now_s: float) -> float:
-    """So many blocks are brought from its tier. Returns when they are here; its line is taken until then."""
-    until_s = view(h.tier_until_s, h.tier_until_s_n, FLOAT)
-    until_s[e.tier_line] = max(now_s, until_s[e.tier_line]) + blocks * e.tier_block_s
-    return float(until_s[e.tier_line] + e.tier_s)
-
-
-@compiled
-def settle_in(h: Records, e: Records, names: Ints) -> int:
-    """Blocks came from the tier: they can be found in the pool. Returns how many had room."""
-    count, table = min(len(names), available(h, e.pool)), view(h.matched, h.matched_n, SMALL)
-    allocate(h, e.pool, table, 0, count)
-    seal(h, e.pool, table, names, 0, count)
-    release(h, e.pool, table, count, count)
-    return count
 
 
 @compiled

@@ -19,7 +19,6 @@ from jevons.control.board import (
     ANY,
     APART,
     WHOLE,
-    WORKER,
     computed,
     conclude,
     count_decode,
@@ -29,25 +28,22 @@ from jevons.control.board import (
     unwait,
     wait,
 )
-from jevons.kv.cache import forget, has_room, match
+from jevons.kv.cache import forget, has_room
 from jevons.kv.holders import drop_one, room, store_one
 from jevons.policy.route import CANDIDATE, KV
-from jevons.policy.source import bring
 from jevons.twin.engine import (
     BROUGHT,
     COMING,
     arrive,
-    ask,
     end,
     engine_of,
     finish_event,
     handed_over_s,
     plan,
     sequence_of,
-    settle_in,
-    tier_s,
 )
 from jevons.twin.segments import cut, give_back, room_left, size_class
+from jevons.twin.tier import add_tiers, came, coming_s
 
 RESULT = np.dtype(
     [
@@ -304,7 +300,10 @@ def _book(h: Records, slot: int, worker: int, cached: int, depth: int) -> None:
     s.predicted_depth = depth if h.uses_index else s.named
     first, after = _to_compute(h, s)
     wait(h, slot, worker, s.target, cached, view(h.names, h.names_n, INT)[first:after])
-    if not (h.has_tiers and _is_coming(h, slot, worker)):
+    here_s = coming_s(h, slot, worker) if h.has_tiers else -1.0
+    if here_s >= 0.0:
+        begin_move(h, here_s, slot)
+    else:
         arrive(h, worker, slot, h.now_s)
         set_due(h, worker, engine_of(h, worker).ends_s)
     if s.decode_on >= 0:
@@ -312,56 +311,11 @@ def _book(h: Records, slot: int, worker: int, cached: int, depth: int) -> None:
 
 
 @compiled
-def _is_coming(h: Records, slot: int, worker: int) -> bool:
-    """Bring what pays from the tier of a worker. Returns whether the sequence waits for it."""
-    s, e = sequence_of(h, slot), engine_of(h, worker)
-    if e.tier < 0:
-        return False
-    names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, (s.target - 1) // h.block)]
-    matched = view(h.matched, h.matched_n, SMALL)
-    held = match(h, e.pool, names, matched)
-    count = match(h, e.tier, names[held:], matched)
-    prices = view(h.workers, h.workers_n, WORKER)[worker]
-    blocks, wait_s = bring(prices, held, count, (h.block, tier_s(h, e, h.now_s), e.tier_block_s))
-    if blocks == 0:
-        return False
-    here_s = ask(h, e, blocks, h.now_s)
-    if wait_s == 0.0:  # those at the end come while those before are computed: as if the first were here
-        s.brought = settle_in(h, e, names[held : held + blocks])
-        return False
-    s.brought, s.state, s.worker = blocks, COMING, worker
-    begin_move(h, here_s, slot)
-    return True
-
-
-@compiled
-def _came(h: Records, slot: int) -> None:
-    """What a sequence waited for is here."""
-    s, e = sequence_of(h, slot), engine_of(h, sequence_of(h, slot).worker)
-    names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, (s.target - 1) // h.block)]
-    held = match(h, e.pool, names, view(h.matched, h.matched_n, SMALL))
-    s.brought = settle_in(h, e, names[held : held + s.brought])
-
-
-@compiled
-def _add_tiers(h: Records, desk: int, count: int, names: Ints) -> None:
-    """What each candidate would bring from its tier counts as cached, and is waited for."""
-    candidates = view(h.candidates, h.candidates_n, CANDIDATE)[desk * h.desk : desk * h.desk + count]
-    for i in range(count):
-        c = candidates[i]
-        e = engine_of(h, c.worker)
-        if e.tier >= 0:
-            held = match(h, e.tier, names[c.depth :], view(h.matched, h.matched_n, SMALL))
-            blocks, c.bring_s = bring(c, c.depth, held, (h.block, tier_s(h, e, h.now_s), e.tier_block_s))
-            c.cached += blocks * h.block
-
-
-@compiled
 def _place_by_tiers(h: Records, names: Ints, prompt: int) -> tuple[int, int]:
     """See `board.place`."""
     whole, apart = gather(h, WHOLE, 0, names, ANY, h.block), gather(h, APART, 0, names, ANY, h.block)
-    _add_tiers(h, WHOLE, whole, names)
-    _add_tiers(h, APART, apart, names)
+    add_tiers(h, WHOLE, whole, names)
+    add_tiers(h, APART, apart, names)
     return conclude(h, prompt, whole, apart)
 
 
@@ -388,7 +342,7 @@ def _moved(h: Records, slot: int) -> bool:
     if not engine_of(h, worker).up:
         return _place_again(h, slot)
     if sequence_of(h, slot).state == COMING:
-        _came(h, slot)
+        came(h, slot)
     arrive(h, worker, slot, h.now_s)
     set_due(h, worker, engine_of(h, worker).ends_s)
     return True

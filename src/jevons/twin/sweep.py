@@ -1,4 +1,5 @@
-"""A grid of scenarios, in parallel processes; what was done is kept, so that a sweep that was stopped goes on.
+"""A grid of scenarios, in parallel processes or on a Ray cluster; what was done is kept, so that a sweep that was
+stopped goes on.
 
 Each cell is one line of a file: its settings and its report. A cell whose settings are there is not run again.
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,7 +52,7 @@ def read_cells(path: Path) -> list[Cell]:
         raise ConfigError(f"sweep {path}: not of a sweep: {error}; name another file") from error
 
 
-def run_cell(scenario: Path, settings: Settings, catalog: Path | None) -> Cell:
+def run_cell(scenario: Path, settings: Settings, *, catalog: Path | None) -> Cell:
     """One rehearsal. What is wrong with its settings is told in the cell: the others go on."""
     try:
         wanted = read_scenario(scenario, dict(settings))
@@ -63,20 +66,26 @@ def sweep(
     varied: Mapping[str, Sequence[str | int | float]],
     out: Path,
     *,
-    processes: int,
+    on: int | str,
     catalog: Path | None = None,
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
     """Run what of a grid is not in `out` yet, and add it there as it is done.
 
+    Args:
+        on: so many processes here, or the address of a Ray cluster, whose nodes have jevons and the files.
+
     Returns:
         All cells of the grid, in its order.
+
+    Raises:
+        ConfigError: `out` is not of a sweep; Ray is not installed or its cluster cannot be reached.
     """
     wanted = grid(varied)
     done = {_key(cell.settings): cell for cell in read_cells(out)}
     left = [settings for settings in wanted if _key(settings) not in done]
     with out.open("ab") as file:
-        for cell in _run(scenario, left, processes, catalog):
+        for cell in _run(partial(run_cell, scenario.resolve(), catalog=catalog), left, on):
             file.write(msgspec.json.encode(cell) + b"\n")
             file.flush()
             done[_key(cell.settings)] = cell
@@ -84,13 +93,80 @@ def sweep(
     return [done[_key(settings)] for settings in wanted]
 
 
-def _run(scenario: Path, left: Sequence[Settings], processes: int, catalog: Path | None) -> Iterator[Cell]:
+def _run(run: Callable[[Settings], Cell], left: Sequence[Settings], on: int | str) -> Iterator[Cell]:
+    """Cells in the order they are done."""
     if not left:
         return
+    if isinstance(on, str):
+        yield from _on_ray(run, left, on)
+        return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(left)), mp_context=context) as pool:
-        for future in as_completed([pool.submit(run_cell, scenario, settings, catalog) for settings in left]):
+    with ProcessPoolExecutor(min(on, len(left)), mp_context=context) as pool:
+        for future in as_completed([pool.submit(run, settings) for settings in left]):
             yield future.result()
+
+
+def _on_ray(run: Callable[[Settings], Cell], left: Sequence[Settings], address: str) -> Iterator[Cell]:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("sweep: --ray needs Ray: pip install 'jevons[ray]'") from error
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"sweep: no Ray cluster at {address!r}: {error}") from error
+    try:
+        task = ray.remote(run_told)
+        waiting = [task.remote(run, settings) for settings in left]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for told in ray.get(done):
+                yield msgspec.json.decode(told, type=Cell)
+    finally:
+        ray.shutdown()
+
+
+def run_told(run: Callable[[Settings], Cell], settings: Settings) -> bytes:
+    """A cell as it is written: nothing of ours has to be pickled on the way back."""
+    return msgspec.json.encode(run(settings))
+
+
+def write_parquet(cells: Sequence[Cell], path: Path) -> None:
+    """A row a cell: its settings, then its report, with dots in the names of what is inside; `error` where it has none.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or the file cannot be written.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("sweep: --parquet needs pyarrow: pip install 'jevons[parquet]'") from error
+    rows = [_flat(cell) for cell in cells]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in names})
+    try:
+        pyarrow.parquet.write_table(table, path)
+    except OSError as error:
+        raise ConfigError(f"sweep {path}: cannot be written: {error}") from error
+
+
+def _flat(cell: Cell) -> dict[str, Any]:
+    report = {} if cell.report is None else msgspec.to_builtins(cell.report)
+    trust = report.pop("trust", [])
+    row: dict[str, Any] = {**cell.settings, "error": cell.error or None, "trust": [each["trust"] for each in trust]}
+    for name, value in report.items():
+        if isinstance(value, dict):
+            row |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            row[name] = value
+    return row
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """A column has one type: where a setting is a number here and a word there, all are words."""
+    kinds = {type(value) for value in values if value is not None}
+    return [None if value is None else str(value) for value in values] if str in kinds and len(kinds) > 1 else values
 
 
 def _key(settings: Settings) -> str:
