@@ -18,7 +18,8 @@ from jevons.base.units import count, milliseconds, si
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import Scenario, make_scenario, read_scenario, shipped
-from jevons.twin.run import Report, Spread, simulate
+from jevons.twin.run import Report, simulate
+from jevons.twin.spread import Spread
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,17 +26,7 @@ from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
 from jevons.twin.fleet import Made, decoders_first, make_groups, make_hub
 from jevons.twin.segments import room_left
-
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """A distribution, in the unit of its name."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
+from jevons.twin.spread import QUANTILES, Distribution, Spread
 
 
 class GroupTrust(msgspec.Struct, frozen=True):
@@ -138,7 +127,8 @@ class Run:
         hub.set("margin", margin)
         hub.put("scratch", np.zeros(margin, np.int64))
         hub.put("matched", np.zeros(margin, np.int32))
-        self._parts: list[dict[str, Any]] = []
+        self._seen = {name: Distribution() for name in ("ttft", "tpot", "queue")}  # seconds
+        self._met, self._last_s = 0, 0.0
         self._sums = dict.fromkeys(("requests", "prompt", "output", "cached", "predicted_cached"), 0)
         self._tier_names = [m.group.tier.name if m.group.tier else "" for m in made for _ in range(m.group.instances)]
         self._brought = {name: 0 for name in self._tier_names if name}  # tokens, by tier
@@ -242,15 +232,11 @@ class Run:
         ttft = results["first_s"] - results["at_s"]
         more = np.maximum(results["output"] - 1, 1)
         tpot = (results["done_s"] - results["first_s"]) / more
-        self._parts.append(
-            {
-                "ttft": ttft.astype(np.float32),
-                "tpot": tpot[results["output"] > 1].astype(np.float32),
-                "queue": (results["admitted_s"] - results["at_s"]).astype(np.float32),
-                "met": int(((ttft <= slo.ttft_s) & (tpot <= slo.tpot_s)).sum()),
-                "last_s": float(results["done_s"].max(initial=0.0)),
-            }
-        )
+        self._seen["ttft"].add(ttft)
+        self._seen["tpot"].add(tpot[results["output"] > 1])
+        self._seen["queue"].add(results["admitted_s"] - results["at_s"])
+        self._met += int(((ttft <= slo.ttft_s) & (tpot <= slo.tpot_s)).sum())
+        self._last_s = max(self._last_s, float(results["done_s"].max(initial=0.0)))
         self._sums["requests"] += count
         for name in ("prompt", "output", "cached", "predicted_cached"):
             self._sums[name] += int(results[name].sum())
@@ -258,8 +244,7 @@ class Run:
 
     def report(self, wall_s: float, cpu_s: float) -> Report:
         sums, engines = self._sums, self.hub["engines"]
-        simulated_s = max(part["last_s"] for part in self._parts)
-        met = sum(part["met"] for part in self._parts)
+        simulated_s, met = self._last_s, self._met
         return Report(
             title=self._scenario.title,
             requests=sums["requests"],
@@ -269,10 +254,10 @@ class Run:
             cpu_s=cpu_s,
             wall_s=wall_s,
             rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            ttft_s=self._spread("ttft"),
-            tpot_s=self._spread("tpot"),
+            ttft_s=self._seen["ttft"].spread(),
+            tpot_s=self._seen["tpot"].spread(),
             itl_s=_gaps(self.hub["itl"]),
-            queue_s=self._spread("queue"),
+            queue_s=self._seen["queue"].spread(),
             input_tokens=sums["prompt"],
             output_tokens=sums["output"],
             output_tokens_per_s=sums["output"] / simulated_s,
@@ -291,13 +276,6 @@ class Run:
         """Shares of prompt tokens."""
         prompt, below = max(1, self._sums["prompt"]), sum(self._brought.values())
         return {"hbm": (self._sums["cached"] - below) / prompt} | {n: b / prompt for n, b in self._brought.items()}
-
-    def _spread(self, name: str) -> Spread:
-        values = np.concatenate([part[name] for part in self._parts])
-        if not len(values):
-            return Spread(0.0, 0.0, 0.0, 0.0)
-        quantiles = np.quantile(values, list(_QUANTILES.values()))
-        return Spread(float(values.mean(dtype=np.float64)), *(float(q) for q in quantiles))
 
     def _joules(self, simulated_s: float) -> float | None:
         """Chips alone, at the power of their mean iteration or idle; None where that is not known."""
@@ -347,7 +325,7 @@ def _gaps(counts: Reals) -> Spread:
         return Spread(0.0, 0.0, 0.0, 0.0)
     sizes = np.array([itl_s(at) for at in range(ITL_BINS)])
     share = np.cumsum(counts) / total
-    quantiles = (float(sizes[min(int(np.searchsorted(share, q)), ITL_BINS - 1)]) for q in _QUANTILES.values())
+    quantiles = (float(sizes[min(int(np.searchsorted(share, q)), ITL_BINS - 1)]) for q in QUANTILES.values())
     return Spread(float((sizes * counts).sum() / total), *quantiles)
 
 
