@@ -35,8 +35,8 @@ VLLM_ENV = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
-# In bf16 the likeliest tokens are often as likely to the last digit, and vLLM by itself then goes on differently after a
-# prefix of its own cache than without: identity could not be told from chance. Without AVX-512 bf16 is emulated besides.
+# In bf16 the likeliest tokens are often as likely to the last digit, and vLLM by itself then goes on differently after
+# some of its own cache than after none: identity could not be told from chance. Without AVX-512 bf16 is emulated too.
 DTYPE = "float32"
 VLLM_FLAGS = [
     *("--served-model-name", SERVED, "--host", "127.0.0.1", "--dtype", DTYPE, "--enforce-eager"),
