@@ -13,7 +13,7 @@ from math import exp, log, sqrt
 from jevons.perf.measured import GUESS_PRICES, Load, Prices, StepSeconds
 
 # A worker is different where its steps are off by more than this from those of the others, as a logarithm, and by what
-# the noise of so many steps might be besides: about 65 % after one, 25 % in the long run.
+# the noise of so many steps might be besides: by half after four steps, by a quarter in the long run.
 _ALIKE, _NOISE = 0.15, 0.5
 _WEIGHT = 0.05  # of a worker's last step in what its steps are off by: about forty count
 _SETTLED = 10  # steps until the prices are good enough to be off from
@@ -52,7 +52,7 @@ class Kin:
         return True
 
     def counted(self) -> None:
-        """One more step is off by something. The middle is found anew now and then: a share of O(1) of each step."""
+        """One more step is off by something. The middle is found anew once all had a step, on average."""
         self._until_middle -= 1
         if self._until_middle <= 0:
             self._until_middle = max(_OFTEN, len(self.members))
