@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from jevons.base.errors import EngineError
-from jevons.engine.reference.attention import RUN_KEYS, TILE_QUERIES, Attention, mask_of, windowed
+from jevons.engine.reference.attention import KEY_MULTIPLE, RUN_KEYS, TILE_QUERIES, Attention, mask_of, windowed
 from jevons.engine.reference.linear import Linear
 from jevons.engine.reference.weights import Layer, Weights
 from jevons.facts.model import ModelShape
@@ -128,29 +128,47 @@ class _Draws:
 
 
 def _prove_attention(shape: ModelShape, draw: _Draws, window: int | None) -> None:
-    """Attend the same queries as one prompt, in odd cuts and as decodes padded to other lengths.
+    """Attend the same queries as one prompt, in odd cuts, as decodes padded to other lengths, and as each one alone.
 
     Raises:
         EngineError: they differ.
     """
     count = 2 * TILE_QUERIES
+    cuts = [0, 1, 4, 37, TILE_QUERIES, TILE_QUERIES + 19, count]
+    long = _agrees(shape, draw, window, cuts, [0, 5, TILE_QUERIES, count - 2, count - 1])
+    short = _agrees(shape, draw, window, [0, 1, 4, 32], [0, 1, 5, 30, 31], is_first=True)
+    if not (long and short):
+        raise EngineError(
+            "batch-invariant mode: attention gives a row other bits in another batch; "
+            "this torch build on this machine cannot do it, run without"
+        )
+
+
+def _agrees(
+    shape: ModelShape, draw: _Draws, window: int | None, cuts: list[int], decoded: list[int], *, is_first: bool = False
+) -> bool:
+    """Whether queries 0 to cuts[-1] have the same bits in all ways; some of them `decoded`.
+
+    Args:
+        is_first: they are the first of their sequence, not after a run of keys.
+    """
+    count = cuts[-1]
     q = draw(count, shape.heads, shape.head_dim)
-    start = RUN_KEYS[q.dtype]
-    keys = start + count
+    start = 0 if is_first else RUN_KEYS[q.dtype]
+    keys = -(-(start + count) // KEY_MULTIPLE[q.dtype]) * KEY_MULTIPLE[q.dtype]
     k, v = draw(shape.kv_heads, keys, shape.head_dim), draw(shape.kv_heads, keys, shape.head_dim)
     attention = Attention(q.dtype, q.device)
     expected = attention.prompt(q, k, v, start, window)
-    cuts = [0, 1, 4, 37, TILE_QUERIES, TILE_QUERIES + 19, count]
     cut = [attention.prompt(q[a:b], k, v, start + a, window) for a, b in pairwise(cuts)]
-    chosen = torch.tensor([0, 5, TILE_QUERIES, count - 2, count - 1], device=q.device)
+    chosen = torch.tensor(decoded, device=q.device)
     if window is None:
         tail = mask_of(torch.arange(start, keys, device=q.device) > start + chosen[:, None], q.dtype)[:, None, None]
     else:
         tail = windowed(start + chosen, keys, window, q.dtype)[:, None, None]
     several = len(chosen)
-    decoded = attention.decodes(q[chosen], k.repeat(several, 1, 1), v.repeat(several, 1, 1), tail)
-    if not (torch.equal(torch.cat(cut), expected) and torch.equal(decoded, expected[chosen])):
-        raise EngineError(
-            "batch-invariant mode: attention gives a row other bits in another batch; "
-            "this torch build on this machine cannot do it, run without"
-        )
+    together = attention.decodes(q[chosen], k.repeat(several, 1, 1), v.repeat(several, 1, 1), tail)
+    alone = [attention.decodes(q[at : at + 1], k, v, tail[i : i + 1]) for i, at in enumerate(decoded)]
+    return all(
+        torch.equal(one, other)
+        for one, other in ((torch.cat(cut), expected), (together, expected[chosen]), (torch.cat(alone), together))
+    )
