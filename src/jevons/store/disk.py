@@ -239,6 +239,8 @@ class DiskStore:
         segment = self._active
         if segment is None or segment.size_bytes + need > self._room.segment_bytes:
             segment = self._roll(need, is_worth, written)
+        else:
+            self._recycle(segment, need, is_worth, written)  # where that was cut off by a crash
         room = min(BATCH_BYTES, self._room.segment_bytes - segment.size_bytes)
         count = 0
         for _, meta, _ in pending[:MAX_BATCH]:
@@ -273,12 +275,16 @@ class DiskStore:
         with self._lock:
             self._segments[fresh.number] = fresh
         self._active = fresh
-        spare = min(self._room.kept_bytes, self._room.segment_bytes - need)
-        while self.used_bytes - fresh.size_bytes > self._room.quota_bytes - self._room.segment_bytes:
-            oldest = next(iter(self._segments.values()))
-            spare -= self._carry(oldest, fresh, spare, is_worth)
-            self._remove(oldest, written)
+        self._recycle(fresh, need, is_worth, written)
         return fresh
+
+    def _recycle(self, into: Segment, need: int, is_worth: Callable[[BlockKey], bool], written: Written) -> None:
+        """Give up the oldest segments while the quota wants it. What is kept goes to `into`; room for `need` is left."""
+        spare = min(self._room.kept_bytes, self._room.segment_bytes - need) - into.size_bytes
+        while self.used_bytes - into.size_bytes > self._room.quota_bytes - self._room.segment_bytes:
+            oldest = next(iter(self._segments.values()))
+            spare -= self._carry(oldest, into, spare, is_worth)
+            self._remove(oldest, written)
 
     def _carry(self, oldest: Segment, fresh: Segment, spare: int, is_worth: Callable[[BlockKey], bool]) -> int:
         """Copy what is worth keeping, at most `spare` bytes of it, as it lies there; how many bytes."""
@@ -388,7 +394,7 @@ class DiskStore:
         for number in numbers:
             self._load(number)
         self._next_number = numbers[-1] + 1 if numbers else 0
-        while self.used_bytes > self._room.quota_bytes:
+        while self.used_bytes > self.size_bytes:  # above the quota recycling was cut off: the next put goes on with it
             self._remove(next(iter(self._segments.values())), Written())
         last = next(reversed(self._segments.values()), None)
         if last is not None:
