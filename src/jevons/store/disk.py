@@ -279,7 +279,7 @@ class DiskStore:
         return fresh
 
     def _recycle(self, into: Segment, need: int, is_worth: Callable[[BlockKey], bool], written: Written) -> None:
-        """Give up the oldest segments while the quota wants it; what is kept goes to `into`, but for `need` bytes of it."""
+        """Give up the oldest segments while the quota wants it. What is kept goes to `into`, beside `need` bytes."""
         spare = min(self._room.kept_bytes, self._room.segment_bytes - need) - into.size_bytes
         while self.used_bytes - into.size_bytes > self._room.quota_bytes - self._room.segment_bytes:
             oldest = next(iter(self._segments.values()))
