@@ -13,7 +13,8 @@ from jevons.base.errors import ConfigError
 from jevons.cli.calibrate import command as calibrate
 from jevons.cli.validate import command as validate
 from jevons.config.scenario import read_scenario
-from jevons.twin.record import REQUESTS, read_record, scenario_of
+from jevons.facts.trace import REQUESTS
+from jevons.twin.record import read_record, scenario_of
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from jevons.base.errors import ConfigError
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import Scenario, Traffic, as_toml, read_scenario
-from jevons.facts.trace import RecordedRow, RecordedStep, RecordedWorker
+from jevons.facts.trace import REQUESTS, STEPS, WORKERS, RecordedRow, RecordedStep, RecordedWorker
 from jevons.perf.measured import Load, Prices
 from jevons.twin.kernel import RESULT
-from jevons.twin.record import REQUESTS, STEPS, WORKERS, read_record, rehearse, scenario_of, together
+from jevons.twin.record import read_record, rehearse, scenario_of, together
 from jevons.twin.run import simulate
 
 REAL = Prices(per_step_s=0.005, per_token_s=0.003, per_token_context_s=1e-6, per_decode_s=0.02)

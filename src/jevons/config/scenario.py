@@ -28,7 +28,7 @@ class Polynomial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long an iteration takes, as a router learned it of a worker: see `jevons calibrate --live`."""
+    """How long an iteration takes, as a router learned it of a worker: see `jevons calibrate --record`."""
 
     per_step_s: Annotated[float, Meta(ge=0)]
     per_token_s: Positive  # of a prompt

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+WORKERS, STEPS, REQUESTS = "workers.jsonl", "steps.jsonl", "requests.jsonl"  # files of a record
+
 
 class TraceRow(msgspec.Struct, gc=False, omit_defaults=True):
     """A request of a trace.

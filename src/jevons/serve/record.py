@@ -20,7 +20,7 @@ from jevons.base.errors import ConfigError
 from jevons.base.ids import BlockHash, RequestId, WorkerId
 from jevons.control.ledger import HERE
 from jevons.control.router import Router
-from jevons.facts.trace import RecordedRow, RecordedStep, RecordedWorker
+from jevons.facts.trace import REQUESTS, STEPS, WORKERS, RecordedRow, RecordedStep, RecordedWorker
 from jevons.facts.worker import StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes, chain, root
 from jevons.policy.route import Placement
@@ -28,7 +28,6 @@ from jevons.policy.route import Placement
 log = logging.getLogger("jevons.record")
 
 BLOCK = 16  # tokens behind an id
-WORKERS, STEPS, REQUESTS = "workers.jsonl", "steps.jsonl", "requests.jsonl"
 _MOST_TALKS = 65_536  # conversations that may go on: those answered last
 _ID_BITS = 36  # of a block's name: copies of a trace are told apart by those above
 

@@ -16,12 +16,11 @@ from jevons.base.compiled import Reals, Records
 from jevons.base.errors import ConfigError
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Group, Scenario, StepPrices, Traffic
-from jevons.facts.trace import RecordedRow, RecordedStep, RecordedWorker
+from jevons.facts.trace import REQUESTS, STEPS, WORKERS, RecordedRow, RecordedStep, RecordedWorker
 from jevons.perf.calibration import Calibration
 from jevons.perf.measured import Load, Prices, fit_prices
 from jevons.twin.run import simulate
 
-WORKERS, STEPS, REQUESTS = "workers.jsonl", "steps.jsonl", "requests.jsonl"
 _LEAST_STEPS = 100  # that say something of a worker's prices
 
 T = TypeVar("T", bound=msgspec.Struct)
