@@ -44,5 +44,7 @@ def test_small_names_of_different_owners_never_meet() -> None:
     assert len({key_of(name, owner) for name in names for owner in owners}) == len(names) * len(owners)
 
 
-def test_there_are_at_least_as_many_heads_as_entries() -> None:
-    assert [len(empty_heads(count)) for count in (1, 16, 17, 1_000)] == [16, 16, 32, 1_024]
+def test_heads_are_the_power_of_two_nearest_to_the_entries() -> None:
+    counts = (1, 16, 17, 23, 1_000, (1 << 20) + 1)
+
+    assert [len(empty_heads(count)) for count in counts] == [16, 16, 16, 32, 1024, 1 << 20]

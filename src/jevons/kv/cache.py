@@ -34,14 +34,14 @@ PLACE = np.dtype(
     [
         ("key", np.int64),  # of its name and pool
         ("link", np.int32),  # see `kv.table`
-        ("users", np.int32),
-        ("state", np.int32),  # BLANK, NAMED or FULL
         ("older", np.int32),  # neighbours in the order of the free
         ("newer", np.int32),  # or the next one that is spare
-        ("unused", np.int32),
+        ("users", np.int16),  # sequences, at most MOST_USERS
+        ("state", np.int16),  # BLANK, NAMED or FULL
     ]
 )
 BLANK, NAMED, FULL = 0, 1, 2  # FULL: worth keeping but nobody will ask for it by name
+MOST_USERS = (1 << 15) - 1
 
 
 def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict[str, Any], dict[str, int | float]]:

@@ -1,8 +1,9 @@
 """Kernels of the prefix index: which workers hold which blocks, and which are about to.
 
     block ──▶ the worker that holds it, with the copies it holds and the requests under way that will compute it,
-              or, where there are several, their number, a fingerprint of their set, and a list of
-    pair (block, worker) ──▶ the same for each
+              or, where there have been several,
+    set ──▶ their number, a fingerprint, and a list of
+    pair (block, worker) ──▶ the copies and requests of each
 
 What a request under way will compute counts as held: who asks for it next is sent there. A worker that has lost all it
 held gets a new number here: what the old one had is told to nobody, and swept away bit by bit.
@@ -27,14 +28,18 @@ from jevons.kv.table import empty_heads, find, insert, key_of, refill, remove
 BLOCK = np.dtype(
     [
         ("key", np.int64),
-        ("print", np.int64),  # fingerprint of its set of workers
-        ("link", np.int32),  # see `kv.table`
-        ("holders", np.int32),
-        ("first", np.int32),  # of its pairs; -1: none; of a block given back, the next such one
-        ("worker", np.int32),  # the only one that ever had it; -1: look at the pairs, or it was given back
+        ("link", np.int32),  # see `kv.table`; of a block given back, the next such one
+        ("worker", np.int32),  # the only one that ever had it; -1: it was given back; -2 and below: see `_set_at`
         ("copies", np.int16),  # of that worker
         ("coming", np.int16),
         ("unused", np.int32),
+    ]
+)
+SET = np.dtype(
+    [
+        ("print", np.int64),  # fingerprint of the workers
+        ("holders", np.int32),
+        ("first", np.int32),  # of their pairs; of a set given back, the next such one
     ]
 )
 PAIR = np.dtype(
@@ -57,6 +62,7 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
     arrays = {
         "blocks": np.zeros(pairs, BLOCK),
         "block_heads": empty_heads(pairs),
+        "sets": np.zeros(max(1, pairs // 4), SET),
         "pairs": np.zeros(pairs, PAIR),
         "pair_heads": empty_heads(pairs),
         "held": np.zeros(workers, np.int64),  # distinct blocks, by worker
@@ -66,7 +72,9 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
     numbers: dict[str, int | float] = {
         "blocks_used": 0,
         "pairs_used": 0,
+        "sets_used": 0,
         "block_spare": -1,
+        "set_spare": -1,
         "pair_spare": -1,
         "blocks_known": 0,
         "sweep_at": 0,  # the place of both arrays to look at next for what nobody has any more
@@ -76,6 +84,9 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
 
 def grow_index(hub: Hub, more: int) -> None:
     """Room for so many more pairs, and for twice as many as there are of what is short."""
+    sets = len(hub["sets"])
+    if sets - hub.number("sets_used") < more:
+        hub.grow("sets", 2 * sets + more)
     for name, heads, least in (("blocks", "block_heads", more), ("pairs", "pair_heads", 2 * more)):
         size = len(hub[name])
         if size - hub.number(f"{name}_used") < least:
@@ -88,7 +99,7 @@ def grow_index(hub: Hub, more: int) -> None:
 @compiled
 def room(h: Records) -> int:
     """(block, worker) pairs that can be added for sure before the index must grow."""
-    return int(min(h.blocks_n - h.blocks_used, (h.pairs_n - h.pairs_used) // 2))
+    return int(min(h.blocks_n - h.blocks_used, (h.pairs_n - h.pairs_used) // 2, h.sets_n - h.sets_used))
 
 
 @compiled
@@ -111,29 +122,68 @@ def _find_block(h: Records, name: int) -> int:
 
 
 @compiled
+def _set_at(worker: int) -> int:
+    """Which set a block has whose `worker` is that: -2 stands for the first."""
+    return -2 - worker
+
+
+@compiled
+def _set_of(h: Records, block: int) -> Any:
+    """Of a block that several have had."""
+    return view(h.sets, h.sets_n, SET)[_set_at(view(h.blocks, h.blocks_n, BLOCK)[block].worker)]
+
+
+@compiled
+def _holders(h: Records, block: int) -> int:
+    return 1 if view(h.blocks, h.blocks_n, BLOCK)[block].worker >= 0 else int(_set_of(h, block).holders)
+
+
+@compiled
+def _print(h: Records, block: int) -> int:
+    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
+    return print_of(only) if only >= 0 else int(_set_of(h, block).print)
+
+
+@compiled
 def _block(h: Records, name: int) -> int:
-    """The entry of `name`, a new one if there is none."""
+    """The entry of `name`, a new one if there is none: nobody's yet."""
     blocks, heads = view(h.blocks, h.blocks_n, BLOCK), view(h.block_heads, h.block_heads_n, SMALL)
     block = find(heads, blocks, name)
     if block >= 0:
         return block
     block = h.block_spare
     if block >= 0:
-        h.block_spare = blocks[block].first
+        h.block_spare = blocks[block].link
     else:
         block = h.blocks_used
         h.blocks_used += 1
-    new = blocks[block]
-    new.key, new.holders, new.first, new.worker = name, 0, -1, -1
+    blocks[block].key, blocks[block].worker = name, -1
     insert(heads, blocks, block)
     h.blocks_known += 1
     return int(block)
 
 
 @compiled
+def _new_set(h: Records, block: int) -> None:
+    """A block that one worker has will be had by others too: it has a set, and that worker a pair."""
+    sets, blk = view(h.sets, h.sets_n, SET), view(h.blocks, h.blocks_n, BLOCK)[block]
+    at = h.set_spare
+    if at >= 0:
+        h.set_spare = sets[at].first
+    else:
+        at = h.sets_used
+        h.sets_used += 1
+    only = blk.worker
+    sets[at].print, sets[at].holders, sets[at].first = 0, 0, -1
+    blk.worker = -2 - at
+    old = _new_pair(h, block, only, key_of(blk.key, only))
+    old.copies, old.coming = blk.copies, blk.coming
+
+
+@compiled
 def _new_pair(h: Records, block: int, worker: int, key: int) -> Any:
-    """A pair that stands for nothing yet."""
-    pairs, blk = view(h.pairs, h.pairs_n, PAIR), view(h.blocks, h.blocks_n, BLOCK)[block]
+    """One more of a set: a pair that stands for nothing yet."""
+    pairs, among = view(h.pairs, h.pairs_n, PAIR), _set_of(h, block)
     pair = h.pair_spare
     if pair >= 0:
         h.pair_spare = pairs[pair].next
@@ -147,12 +197,14 @@ def _new_pair(h: Records, block: int, worker: int, key: int) -> Any:
         0,
         worker,
         block,
-        blk.first,
+        among.first,
         -1,
     )
-    if blk.first >= 0:
-        pairs[blk.first].before = pair
-    blk.first = pair
+    if among.first >= 0:
+        pairs[among.first].before = pair
+    among.first = pair
+    among.holders += 1
+    among.print ^= print_of(worker)
     insert(view(h.pair_heads, h.pair_heads_n, SMALL), pairs, pair)
     return new
 
@@ -163,8 +215,8 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
     block = _block(h, name)
     blk = view(h.blocks, h.blocks_n, BLOCK)[block]
     held = view(h.held, h.held_n, INT)
-    if blk.holders == 0:
-        blk.worker, blk.copies, blk.coming, blk.holders, blk.print = worker, copies, coming, 1, print_of(worker)
+    if blk.worker == -1:
+        blk.worker, blk.copies, blk.coming = worker, copies, coming
         held[worker] += copies
         return
     if blk.worker == worker:
@@ -173,17 +225,10 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
         blk.coming = min(blk.coming + coming, _MOST_COMING)
         return
     if blk.worker >= 0:
-        old = _new_pair(h, block, blk.worker, key_of(name, blk.worker))
-        old.copies, old.coming = blk.copies, blk.coming
-        blk.worker = -1
+        _new_set(h, block)
     key = key_of(name, worker)
     pair = _find_pair(h, key)
-    if pair < 0:
-        own = _new_pair(h, block, worker, key)
-        blk.holders += 1
-        blk.print ^= print_of(worker)
-    else:
-        own = view(h.pairs, h.pairs_n, PAIR)[pair]
+    own = _new_pair(h, block, worker, key) if pair < 0 else view(h.pairs, h.pairs_n, PAIR)[pair]
     held[worker] += own.copies == 0 and copies > 0
     own.copies += copies
     own.coming = min(own.coming + coming, _MOST_COMING)
@@ -224,7 +269,9 @@ def _take(h: Records, worker: int, name: int, copies: int, coming: int) -> int:
 def _drop_block(h: Records, block: int) -> None:
     blocks = view(h.blocks, h.blocks_n, BLOCK)
     remove(view(h.block_heads, h.block_heads_n, SMALL), blocks, block)
-    blocks[block].first, h.block_spare = h.block_spare, block
+    if blocks[block].worker < -1:
+        _set_of(h, block).first, h.set_spare = h.set_spare, _set_at(blocks[block].worker)
+    blocks[block].link, h.block_spare = h.block_spare, block
     blocks[block].worker = -1
     h.blocks_known -= 1
 
@@ -233,19 +280,19 @@ def _drop_block(h: Records, block: int) -> None:
 def _drop_pair(h: Records, pair: int) -> None:
     pairs = view(h.pairs, h.pairs_n, PAIR)
     old = pairs[pair]
-    blk = view(h.blocks, h.blocks_n, BLOCK)[old.block]
+    among = _set_of(h, old.block)
     if old.before >= 0:
         pairs[old.before].next = old.next
     else:
-        blk.first = old.next
+        among.first = old.next
     if old.next >= 0:
         pairs[old.next].before = old.before
-    blk.holders -= 1
-    blk.print ^= print_of(old.worker)
+    among.holders -= 1
+    among.print ^= print_of(old.worker)
     remove(view(h.pair_heads, h.pair_heads_n, SMALL), pairs, pair)
     old.next, h.pair_spare = h.pair_spare, pair
     old.worker = -1
-    if blk.holders == 0:
+    if among.holders == 0:
         _drop_block(h, old.block)
 
 
@@ -329,17 +376,16 @@ def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int
     block = _find_block(h, names[0])
     if block < 0:
         return 0
-    blocks = view(h.blocks, h.blocks_n, BLOCK)
-    if blocks[block].holders <= most:
+    if _holders(h, block) <= most:
         still = _list_holders(h, block, workers, most)
-        _follow(h, names, 1, (still, blocks[block].print), workers, depths)
+        _follow(h, names, 1, (still, _print(h, block)), workers, depths)
         return still
     depth = 0
-    while block >= 0 and blocks[block].holders > most and depth + 1 < len(names):
+    while block >= 0 and _holders(h, block) > most and depth + 1 < len(names):
         depth += 1
         block = _find_block(h, names[depth])
     still = 0
-    if block >= 0 and blocks[block].holders <= most:
+    if block >= 0 and _holders(h, block) <= most:
         still = _list_holders(h, block, workers, most)
         still = _keep_reaching(h, names[:depth], workers, still)
         _follow(h, names, depth + 1, (still, _print_of_all(workers, still)), workers, depths)
@@ -366,10 +412,9 @@ def _follow(h: Records, names: Ints, depth: int, matching: tuple[int, int], work
         matching: how many they are, and the fingerprint of their set.
     """
     still, same = matching
-    blocks = view(h.blocks, h.blocks_n, BLOCK)
     while depth < len(names) and still > 0:
         block = _find_block(h, names[depth])
-        if not (block >= 0 and blocks[block].holders == still and blocks[block].print == same):
+        if not (block >= 0 and _holders(h, block) == still and _print(h, block) == same):
             kept = _keep_reaching(h, names[depth : depth + 1], workers, still) if block >= 0 else 0
             for i in range(kept, still):
                 depths[i] = depth
@@ -403,11 +448,11 @@ def _print_of_all(workers: Places, count: int) -> int:
 @compiled
 def _list_holders(h: Records, block: int, workers: Places, most: int) -> int:
     """At most so many of the workers of a block, the last to have got it first. Returns how many."""
-    blk = view(h.blocks, h.blocks_n, BLOCK)[block]
-    if blk.worker >= 0:
-        workers[0] = blk.worker
+    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
+    if only >= 0:
+        workers[0] = only
         return 1
-    pairs, count, pair = view(h.pairs, h.pairs_n, PAIR), 0, blk.first
+    pairs, count, pair = view(h.pairs, h.pairs_n, PAIR), 0, _set_of(h, block).first
     while pair >= 0 and count < most:
         workers[count] = pairs[pair].worker
         count += 1

@@ -41,6 +41,11 @@ def _drop(hubs: Records, holder: int, names: Ints) -> int:
 
 
 @compiled
+def _room(hubs: Records) -> int:
+    return holders.room(hubs[0])
+
+
+@compiled
 def _sweep(hubs: Records, count: int) -> None:
     holders.sweep(hubs[0], count)
 
@@ -89,9 +94,7 @@ class PrefixIndex:
 
     def make_room(self, names: int) -> None:
         """So many more blocks can be stored or promised."""
-        if self.hub.number("blocks_n") - self.hub.number("blocks_used") < names or (
-            self.hub.number("pairs_n") - self.hub.number("pairs_used") < 2 * names
-        ):
+        if _room(self.hub.record) < names:
             self.sweep(max(int(self.hub.number("blocks_used")), int(self.hub.number("pairs_used"))))
             holders.grow_index(self.hub, names)
 

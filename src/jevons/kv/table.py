@@ -1,6 +1,6 @@
 """A hash table of 64-bit keys: where in an array of entries a key is.
 
-    heads   [ 0 | 8 | 3 | 0 | … ]     entry + 1, a power of two of them, at least as many as entries
+    heads   [ 0 | 8 | 3 | 0 | … ]     entry + 1, a power of two of them, about as many as entries
     entries [ 0 | 1 | 2 … ]           records with fields `key` and `link`, to the next of the same head;
                                       they keep their place as long as they live
 
@@ -9,6 +9,8 @@ found sixteen to a cache line. Keys that are hashes lose nothing by it.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -79,5 +81,5 @@ def refill(heads: Places, old: Places, entries: Records) -> None:
 
 
 def empty_heads(entries: int) -> Places:
-    """For up to so many entries."""
-    return np.zeros(1 << max(4, (entries - 1).bit_length()), np.int32)
+    """For up to so many entries: the power of two nearest to it, so chains have 1.4 entries at most by the mean."""
+    return np.zeros(1 << max(4, round(math.log2(max(entries, 1)))), np.int32)

@@ -108,7 +108,7 @@ def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     requests["count"] = np.repeat(counts, copies)
     copy = np.tile(np.arange(copies), len(rows))
     requests["ids"] = np.repeat(ends - counts, copies) + copy * len(ids)
-    ids = np.concatenate([ids + c * _COPY_STRIDE for c in range(copies)])
+    ids = (ids + np.arange(copies)[:, None] * _COPY_STRIDE).ravel()
     return Piece(requests, ids, rows[0].block_size or TRACE_BLOCK)
 
 
