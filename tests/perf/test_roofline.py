@@ -24,6 +24,7 @@ from jevons.perf.roofline import (
     smooth_max,
     steady,
 )
+from jevons.perf.room import room_tokens
 
 CATALOG = read_catalog()
 H100, B200 = CATALOG.chips["h100"], CATALOG.chips["b200"]
@@ -125,6 +126,31 @@ def test_more_work_never_takes_less_time(chip: str, model: str) -> None:
         assert decodes == sorted(decodes)
         assert contexts == sorted(contexts)
         assert prompts == sorted(prompts)
+
+
+def test_a_pipeline_takes_a_micro_batchs_time_and_has_all_stages_memory() -> None:
+    one = perfect(LLAMA, H100, 4)
+    four = msgspec.structs.replace(one, group=Group(tensor=4, pipeline=4))
+    alone, batch = Work(decodes=1, context_tokens=2_000), Work(decodes=64, context_tokens=64 * 2_000)
+    quarter = Work(decodes=16, context_tokens=16 * 2_000)
+
+    def without_links(engine: Engine, work: Work) -> float:
+        parts = iteration(engine, work)
+        return parts.seconds - parts.link_s
+
+    assert without_links(four, alone) == without_links(one, alone)
+    assert without_links(four, batch) == without_links(one, quarter)
+    assert iteration(four, alone).link_s > iteration(one, alone).link_s
+    assert room_tokens(four, 2_000, 0.9) > 4 * room_tokens(one, 2_000, 0.9)
+
+
+def test_attention_from_sram_is_bound_by_arithmetic() -> None:
+    lpu = perfect(LLAMA, CATALOG.chips["lpu3"], 8)
+    lpu = msgspec.structs.replace(lpu, weights="fp8", kv_bytes=1.0)
+    parts = iteration(lpu, Work(decodes=1, context_tokens=100_000))
+    flops = 4 * LLAMA.layers * LLAMA.heads * 128 * 100_000
+
+    assert parts.kv_s == pytest.approx(flops / (8 * 1.2e15), rel=0.02)
 
 
 def test_the_smooth_maximum_lies_above_both_and_near_the_larger() -> None:

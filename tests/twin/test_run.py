@@ -337,6 +337,142 @@ def test_events_that_come_late_make_predictions_wrong_and_nothing_else() -> None
     assert late[0].reuse_fraction["hbm"] < prompt[0].reuse_fraction["hbm"]
 
 
+def test_events_that_are_lost_make_predictions_wrong_and_nothing_else() -> None:
+    told, lossy = rehearse(scenario(router="kv")), rehearse(scenario(router="kv", event_loss=0.3))
+    wrong = [(results["cached"] != results["predicted_cached"]).mean() for _, results in (told, lossy)]
+
+    check_answered(scenario(), lossy[1])
+    assert wrong[0] < 0.1
+    assert wrong[1] > wrong[0] + 0.2
+    assert lossy[0].reuse_fraction["hbm"] < told[0].reuse_fraction["hbm"]
+    assert np.array_equal(rehearse(scenario(router="kv", event_loss=0.3))[1], lossy[1])
+
+
+LLAMAS = {"model": "llama-3.1-70b", "weights": "fp8", "kv_bits": 8}
+
+
+def test_a_cap_on_power_slows_prompts_down() -> None:
+    documents = {"kind": "documents", "rate": 1.0, "requests": 200}
+    reports = [rehearse(scenario([{**H100S, **more}], documents, **LLAMAS))[0] for more in ({}, {"power_w": 350.0})]
+
+    assert reports[1].ttft_s.p50 / reports[0].ttft_s.p50 > 1.15
+    assert reports[0].joules_per_output_token is not None
+    assert reports[1].joules_per_output_token is not None
+    assert reports[1].joules_per_output_token < reports[0].joules_per_output_token
+
+
+def test_chips_are_capped_for_a_while_in_the_middle_of_work() -> None:
+    documents = {"kind": "documents", "rate": 2.0, "requests": 400}
+    caps = [{"at_s": 60.0, "what": "cap", "first": 0, "count": 2, "power_w": 250.0}]
+    caps.append({"at_s": 120.0, "what": "cap", "first": 0, "count": 2})
+    wanted = scenario([{**H100S, "instances": 4}], documents, events=caps, **LLAMAS)
+    kept = Kept(wanted)
+
+    results = kept.go()
+
+    check_answered(wanted, results)
+    kept.check_empty()
+    _, free = rehearse(scenario([{**H100S, "instances": 4}], documents, **LLAMAS))
+    before = results["done_s"] < 60.0
+    assert np.array_equal(results[before], free[before])
+    during = (results["at_s"] > 60.0) & (results["at_s"] < 115.0)
+    here, there = ((each["worker"][during] < 2).mean() for each in (results, free))
+    assert here < there  # work goes where it is done sooner
+    assert rehearse(wanted)[0].joules_per_output_token is None  # what a chip drew is not known by its mean
+    assert set(kept.hub["engines"]["pace"]) == {0}
+
+
+def test_a_jump_under_way_ends_when_the_pace_changes() -> None:
+    one = {"kind": "chat", "rate": 0.2, "requests": 1}
+    caps = [{"at_s": 5.3, "what": "cap", "first": 0, "power_w": 200.0}]
+    fleet = [{**H100S, "instances": 1}]
+    jumped, exact = (
+        rehearse(scenario(fleet, one, events=caps, **LLAMAS), exact=exact)[1]["done_s"] for exact in (False, True)
+    )
+
+    assert jumped == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_line_that_a_domain_shares_holds_handovers_up() -> None:
+    fleet = [{**H100S, "role": "prefill", "instances": 3}, {**H100S, "role": "decode"}]
+    traffic = {"kind": "rag", "rate": 5.0, "requests": 300}
+
+    def gaps(rate: float | None) -> float:
+        narrow = [{**group, "uplink_bytes_per_s": rate} for group in fleet]
+        wanted = scenario(narrow, traffic, **LLAMAS)
+        report, results = rehearse(wanted)
+        check_answered(wanted, results)
+        return report.tpot_s.mean
+
+    free_s, wide_s, narrow_s = gaps(None), gaps(1e15), gaps(2e9)
+    assert wide_s == free_s
+    assert narrow_s > 1.2 * free_s
+
+
+def test_guesses_of_a_drafter_make_answers_come_sooner() -> None:
+    draft = {"model": "llama-3.1-8b", "chip": "h100", "tokens": 4, "accepted": 0.8, "weights": "fp8"}
+    fleet = [{**H100S, "role": "prefill"}, {**H100S, "role": "decode"}]
+    traffic = {"kind": "chat", "rate": 1.0, "requests": 200}
+    speculating = scenario([fleet[0], {**fleet[1], "draft": draft}], traffic, **LLAMAS)
+
+    plain, quick = rehearse(scenario(fleet, traffic, **LLAMAS))[0], rehearse(speculating)
+
+    check_answered(speculating, quick[1])
+    assert quick[0].tpot_s.p50 < 0.75 * plain.tpot_s.p50
+    assert quick[0].chips == plain.chips + 2
+    assert "speculation" in quick[0].trust[0].note
+
+    heads = {"tokens": 2, "accepted": 0.6}
+    itself = rehearse(scenario([fleet[0], {**fleet[1], "draft": heads}], traffic, **LLAMAS))[0]
+    assert itself.chips == plain.chips
+    assert itself.tpot_s.p50 < 0.75 * plain.tpot_s.p50
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"power_w": 50.0}, r"fleet\[0\].power_w: must be more than what the chip draws idle \(105 W\), got 50"),
+        (
+            {"chip": "lpu3", "tensor": 8, "pipeline": 32, "weights": "bf16"},
+            "lpu3 does not compute bf16; set other weights",
+        ),
+        ({"chip": "lpu3", "tensor": 8, "power_w": 100.0}, "power_w: the TDP of the chip is not known"),
+    ],
+)
+def test_chips_that_cannot_do_what_is_asked_are_refused(more: dict[str, Any], says: str) -> None:
+    weights = more.pop("weights", "fp8")
+    with pytest.raises(ConfigError, match=says):
+        simulate(scenario([{**H100S, **more}], **{**LLAMAS, "weights": weights}), CATALOG, CALIBRATION)
+
+
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [
+        ({**MOCKER, "power_w": 300.0}, r"fleet\[0\].power_w: needs a chip, got polynomial"),
+        (
+            {**H100S, "draft": {"model": "llama-3.1-8b", "chip": "h100", "tokens": 4, "accepted": 0.8}},
+            "draft: is for instances of role 'decode' on one kind of chip",
+        ),
+        (
+            {**H100S, "role": "decode", "draft": {"model": "llama-3.1-8b", "tokens": 4, "accepted": 0.8}},
+            "draft: must have both a model and a chip, or neither: heads of the model itself",
+        ),
+        (
+            {**H100S, "draft": {"model": "llama-3.1-8b", "chip": "h100", "tokens": 4, "accepted": 1.0}},
+            r"Expected `float` < 1.0 - at `\$.fleet\[0\].draft.accepted`",
+        ),
+    ],
+)
+def test_groups_that_mean_nothing_are_refused(group: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        scenario([group], model="llama-3.1-70b")
+
+
+def test_watts_are_for_caps_alone() -> None:
+    with pytest.raises(ConfigError, match="events: power_w is for 'cap' alone, got 'fail'"):
+        scenario(events=[{"at_s": 1.0, "what": "fail", "first": 0, "power_w": 300.0}])
+
+
 def test_memory_does_not_grow_with_the_number_of_requests() -> None:
     few, many = (Kept(scenario(traffic={**CHAT, "requests": count})) for count in (3_000, 12_000))
     sizes = []

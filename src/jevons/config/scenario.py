@@ -49,6 +49,21 @@ class StoreTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     block_bytes: Positive | None = None  # None: as the model has it
 
 
+class Drafter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who guesses tokens for the instances of a group, which check them: speculative decoding.
+
+    A small model on chips of its own, or with neither model nor chip heads of the model itself.
+    """
+
+    model: str = ""  # of the catalog
+    chip: str = ""
+    tensor: Count = 1  # chips of each instance's own drafter, of each stage of its
+    pipeline: Count = 1
+    tokens: Count  # guessed each time
+    accepted: Annotated[float, Meta(gt=0, lt=1)]  # probability that a guess is taken, if those before it were
+    weights: Precision | None = None  # None: as released
+
+
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Instances that are alike."""
 
@@ -56,6 +71,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     names: list[str] = []  # of the live workers they stand for, one each
     chip: str = ""  # of the catalog; empty with `polynomial` or `prices`
     tensor: Count = 1  # chips that share each layer
+    pipeline: Count = 1  # stages that the layers are cut into, of so many chips each
     experts: Count = 1  # ranks the experts are spread over
     attention: Count = 1  # copies of attention
     ffn_chip: str = ""  # feed-forward layers and experts are on chips of this kind, attention on `chip`
@@ -71,6 +87,9 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     polynomial: Polynomial | None = None
     prices: StepPrices | None = None
     tier: StoreTier | None = None
+    draft: Drafter | None = None
+    power_w: Positive | None = None  # that a chip may draw; None: its TDP
+    uplink_bytes_per_s: Positive | None = None  # of a domain of chips to others, that all in it share; None: no limit
     step_scale: Positive = 1.0  # measured over predicted step times, where that is known
     up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long
 
@@ -99,9 +118,10 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Something that happens to instances, counted through all groups from 0."""
 
     at_s: Annotated[float, Meta(ge=0)]
-    what: Literal["fail", "drain", "up"]
+    what: Literal["fail", "drain", "up", "cap"]
     first: Annotated[int, Meta(ge=0)]
     count: Count = 1
+    power_w: Positive | None = None  # that a chip may draw from then on, where they are capped; None: its TDP
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,6 +133,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     kv_bits: Literal[8, 16] = 16
     router: str = "kv"
     event_lag_s: Annotated[float, Meta(ge=0)] = 0.0  # until the router hears of a block
+    event_loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of KV events that it never hears of
     slo: Slo = Slo()
     events: list[Event] = []
     seed: Annotated[int, Meta(ge=0)] = 0
@@ -180,6 +201,8 @@ def _check(scenario: Scenario) -> None:
                 f"events: instances {event.first} to {event.first + event.count - 1} are meant, "
                 f"there are {scenario.instances}, counted from 0"
             )
+        if event.power_w is not None and event.what != "cap":
+            raise ConfigError(f"events: power_w is for 'cap' alone, got {event.what!r}")
 
 
 def _check_group(where: str, group: Group, model: str) -> None:
@@ -196,6 +219,20 @@ def _check_group(where: str, group: Group, model: str) -> None:
         raise ConfigError(f"{where}.tier.block_bytes: must be given with {given[0]}: bytes of a block")
     if group.prices is not None and group.blocks is None:
         raise ConfigError(f"{where}.blocks: must be given with prices: blocks of block_size tokens")
+    _check_chips(where, group, given)
+
+
+def _check_chips(where: str, group: Group, given: list[str]) -> None:
+    """What is said of a group's chips. `given` names where its step times come from, if not from them."""
+    for name in ("power_w", "draft", "uplink_bytes_per_s"):
+        if given and getattr(group, name) is not None:
+            raise ConfigError(f"{where}.{name}: needs a chip, got {given[0]}")
+    if group.ffn_chip and group.pipeline > 1:
+        raise ConfigError(f"{where}.pipeline: must be 1 where ffn_chip is given, got {group.pipeline}")
+    if group.draft is not None and (group.role != "decode" or group.ffn_chip):
+        raise ConfigError(f"{where}.draft: is for instances of role 'decode' on one kind of chip")
+    if group.draft is not None and bool(group.draft.model) != bool(group.draft.chip):
+        raise ConfigError(f"{where}.draft: must have both a model and a chip, or neither: heads of the model itself")
 
 
 def as_toml(scenario: Scenario) -> str:

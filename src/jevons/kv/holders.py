@@ -54,7 +54,7 @@ PAIR = np.dtype(
         ("before", np.int32),
     ]
 )
-_MOST_COMING = (1 << 15) - 1  # more are as many
+_MOST = (1 << 15) - 1  # copies, or requests under way; more are as many
 
 
 def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, int | float]]:
@@ -221,8 +221,8 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
         return
     if blk.worker == worker:
         held[worker] += blk.copies == 0 and copies > 0
-        blk.copies += copies
-        blk.coming = min(blk.coming + coming, _MOST_COMING)
+        blk.copies = min(blk.copies + copies, _MOST)
+        blk.coming = min(blk.coming + coming, _MOST)
         return
     if blk.worker >= 0:
         _new_set(h, block)
@@ -230,8 +230,8 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
     pair = _find_pair(h, key)
     own = _new_pair(h, block, worker, key) if pair < 0 else view(h.pairs, h.pairs_n, PAIR)[pair]
     held[worker] += own.copies == 0 and copies > 0
-    own.copies += copies
-    own.coming = min(own.coming + coming, _MOST_COMING)
+    own.copies = min(own.copies + copies, _MOST)
+    own.coming = min(own.coming + coming, _MOST)
 
 
 @compiled

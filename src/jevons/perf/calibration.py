@@ -12,7 +12,7 @@ import enum
 import msgspec
 
 from jevons.facts.llm import Llm, Precision
-from jevons.perf.roofline import GUESS_SHARES, Shares
+from jevons.perf.roofline import GUESS_SHARES, GUESS_STATIC_SHARES, Shares
 
 FIELDS = (
     "bandwidth",
@@ -131,8 +131,15 @@ def family_of(model: Llm) -> str:
     return model.family if model.moe is None else f"{model.family}-moe"
 
 
-def look_up(calibration: Calibration, key: Key) -> Calibrated:
-    """Shares of the groups that `key` belongs to and that were measured."""
+def look_up(calibration: Calibration, key: Key, *, is_static: bool = False) -> Calibrated:
+    """Shares of the groups that `key` belongs to and that were measured.
+
+    Args:
+        is_static: the chip's programs are laid out in time: what was learned of others' does not hold, nor do their
+            errors.
+    """
+    if is_static:
+        return Calibrated(GUESS_STATIC_SHARES, Trust.PROJECTED, {})
     effects = [calibration.effects[name] for name in key.groups() if name in calibration.effects]
     shares = scaled(GUESS_SHARES, effects)
     trust = trust_in(calibration, key)

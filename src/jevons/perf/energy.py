@@ -47,5 +47,5 @@ def draw(engine: Engine, work: Work) -> Draw | None:
         return None
     seconds = iteration(engine, work).seconds
     share = GUESS_IDLE_SHARE + (1 - GUESS_IDLE_SHARE) * use(engine, work) ** EXPONENT
-    power_w = share * tdp.value * engine.group.tensor
+    power_w = share * tdp.value * engine.group.chips
     return Draw(seconds, power_w, power_w * seconds)

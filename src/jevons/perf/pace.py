@@ -5,7 +5,8 @@ model whose iteration is a sum of three parts, each of one variable:
 
     seconds = layers(tokens) + decodes · kv(context of each) + prompt tokens · attention(tokens before each)
 
-A GRID holds iterations that only decode, of any model: seconds over the number of sequences and the context of each.
+A GRID holds decodes of any model: seconds over the number of sequences and the context of each. Prompts come on top,
+by the curves of the tables, where there are any.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ def set_curves(arrays: dict[str, Any], at: int, curves: Curves) -> None:
 
 
 def set_grid(arrays: dict[str, Any], at: int, decode_s: Callable[[float, float], float]) -> None:
-    """Pace `at` decodes only: an iteration of so many sequences of so many tokens each takes `decode_s` of both."""
+    """Pace `at` decodes so: an iteration of so many sequences of so many tokens each takes `decode_s` of both.
+
+    Where it has curves too, they are of its prompts.
+    """
     arrays["paces"][at]["kind"] = GRID
     rows = [2.0 ** (row / _GRID_STEPS) for row in range(_ROWS)]
     columns = [2.0 ** (column / _GRID_STEPS) for column in range(_COLUMNS)]
@@ -139,14 +143,18 @@ def step_s(h: Records, at: int, prompt_tokens: float, prompt_pairs: float, decod
             + decodes * pace.per_decode_s
             + context * pace.per_context_s
         )
+    attention_s = 0.0
+    if prompt_tokens > 0.0:
+        attention_s = prompt_tokens * look_up(h, at, _ATTENTION, prompt_pairs / prompt_tokens)
     if pace.kind == GRID:
-        return _on_grid(h, at, decodes, context / max(decodes, 1.0))
+        seconds = look_up(h, at, _LAYERS, prompt_tokens) if prompt_tokens > 0.0 else 0.0
+        if decodes > 0.0 or seconds == 0.0:
+            seconds += _on_grid(h, at, decodes, context / max(decodes, 1.0))
+        return seconds + attention_s
     seconds = look_up(h, at, _LAYERS, prompt_tokens + decodes)
     if decodes > 0.0:
         seconds += decodes * look_up(h, at, _KV, context / decodes)
-    if prompt_tokens > 0.0:
-        seconds += prompt_tokens * look_up(h, at, _ATTENTION, prompt_pairs / prompt_tokens)
-    return seconds
+    return seconds + attention_s
 
 
 @compiled

@@ -13,7 +13,7 @@ import math
 
 import msgspec
 
-from jevons.facts.hardware import Chip
+from jevons.facts.hardware import Chip, Figure
 from jevons.facts.llm import WEIGHT_BITS, Full, Latent, Llm, Precision, State, Window
 
 _SHARPNESS = 4  # of the smooth maximum: at equal parts it is 19 % above either
@@ -62,12 +62,27 @@ GUESS_SHARES = Shares(
 )
 
 
+# Of chips whose programs are laid out in time when they are compiled: nothing is launched. GUESS for the layer and the
+# host; a message's latency is what 16 of them add (`lpu3`, economics of LPX: 0.35 µs to reach 8 GB, 2.95 µs for 1,152).
+GUESS_STATIC_SHARES = msgspec.structs.replace(
+    GUESS_SHARES, layer_s=0.5e-6, link_s=0.35e-6, host_s=20e-6, sequence_s=0.0
+)
+
+
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Chips that run one copy of a model together: `tensor` of them share each layer, `experts` share the experts."""
+    """Chips that run one copy of a model together: `tensor` of them share each layer, `experts` share the experts.
+
+    With a `pipeline`, layers are cut into so many stages of `tensor` chips each, which work on as many micro-batches.
+    """
 
     tensor: int = 1
+    pipeline: int = 1
     experts: int = 1  # 1: experts are cut like other layers
     attention: int = 1  # copies of attention, each on its share of the sequences
+
+    @property
+    def chips(self) -> int:
+        return self.tensor * self.pipeline
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +166,12 @@ def attention_params(model: Llm) -> float:
 
 
 def iteration(engine: Engine, work: Work) -> Parts:
-    """Seconds of one iteration."""
+    """Seconds of one iteration.
+
+    In a full pipeline a micro-batch passes all stages while each other one does: what takes the time of the whole model
+    on one stage's chips is the work of one micro-batch. One that runs empty, at a lone prompt, takes longer.
+    """
+    work = _of_one(work, engine.group.pipeline)
     tokens, shares = work.prompt_tokens + work.decodes, engine.shares
     each_s = shares.sequence_s * work.decodes / engine.group.attention
     return Parts(
@@ -160,6 +180,20 @@ def iteration(engine: Engine, work: Work) -> Parts:
         attention_s=_attention_s(engine, work),
         link_s=_link_s(engine, tokens),
         overhead_s=engine.model.layers * shares.layer_s + shares.host_s + each_s,
+    )
+
+
+def _of_one(work: Work, stages: int) -> Work:
+    """The work of one of so many micro-batches; a sequence is not cut."""
+    if stages == 1:
+        return work
+    decodes = max(min(work.decodes, 1.0), work.decodes / stages)
+    context = work.context_tokens * decodes / work.decodes if work.decodes else 0.0
+    return Work(
+        prompt_tokens=work.prompt_tokens / stages,
+        prompt_pairs=work.prompt_pairs / stages,
+        decodes=decodes,
+        context_tokens=context,
     )
 
 
@@ -212,11 +246,18 @@ def _kv_s(engine: Engine, work: Work) -> float:
         read += size * length / cut
         if isinstance(kind, Latent):  # all heads work on one vector: many operations a byte
             flops += 2 * kind.layers * model.heads * (2 * kind.rank + kind.rope_dim) * length
+        elif isinstance(kind, Full | Window):  # counts where memory is SRAM
+            flops += 4 * kind.layers * model.heads * kind.head_dim * length
     memory_s = work.decodes * read / (engine.chip.memory_bytes_per_s.value * engine.shares.kv)
-    rate = engine.chip.flops(16)
+    rate = _attention_rate(engine.chip)
     if not flops or rate is None:
         return memory_s
     return smooth_max(memory_s, work.decodes * flops / (engine.group.tensor * rate.value * engine.shares.attention))
+
+
+def _attention_rate(chip: Chip) -> Figure | None:
+    """FLOP/s of attention: in 16 bits, or in 8 on chips that have no more."""
+    return chip.flops(16) or chip.flops(8)
 
 
 def _cut(kind: Full | Window | Latent | State, group: Group) -> float:
@@ -228,7 +269,7 @@ def _cut(kind: Full | Window | Latent | State, group: Group) -> float:
 
 def _attention_s(engine: Engine, work: Work) -> float:
     """Prompts attend to all before them; what reads windows or the best tokens alone, to those."""
-    model, rate = engine.model, engine.chip.flops(16)
+    model, rate = engine.model, _attention_rate(engine.chip)
     if rate is None or not work.prompt_tokens:
         return 0.0
     each = work.prompt_pairs / work.prompt_tokens
@@ -249,11 +290,14 @@ def _link_s(engine: Engine, tokens: float) -> float:
     Where experts have ranks of their own, tokens go there and back instead.
     """
     model, group, shares = engine.model, engine.group, engine.shares
-    if group.tensor == 1 or engine.chip.scale_up_bytes_per_s is None:
+    if group.chips == 1 or engine.chip.scale_up_bytes_per_s is None:
         return 0.0
     within = group.tensor // group.attention
     moe_layers = model.moe.layers if model.moe is not None and group.attention > 1 else 0
     seconds = 0.0
+    if group.pipeline > 1:  # from stage to stage, and the token back to the first
+        moved = tokens * model.hidden * 2 / group.tensor
+        seconds += group.pipeline * (shares.link_s + moved / _link_rate(engine, group.chips))
     if within > 1:
         moved = 2 * (within - 1) / within * tokens / group.attention * model.hidden * 2
         seconds += (2 * model.layers - moe_layers) * (shares.link_s + moved / _link_rate(engine, within))

@@ -6,6 +6,7 @@ from jevons.facts.llm import WEIGHT_BITS, Full, Window
 from jevons.perf.roofline import Engine, attention_params, expert_params
 
 GUESS_ACTIVATION_BYTES = 2e9  # of each chip: activations, graphs, the driver
+GUESS_ACTIVATION_SHARE = 0.1  # of a chip's memory, where that is less: activations and programs in SRAM
 
 
 def weight_bytes(engine: Engine) -> float:
@@ -31,5 +32,6 @@ def room_tokens(engine: Engine, tokens_each: float, memory_share: float) -> floa
     for kind in engine.model.attention:
         cut = min(within, kind.kv_heads) if isinstance(kind, Full | Window) else 1
         each += kind.elements(round(tokens_each)) * engine.kv_bytes * within / cut
-    memory = engine.group.tensor * (engine.chip.memory_bytes.value - GUESS_ACTIVATION_BYTES)
+    has = engine.chip.memory_bytes.value
+    memory = engine.group.chips * (has - min(GUESS_ACTIVATION_BYTES, GUESS_ACTIVATION_SHARE * has))
     return max(0.0, memory - weight_bytes(engine)) * memory_share / each * tokens_each

@@ -13,6 +13,7 @@ class Drafts(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int  # guessed before each check, ≥ 1
     acceptance: float  # probability that a guess is right when those before it are, 0 to below 1
     drafter: Engine | None = None  # None: heads of the model itself, whose time is a part of the check
+    way_s: float = 0.0  # to it and back
 
 
 def accepted(tokens: int, acceptance: float) -> float:
@@ -35,5 +36,5 @@ def token_s(engine: Engine, drafts: Drafts, sequences: float, context_tokens: fl
     seconds = iteration(engine, check).seconds
     if drafts.drafter is not None:
         one = Work(decodes=sequences, context_tokens=context_tokens)
-        seconds += drafts.tokens * iteration(drafts.drafter, one).seconds
+        seconds += drafts.tokens * iteration(drafts.drafter, one).seconds + drafts.way_s
     return seconds / accepted(drafts.tokens, drafts.acceptance)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import FLOAT, INT, SMALL, Records, compiled
+from jevons.base.compiled import FLOAT, INT, SMALL, Reals, Records, compiled
 from jevons.base.hub import view
 from jevons.kv.cache import allocate, available, idle, keep, match, release, seal, take
 from jevons.perf.pace import step_s
@@ -63,6 +63,8 @@ ENGINE = np.dtype(
         ("link_s", np.float64),  # latency
         ("sends_until_s", np.float64),  # its line out is taken until then
         ("takes_until_s", np.float64),
+        ("uplink", np.int64),  # of its domain to others, see `uplinks_out_s`; -1: no limit
+        ("uplink_byte_s", np.float64),
         ("up", np.int64),
         ("tier", np.int64),  # the pool below its own, shared by a node; -1: none
         ("tier_line", np.int64),  # whose line is taken until `tier_until_s[tier_line]`
@@ -129,6 +131,8 @@ def engine_arrays(engines: Records, sequences: int, told: int) -> tuple[dict[str
         "matched": np.zeros(1 << 16, np.int32),  # to work in
         "itl": np.zeros(ITL_BINS),  # gaps between tokens, by size
         "one": np.zeros(1, np.int32),  # to work in
+        "uplinks_out_s": np.zeros(int(engines["uplink"].max(initial=0)) + 1),  # taken until then
+        "uplinks_in_s": np.zeros(int(engines["uplink"].max(initial=0)) + 1),
         "tier_until_s": np.zeros(max(1, int(engines["tier_line"].max(initial=0)) + 1)),
     }
     return arrays, {"told_first": 0, "told_done": 0}
@@ -179,7 +183,14 @@ def arrive(h: Records, i: int, slot: int, now_s: float) -> None:
     _append_waiting(h, e, slot)
     if e.ends_s == np.inf:
         e.ends_s, e.steps, e.prompt_tokens = now_s, 0, 0  # who else arrives at this moment is in the same iteration
-    elif e.steps > 1:
+    else:
+        cut_off(e, now_s)
+
+
+@compiled
+def cut_off(e: Records, now_s: float) -> None:
+    """A jump under way ends with the iteration that is under way now."""
+    if e.steps > 1:
         e.steps = begun_by(e, now_s)
         e.ends_s = e.began_s + time_of(e, e.steps)
 
@@ -283,8 +294,20 @@ def handed_over_s(h: Records, slot: int, now_s: float) -> float:
     size = a.kv_fixed_bytes + a.kv_token_bytes * s.prompt
     begins_s = max(s.admitted_s, a.sends_until_s, b.takes_until_s)
     ends_s = max(begins_s + size / rate, now_s + size / a.layers / rate) + a.link_s
+    if a.domain != b.domain:
+        ends_s = max(ends_s, _through(view(h.uplinks_out_s, h.uplinks_out_s_n, FLOAT), a, begins_s, size))
+        ends_s = max(ends_s, _through(view(h.uplinks_in_s, h.uplinks_in_s_n, FLOAT), b, begins_s, size))
     a.sends_until_s = b.takes_until_s = ends_s
     return float(ends_s)
+
+
+@compiled
+def _through(until_s: Reals, e: Records, begins_s: float, size: float) -> float:
+    """When so many bytes are through the line that all of an engine's domain share: one after another, at its rate."""
+    if e.uplink < 0:
+        return 0.0
+    until_s[e.uplink] = max(until_s[e.uplink], begins_s) + size * e.uplink_byte_s
+    return float(until_s[e.uplink])
 
 
 @compiled

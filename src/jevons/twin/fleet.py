@@ -15,16 +15,19 @@ from jevons.config.catalog import Catalog
 from jevons.config.scenario import Group, Scenario
 from jevons.control import board
 from jevons.facts.hardware import Chip
-from jevons.facts.llm import Llm
+from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
 from jevons.kv.cache import pool_arrays
 from jevons.kv.holders import index_arrays
 from jevons.perf import pace as paces
 from jevons.perf.afd import GUESS_SRAM_SHARE, Rest, Way, afd_step, chips_needed
 from jevons.perf.calibration import Calibrated, Calibration, Key, family_of, look_up
+from jevons.perf.cap import capped
+from jevons.perf.energy import GUESS_IDLE_SHARE
 from jevons.perf.measured import Prices
-from jevons.perf.roofline import Engine, Work, iteration
+from jevons.perf.roofline import GUESS_STATIC_SHARES, Engine, Work, iteration
 from jevons.perf.roofline import Group as Layout
 from jevons.perf.room import room_tokens
+from jevons.perf.speculate import Drafts, token_s
 from jevons.policy.route import ALL
 from jevons.twin.engine import ENGINE, engine_arrays
 from jevons.twin.kernel import loop_arrays
@@ -46,6 +49,7 @@ class Made(NamedTuple):
     calibrated: Calibrated | None
     blocks: int
     prices: Prices
+    drafts: Drafts | None = None
 
 
 def make_groups(scenario: Scenario, catalog: Catalog, calibration: Calibration) -> list[Made]:
@@ -70,11 +74,10 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
     model = _known(catalog.models, scenario.model, "model")
     chip = _known(catalog.chips, group.chip, f"{where}.chip")
     weights = scenario.weights or model.weights
-    if chip.flops(16) is None:
-        raise ConfigError(f"{where}.chip: FLOP/s of {group.chip} are not known; add them to the catalog")
+    _check_computes(f"{where}.chip", chip, group.chip, weights)
     key = Key(engine=_ENGINE, family=family_of(model), chip=group.chip, weights=weights, split=group.role != "both")
-    calibrated = look_up(calibration, key)
-    layout = Layout(tensor=group.tensor, experts=group.experts, attention=group.attention)
+    calibrated = look_up(calibration, key, is_static=chip.kind == "lpu")
+    layout = Layout(tensor=group.tensor, pipeline=group.pipeline, experts=group.experts, attention=group.attention)
     engine = Engine(
         model=model,
         chip=chip,
@@ -84,16 +87,85 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
         kv_bytes=scenario.kv_bits / 8,
     )
     _check_rest(where, group, engine, catalog)
+    if group.power_w is not None:
+        engine = _capped(f"{where}.power_w", engine, group.power_w)
+    drafts = _drafts(where, group, engine, catalog, calibration)
     tokens = _room(group, engine)
+    if drafts is not None and drafts.drafter is not None:
+        tokens = min(tokens, room_tokens(drafts.drafter, _USUAL_TOKENS, group.memory_share))
     blocks = group.blocks or int(tokens // group.block_size)
     if blocks < 1:
-        need, has = model.weight_bytes(weights), group.tensor * chip.memory_bytes.value
+        need, has = model.weight_bytes(weights), layout.chips * chip.memory_bytes.value
         raise ConfigError(
-            f"{where}: {group.tensor} × {group.chip} hold {has / 1e9:,.0f} GB, {scenario.model} needs "
-            f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor) or fewer bits "
-            f"(weights)"
+            f"{where}: {layout.chips} × {group.chip} hold {has / 1e9:,.0f} GB, {scenario.model} needs "
+            f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor, pipeline) or "
+            f"fewer bits (weights)"
         )
-    return Made(group, chip, engine, calibrated, blocks, _prices(engine, group.step_tokens, group.step_scale))
+    return Made(group, chip, engine, calibrated, blocks, _prices(group, engine, drafts), drafts)
+
+
+def _check_computes(where: str, chip: Chip, name: str, weights: Precision) -> None:
+    if chip.flops(16) is None and chip.flops(8) is None:
+        raise ConfigError(f"{where}: FLOP/s of {name} are not known; add them to the catalog")
+    if chip.flops(int(WEIGHT_BITS[weights])) is None:
+        raise ConfigError(f"{where}: {name} does not compute {weights}; set other weights")
+
+
+def _capped(where: str, engine: Engine, power_w: float) -> Engine:
+    tdp = engine.chip.tdp_w
+    if tdp is None:
+        raise ConfigError(f"{where}: the TDP of the chip is not known; add it to the catalog")
+    if power_w <= GUESS_IDLE_SHARE * tdp.value:
+        raise ConfigError(
+            f"{where}: must be more than what the chip draws idle ({GUESS_IDLE_SHARE * tdp.value:g} W), got {power_w:g}"
+        )
+    return capped(engine, power_w)
+
+
+def change_power(number: int, made: Made, power_w: float | None) -> Made:
+    """A group when its chips may draw so many watts; None: as the group says.
+
+    Raises:
+        ConfigError: its step times are the scenario's own, its experts are elsewhere, or see `Group.power_w`.
+    """
+    where = f"events: power_w of fleet[{number}]"
+    if power_w is None:
+        return made
+    if made.engine is None or made.calibrated is None or made.group.ffn_chip:
+        raise ConfigError(f"{where}: needs a group whose step times come from one kind of chip")
+    uncapped = replace(made.engine, shares=made.calibrated.shares)
+    engine = _capped(where, uncapped, power_w)
+    return made._replace(engine=engine, prices=_prices(made.group, engine, made.drafts))
+
+
+def _drafts(where: str, group: Group, target: Engine, catalog: Catalog, calibration: Calibration) -> Drafts | None:
+    drafter = group.draft
+    if drafter is None:
+        return None
+    if not drafter.model:
+        return Drafts(tokens=drafter.tokens, acceptance=drafter.accepted)
+    model = _known(catalog.models, drafter.model, f"{where}.draft.model")
+    chip = _known(catalog.chips, drafter.chip, f"{where}.draft.chip")
+    weights = drafter.weights or model.weights
+    _check_computes(f"{where}.draft", chip, drafter.chip, weights)
+    key = Key(engine=_ENGINE, family=family_of(model), chip=drafter.chip, weights=weights)
+    shares = look_up(calibration, key, is_static=chip.kind == "lpu").shares
+    engine = Engine(
+        model=model,
+        chip=chip,
+        group=Layout(tensor=drafter.tensor, pipeline=drafter.pipeline),
+        shares=shares,
+        weights=weights,
+        kv_bytes=target.kv_bytes,
+    )
+    if room_tokens(engine, _USUAL_TOKENS, group.memory_share) < group.block_size:
+        need, has = model.weight_bytes(weights), engine.group.chips * chip.memory_bytes.value
+        raise ConfigError(
+            f"{where}.draft: {engine.group.chips} × {drafter.chip} hold {has / 1e9:,.1f} GB, {drafter.model} needs "
+            f"{need / 1e9:,.1f} GB for its weights and room for keys and values; give it more chips"
+        )
+    way_s = 2 * shares.link_s if drafter.chip != group.chip else 0.0
+    return Drafts(tokens=drafter.tokens, acceptance=drafter.accepted, drafter=engine, way_s=way_s)
 
 
 def _known(table: dict[str, Known], name: str, what: str) -> Known:
@@ -106,7 +178,7 @@ def _room(group: Group, engine: Engine) -> float:
     if not group.ffn_chip:
         return room_tokens(engine, _USUAL_TOKENS, group.memory_share)
     each = engine.model.kv_bytes(_USUAL_TOKENS, engine.kv_bytes) / _USUAL_TOKENS
-    return engine.group.tensor * engine.chip.memory_bytes.value * group.memory_share / each
+    return engine.group.chips * engine.chip.memory_bytes.value * group.memory_share / each
 
 
 def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> None:
@@ -126,13 +198,16 @@ def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> N
         )
 
 
-def _prices(engine: Engine, step_tokens: int, scale: float) -> Prices:
+def _prices(group: Group, engine: Engine, drafts: Drafts | None) -> Prices:
     """What the router begins with: its sum of four parts, fitted to a full step of prompts and a usual batch."""
+    step_tokens, scale = group.step_tokens, group.step_scale
     nothing = iteration(engine, Work()).overhead_s
     prompt = iteration(engine, Work(prompt_tokens=step_tokens, prompt_pairs=step_tokens * step_tokens / 2))
     context = _USUAL_DECODES * 2_048
     decodes = iteration(engine, Work(decodes=_USUAL_DECODES, context_tokens=context)).seconds
     one = iteration(engine, Work(decodes=1, context_tokens=2_048)).seconds
+    if drafts is not None:
+        decodes, one = (token_s(engine, drafts, count, count * 2_048.0) for count in (_USUAL_DECODES, 1))
     return Prices(
         per_step_s=scale * nothing,
         per_token_s=scale * (prompt.seconds - prompt.attention_s - nothing) / step_tokens,
@@ -179,16 +254,21 @@ def _set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> 
         return scale * iteration(engine, Work(prompt_tokens=1, prompt_pairs=pairs)).attention_s
 
     paces.set_curves(arrays, at, paces.Curves(layers, kv, attention))
+    if made.drafts is not None:
+        drafts = made.drafts
+        paces.set_grid(arrays, at, lambda count, context: scale * token_s(engine, drafts, count, count * context))
 
 
 def _set_afd(arrays: dict[str, Any], at: int, made: Made, chip: Chip) -> None:
     group, engine = made.group, made.engine
     assert engine is not None, "who is not polynomial has an engine"
     assert chip.scale_up_bytes_per_s is not None, "checked when it was made"
-    rest = Rest(chip=chip, chips=group.ffn_chips, weights=engine.weights or engine.model.weights, shares=engine.shares)
+    shares = GUESS_STATIC_SHARES if chip.kind == "lpu" else engine.shares
+    rest = Rest(chip=chip, chips=group.ffn_chips, weights=engine.weights or engine.model.weights, shares=shares)
     near = engine.chip.scale_out_bytes_per_s or engine.chip.scale_up_bytes_per_s
     assert near is not None, "checked when it was made"
-    rate = min(near.value * group.tensor, chip.scale_up_bytes_per_s.value * group.ffn_chips)
+    far = chip.scale_out_bytes_per_s or chip.scale_up_bytes_per_s
+    rate = min(near.value * group.tensor, far.value * group.ffn_chips)
     way = Way(bytes_per_s=rate * engine.shares.link, latency_s=engine.shares.link_s)
 
     def decode_s(sequences: float, context: float) -> float:
@@ -199,10 +279,16 @@ def _set_afd(arrays: dict[str, Any], at: int, made: Made, chip: Chip) -> None:
     paces.set_grid(arrays, at, decode_s)
 
 
-def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy: int) -> Hub:
-    """The fleet before anything arrives. Instances are numbered through the groups, in the order of `made`."""
+def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, policy: int) -> Hub:
+    """The fleet before anything arrives. Instances are numbered through the groups, in the order of `made`.
+
+    Args:
+        later: groups as some will be: their paces come after those of `made`.
+    """
     count = sum(m.group.instances for m in made)
-    pace_table = paces.pace_arrays(len(made))
+    pace_table = paces.pace_arrays(len(made) + len(later))
+    for at, m in enumerate(later, len(made)):
+        _set_pace(pace_table, at, m, catalog)
     engines, workers = np.zeros(count, ENGINE), np.zeros(count, board.WORKER)
     for name in ("first", "last", "next", "final"):
         engines[name] = -1
@@ -220,6 +306,7 @@ def make_hub(scenario: Scenario, made: Sequence[Made], catalog: Catalog, policy:
     kinds = board.kinds_of([(0, m.group.role == "prefill", m.group.block_size) for m in made])
     blocks = [m.blocks for m in made for _ in range(m.group.instances)]
     blocks += _set_tiers(engines, made)
+    _set_uplinks(engines, made)
     room = min(_MOST_BLOCKS, 2 * sum(blocks))
     parts = (
         pool_arrays(blocks, room, max(room // 2, 4 * max(blocks))),
@@ -252,7 +339,7 @@ def _fill_engines(engines: Records, m: Made, pace: int) -> None:
     engines["kv_fixed_bytes"] = engine.model.state_bytes
     tokens = _USUAL_TOKENS
     engines["kv_token_bytes"] = (engine.model.kv_bytes(tokens, engine.kv_bytes) - engine.model.state_bytes) / tokens
-    chips, share = group.tensor, engine.shares.link
+    chips, share = engine.group.chips, engine.shares.link
     up, out = engine.chip.scale_up_bytes_per_s, engine.chip.scale_out_bytes_per_s
     if up is not None:
         engines["near_bytes_per_s"] = up.value * chips * share
@@ -262,6 +349,17 @@ def _fill_engines(engines: Records, m: Made, pace: int) -> None:
     domain = int(engine.chip.domain_size.value) if engine.chip.domain_size is not None else chips
     each = max(1, domain // chips)
     engines["domain"] = pace * (1 << 16) + np.arange(len(engines)) // each
+
+
+def _set_uplinks(engines: Records, made: Sequence[Made]) -> None:
+    """Tell engines which line to other domains is theirs."""
+    engines["uplink"], first = -1, 0
+    lines = np.unique(engines["domain"], return_inverse=True)[1]
+    for m in made:
+        here = slice(first, first + m.group.instances)
+        first += m.group.instances
+        if m.group.uplink_bytes_per_s is not None:
+            engines["uplink"][here], engines["uplink_byte_s"][here] = lines[here], 1 / m.group.uplink_bytes_per_s
 
 
 def _set_tiers(engines: Records, made: Sequence[Made]) -> list[int]:
@@ -289,7 +387,9 @@ def _set_tiers(engines: Records, made: Sequence[Made]) -> list[int]:
 def _fill_workers(workers: Records, m: Made, engines: Records) -> None:
     for name in ("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"):
         workers[name] = getattr(m.prices, name)
-    workers["step_tokens"], workers["whole"] = m.group.step_tokens, not m.group.ffn_chip
+    # Whose programs are laid out in time for decoding, or who has no experts, computes no prompts.
+    decodes_only = m.group.role == "decode" and m.chip is not None and m.chip.kind == "lpu"
+    workers["step_tokens"], workers["whole"] = m.group.step_tokens, not (m.group.ffn_chip or decodes_only)
     workers["up"], workers["takes"] = m.group.up_after_s == 0, ALL
     if m.engine is None:
         return

@@ -29,12 +29,13 @@ from jevons.control.board import (
     wait,
 )
 from jevons.kv.cache import forget, has_room
-from jevons.kv.holders import drop_one, room, store_one
+from jevons.kv.holders import drop_one, print_of, room, store_one
 from jevons.policy.route import CANDIDATE, KV
 from jevons.twin.engine import (
     BROUGHT,
     COMING,
     arrive,
+    cut_off,
     end,
     engine_of,
     finish_event,
@@ -111,11 +112,13 @@ def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, A
         "results_end": 0,
         "moves_end": 0,
         "moves_begun": 0,
+        "heard": 0,  # KV events, and what was drawn before the first
         # What a run does not change
         "exact": 0,
         "uses_index": 1,
         "has_tiers": 0,
         "lag_s": 0.0,  # until the router hears of a block
+        "loss": 0.0,  # share of that which it never hears
         "trace_block": 512,  # tokens behind an id of an arrival
         "block": 64,  # tokens of a block
         "margin": 0,  # blocks that one event may add at most
@@ -431,6 +434,12 @@ def _let_go_on(h: Records, number: int, now_s: float) -> None:
 
 
 @compiled
+def _chance(number: int) -> float:
+    """A number of [0, 1) drawn from a number, so that a replay draws the same."""
+    return float((print_of(number) >> 11) & ((1 << 53) - 1)) / float(1 << 53)
+
+
+@compiled
 def _hear(h: Records, now_s: float) -> None:
     """What changed in the pools long enough ago reaches the index."""
     if not h.uses_index:
@@ -439,8 +448,9 @@ def _hear(h: Records, now_s: float) -> None:
     names, changes = view(h.log_name, h.log_name_n, INT), view(h.log_change, h.log_change_n, SMALL)
     at_s, at = view(h.log_at_s, h.log_at_s_n, FLOAT), h.log_read
     while at < h.log_end and at_s[at] + h.lag_s <= now_s:
-        if abs(changes[at]) > h.engines_n:
-            at += 1  # of a tier
+        h.heard += 1
+        if abs(changes[at]) > h.engines_n or (h.loss > 0.0 and _chance(h.heard) < h.loss):
+            at += 1  # of a tier, or lost
             continue
         if changes[at] > 0:
             store_one(h, changes[at] - 1, names[at])
@@ -450,6 +460,17 @@ def _hear(h: Records, now_s: float) -> None:
     if at == h.log_end:
         at = h.log_end = 0
     h.log_read = at
+
+
+@compiled
+def change_pace(hubs: Records, i: int, pace: int, now_s: float) -> None:
+    """Engine `i` goes on at another pace after the iteration under way."""
+    h = hubs[0]
+    e = engine_of(h, i)
+    e.pace = pace
+    cut_off(e, now_s)
+    rekey(h, i)
+    set_due(h, i, e.ends_s)
 
 
 @compiled

@@ -39,7 +39,7 @@ class Predictor:
                 return shares.wait * self.seen(case, shares).ttft_s + shares.request_s
             case "rate":
                 assert case.layout is not None
-                return self.seen(case, shares).output_rate / case.layout.group.tensor
+                return self.seen(case, shares).output_rate / case.layout.group.chips
             case "best rate":
                 return max(_best_rate(each, case) for each in self._engines(case, shares))
         engine = case.engine(self._catalog, shares)
@@ -47,7 +47,7 @@ class Predictor:
             return _decode_rate(engine, case)
         assert case.work is not None
         seconds = iteration(engine, case.work).seconds
-        return seconds if case.what == "step" else case.work.prompt_tokens / seconds / engine.group.tensor
+        return seconds if case.what == "step" else case.work.prompt_tokens / seconds / engine.group.chips
 
     def seen(self, case: Case, shares: Shares) -> Seen:
         """What the users of a case's loop see, without the front end."""
@@ -107,7 +107,7 @@ def _move_s(prefill: Engine) -> float:
     if rate is None:
         return 0.0
     size = prefill.kv_bytes * sum(kind.elements(1) for kind in prefill.model.attention)
-    return size / (rate.value * prefill.shares.link * prefill.group.tensor)
+    return size / (rate.value * prefill.shares.link * prefill.group.chips)
 
 
 def _best_rate(engine: Engine, case: Case) -> float:
@@ -120,7 +120,7 @@ def _best_rate(engine: Engine, case: Case) -> float:
     while True:
         state = steady(engine, users, prompt, output, case.habits.apart)
         if users == 1 or case.tpot_limit_s is None or state.tpot_s <= case.tpot_limit_s:
-            return users * output / (state.prompt_s + output * state.tpot_s) / engine.group.tensor
+            return users * output / (state.prompt_s + output * state.tpot_s) / engine.group.chips
         users = max(1.0, users / _GROWTH)
 
 
@@ -133,5 +133,5 @@ def _decode_rate(engine: Engine, case: Case) -> float:
         seconds = iteration(engine, Work(decodes=batch, context_tokens=batch * context)).seconds
         seconds /= engine.shares.tokens_per_step
         if batch == 1 or case.tpot_limit_s is None or seconds <= case.tpot_limit_s:
-            return batch / seconds / engine.group.tensor
+            return batch / seconds / engine.group.chips
         batch = max(1.0, batch / _GROWTH)

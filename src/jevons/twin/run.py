@@ -13,7 +13,7 @@ from jevons.base.compiled import Ints, Places, Reals, Records
 from jevons.base.errors import ConfigError, NoWorker
 from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
-from jevons.config.scenario import Scenario
+from jevons.config.scenario import Event, Scenario
 from jevons.control import board
 from jevons.kv.cache import grow_log, grow_places
 from jevons.kv.holders import grow_index
@@ -24,7 +24,7 @@ from jevons.policy.route import KV, check_policy
 from jevons.twin import kernel
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
-from jevons.twin.fleet import Made, decoders_first, make_groups, make_hub
+from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
 from jevons.twin.segments import room_left
 from jevons.twin.spread import QUANTILES, Distribution, Spread
 
@@ -110,7 +110,8 @@ class Run:
         self._made = made = make_groups(scenario, catalog, calibration)
         self._scenario, self._on_results = scenario, on_results
         policy = check_policy(scenario.router, "router")
-        self.hub = hub = make_hub(scenario, made, catalog, policy)
+        self._later = self._made_later()
+        self.hub = hub = make_hub(made, list(self._later.values()), catalog, policy)
         sizes = {m.group.block_size for m in made}
         if len(sizes) > 1:
             raise ConfigError(f"fleet: block_size must be the same everywhere, got {sorted(sizes)}")
@@ -121,6 +122,8 @@ class Run:
         hub.set("exact", int(exact))
         hub.set("uses_index", int(policy == KV))
         hub.set("lag_s", scenario.event_lag_s)
+        hub.set("loss", scenario.event_loss)
+        hub.set("heard", scenario.seed << 32)
         hub.set("block", block)
         margin = max(m.blocks for m in made) + 64
         margin *= 2 if hub.number("has_tiers") else 1  # what is computed is kept in two places
@@ -142,7 +145,7 @@ class Run:
         self._give(piece, 0)
         base = 0
         while True:
-            until_s = waiting[0][0] if waiting else np.inf
+            until_s = waiting[0][0].at_s if waiting else np.inf
             why = kernel.run(self.hub.record, until_s, following is None)
             if why == kernel.GROW:
                 _make_room(self.hub)
@@ -171,15 +174,30 @@ class Run:
         self.hub.set("next", 0)
         self.hub.set("base", base)
 
-    def _happenings(self) -> Iterator[tuple[float, str, Places]]:
-        """When, what, and to whom."""
-        places, first = np.argsort(self._numbers).astype(np.int32), 0
-        found = [(e.at_s, str(e.what), places[e.first : e.first + e.count]) for e in self._scenario.events]
+    def _happenings(self) -> Iterator[tuple[Event, Places]]:
+        """What, and to whom."""
+        first, found = 0, [(event, self._whom(event)) for event in self._scenario.events]
         for m in self._made:
             if m.group.up_after_s > 0:
-                found.append((m.group.up_after_s, "up", np.arange(first, first + m.group.instances, dtype=np.int32)))
+                up = Event(m.group.up_after_s, "up", 0)
+                found.append((up, np.arange(first, first + m.group.instances, dtype=np.int32)))
             first += m.group.instances
-        yield from sorted(found, key=lambda each: each[0])
+        yield from sorted(found, key=lambda each: each[0].at_s)
+
+    def _whom(self, event: Event) -> Places:
+        """Numbers here of those it happens to."""
+        places = np.argsort(self._numbers).astype(np.int32)
+        return places[event.first : event.first + event.count]
+
+    def _made_later(self) -> dict[tuple[int, float], Made]:
+        """Groups as they are when their chips may draw other watts, by their number and those."""
+        kinds = np.repeat(np.arange(len(self._made)), [m.group.instances for m in self._made])
+        found: dict[tuple[int, float], Made] = {}
+        for event in self._scenario.events:
+            for kind in set(kinds[self._whom(event)].tolist()) if event.power_w is not None else ():
+                assert event.power_w is not None, "asked of those that name watts"
+                found[kind, event.power_w] = change_power(kind, self._made[kind], event.power_w)
+        return found
 
     def _checked(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Prompts that no instance could ever hold are an error now, not a stall later."""
@@ -201,8 +219,13 @@ class Run:
             self.hub.set("tables_margin", max(tables, int(self.hub.number("tables_margin"))))
             yield piece
 
-    def _happens(self, at_s: float, what: str, whom: Places) -> None:
+    def _happens(self, event: Event, whom: Places) -> None:
+        at_s, what = event.at_s, event.what
         workers = whom.tolist()  # kernels are compiled for Python's integers
+        if what == "cap":
+            for worker in workers:
+                self._change_power(worker, event)
+            return
         for worker in workers:
             board.set_up(self.hub.record, worker, what == "up")
             if what == "up":
@@ -212,6 +235,18 @@ class Run:
             _make_room(self.hub, int(engine["waiting"] + engine["running"]) * self._most_named)
             if not kernel.fail(self.hub.record, worker, at_s):
                 raise self._no_worker("must be computed anew")
+
+    def _change_power(self, worker: int, event: Event) -> None:
+        """Its chips may draw other watts from now on. The router has the new prices at once; live it learns them."""
+        w = self.hub["workers"][worker]
+        kind = int(w["kind"])
+        made, pace = self._made[kind], kind
+        if event.power_w is not None:
+            made = self._later[kind, event.power_w]
+            pace = len(self._made) + list(self._later).index((kind, event.power_w))
+        for name in ("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"):
+            w[name] = getattr(made.prices, name)
+        kernel.change_pace(self.hub.record, worker, pace, event.at_s)
 
     def _no_worker(self, what: str) -> NoWorker:
         return NoWorker(f"a request {what} at {self.hub.number('now_s'):.3f} s and no instance is up")
@@ -249,7 +284,7 @@ class Run:
             title=self._scenario.title,
             requests=sums["requests"],
             instances=len(engines),
-            chips=sum(m.group.instances * (m.group.tensor + _rest_chips(m)) for m in self._made),
+            chips=sum(m.group.instances * (m.group.tensor * m.group.pipeline + _rest_chips(m)) for m in self._made),
             simulated_s=simulated_s,
             cpu_s=cpu_s,
             wall_s=wall_s,
@@ -279,11 +314,13 @@ class Run:
 
     def _joules(self, simulated_s: float) -> float | None:
         """Chips alone, at the power of their mean iteration or idle; None where that is not known."""
+        if self._later:
+            return None
         total, first = 0.0, 0
         for m in self._made:
             of = self.hub["engines"][first : first + m.group.instances]
             first += m.group.instances
-            if m.engine is None or m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip:
+            if m.engine is None or m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip or m.drafts:
                 return None
             busy_s, iterations = float(of["busy_s"].sum()), max(1, int(of["iterations"].sum()))
             names = ("prompt_tokens", "prompt_pairs", "decodes", "context")
@@ -291,13 +328,17 @@ class Run:
             work = Work(prompt_tokens=sums[0], prompt_pairs=sums[1], decodes=sums[2], context_tokens=sums[3])
             drawn = draw(m.engine, work)
             assert drawn is not None, "its TDP is known"
-            idle_w = m.chip.tdp_w.value * m.group.tensor * GUESS_IDLE_SHARE
-            total += drawn.power_w * busy_s + idle_w * (simulated_s * m.group.instances - busy_s)
+            idle_w = m.chip.tdp_w.value * m.engine.group.chips * GUESS_IDLE_SHARE
+            power_w = min(drawn.power_w, (m.group.power_w or np.inf) * m.engine.group.chips)
+            total += power_w * busy_s + idle_w * (simulated_s * m.group.instances - busy_s)
         return total / max(1, self._sums["output"])
 
 
 def _rest_chips(m: Made) -> int:
-    return m.group.ffn_chips if m.group.ffn_chip else 0
+    """Of an instance, besides those of its own group."""
+    return (m.group.ffn_chips if m.group.ffn_chip else 0) + (
+        m.drafts.drafter.group.chips if m.drafts and m.drafts.drafter else 0
+    )
 
 
 def _trust(m: Made) -> GroupTrust:
@@ -316,6 +357,8 @@ def _trust(m: Made) -> GroupTrust:
     )
     if m.group.ffn_chip:
         note = "attention and experts apart: nothing of this kind was ever measured"
+    if m.drafts is not None:
+        note = "speculation, from the share of guesses that the scenario names: nothing of this kind was ever measured"
     return GroupTrust(m.group.chip, str(m.calibrated.trust), None if error is None else error.p90, note)
 
 
