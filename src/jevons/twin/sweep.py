@@ -7,6 +7,7 @@ Each cell is one line of a file: its settings and its report. A cell whose setti
 from __future__ import annotations
 
 import multiprocessing
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -23,6 +24,7 @@ from jevons.config.scenario import read_scenario
 from jevons.twin.run import Report, simulate
 
 Settings = dict[str, str | int | float]
+_REACH_S = 5.0  # for a cluster to accept a connection
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -111,6 +113,7 @@ def _on_ray(run: Callable[[Settings], Cell], left: Sequence[Settings], address: 
         import ray
     except ImportError as error:
         raise ConfigError("sweep: --ray needs Ray: pip install 'jevons[ray]'") from error
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -124,6 +127,18 @@ def _on_ray(run: Callable[[Settings], Cell], left: Sequence[Settings], address: 
                 yield msgspec.json.decode(told, type=Cell)
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Somebody listens there: Ray itself tries for minutes and then ends the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto" and the like: Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except OSError as error:
+        says = f"{error}; start one with `ray start --head`"
+        raise ConfigError(f"sweep: no Ray cluster at {address!r}: {says}") from error
 
 
 def run_told(run: Callable[[Settings], Cell], settings: Settings) -> bytes:
