@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.policy.plain import Candidate, disturbed_s, route, split, ttft_s
+from tests.policy.plain import Candidate, route, split, ttft_s, waiting_s
 
 from jevons.base.hub import Hub
 from jevons.control import board
@@ -56,6 +56,7 @@ class Book:
         rows = board.kinds_of([(0, kind == 1, SIZE) for kind in range(max(kinds) + 1)])
         arrays, numbers = board.board_arrays(rows, workers, 256)
         self.hub = Hub(index | arrays, index_numbers | numbers)
+        self.hub.set("crowd", 300.0)  # arrivals in the last half minute
         self.hub.set("policy", policy)
         board.seat(self.hub)
         self.held: list[set[int]] = [set() for _ in range(count)]
@@ -102,7 +103,14 @@ class Book:
             prices=prices_of(w),
             step_tokens=int(w["step_tokens"]),
             held_blocks=len(self.held[worker]),
+            arrivals_per_s=self.arrivals_per_s(int(w["kind"])),
         )
+
+    def arrivals_per_s(self, kind: int) -> float:
+        """At each worker of a kind that is up; they are all that compute prompts alone, or all others."""
+        alike = self.hub["workers"]["kind"] == kind
+        each = float(self.hub.number("crowd")) / board.ARRIVALS_S
+        return each / max(1, int(self.hub["workers"]["up"][alike].sum()))
 
     def candidates(self, names: list[int], workers: range | None = None) -> list[Candidate]:
         up = [worker for worker, w in enumerate(self.hub["workers"]) if w["up"]]
@@ -143,12 +151,14 @@ def filled(book: Book, states: Any) -> Book:
     st.integers(1, 16_384),
     st.tuples(st.integers(0, 200_000), st.integers(0, 1 << 40), st.integers(0, 256)),
     st.tuples(st.integers(1, 131_072), st.integers(0, 131_072), st.floats(0, 2)),
+    st.tuples(st.floats(0, 10), st.floats(0, 100)),
 )
 def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     prices: tuple[float, float, float, float],
     step_tokens: int,
     queue: tuple[int, int, int],
     prompt: tuple[int, int, float],
+    weights: tuple[float, float],
 ) -> None:
     c = np.zeros(1, rules.CANDIDATE)[0]
     for name, price in zip(("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"), prices, strict=True):
@@ -165,12 +175,15 @@ def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
         prices=Prices(*prices),
         step_tokens=step_tokens,
         bring_s=float(c["bring_s"]),
+        stream_weight=weights[0],
+        arrivals_per_s=weights[1],
     )
 
     predicted_s = rules.first_token_s(c, float(prompt_tokens))
     assert predicted_s == pytest.approx(ttft_s(prompt_tokens, plain), rel=1e-12)
-    disagg.weigh(c, prompt_tokens)
-    assert c["waiting_s"] == pytest.approx(predicted_s + disturbed_s(prompt_tokens, plain), rel=1e-12)
+    rules.weigh(c, prompt_tokens, weights)
+    assert c["seconds"] == predicted_s
+    assert c["waiting_s"] == pytest.approx(waiting_s(prompt_tokens, plain), rel=1e-12)
 
 
 @given(STATES, st.sampled_from(CHAINS), st.integers(1, 12), st.lists(SECONDS, min_size=8, max_size=8))
@@ -226,6 +239,27 @@ OPERATIONS = st.lists(
     ),
     max_size=40,
 )
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=200))
+def test_the_rate_of_arrivals_forgets(gaps_s: list[float]) -> None:
+    book, now_s, times = Book([PRICES]), 1_000.0, list[float]()
+    book.hub.set("crowd", 0.0)
+    for gap_s in gaps_s:
+        now_s += gap_s
+        times.append(now_s)
+        board.count_arrival(book.h, now_s)
+
+    expected = sum(np.exp((at_s - now_s) / board.ARRIVALS_S) for at_s in times)
+    assert book.hub.number("crowd") == pytest.approx(expected)
+
+
+def test_steady_arrivals_are_counted_at_their_rate() -> None:
+    book = Book([PRICES])
+    for i in range(5_000):
+        board.count_arrival(book.h, i / 20)
+
+    assert book.hub.number("crowd") / board.ARRIVALS_S == pytest.approx(20, rel=0.01)
 
 
 @given(OPERATIONS)

@@ -8,7 +8,7 @@ import msgspec
 
 from jevons.base.errors import NoWorker
 from jevons.perf.measured import Load, Prices
-from jevons.policy.route import TIE_S, TIE_SHARE, prompt_load
+from jevons.policy.route import TIE_S, TIE_SHARE, prompt_load, stream_weight
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -23,6 +23,8 @@ class Candidate(msgspec.Struct, frozen=True):
     step_tokens: int
     held_blocks: int = 0
     bring_s: float = 0.0
+    stream_weight: float = stream_weight()
+    arrivals_per_s: float = 0.0  # at each such worker
 
 
 def ttft_s(prompt_tokens: int, c: Candidate) -> float:
@@ -40,9 +42,15 @@ def ttft_s(prompt_tokens: int, c: Candidate) -> float:
     )
 
 
+def waiting_s(prompt_tokens: int, c: Candidate) -> float:
+    """Seconds that all concerned wait: who asks, the streams that run there, and who comes before its first token."""
+    own_s, first_s = c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens)), ttft_s(prompt_tokens, c)
+    return first_s + own_s * (c.decoding * c.stream_weight + c.arrivals_per_s * first_s)
+
+
 def _kv(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
-    """Least predicted TTFT; among near ties the fewest requests, then the most cached, the emptiest, the lowest id."""
-    timed = [(ttft_s(prompt_tokens, c), c) for c in candidates]
+    """Least waiting; among near ties the fewest requests, then the most cached, the emptiest, the lowest id."""
+    timed = [(waiting_s(prompt_tokens, c), c) for c in candidates]
     limit = min(seconds for seconds, _ in timed) * (1 + TIE_SHARE) + TIE_S
     near = [c for seconds, c in timed if seconds <= limit]
     return min(near, key=lambda c: (c.requests, -c.cached_tokens, c.held_blocks, c.worker))
@@ -88,11 +96,6 @@ class Split(msgspec.Struct, frozen=True):
     cost_s: float  # predicted seconds of waiting, of everybody concerned
 
 
-def disturbed_s(prompt_tokens: int, c: Candidate) -> float:
-    """Seconds that the streams running on a worker wait, all together, while it computes this prompt."""
-    return c.decoding * c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens))
-
-
 def split(
     prompt_tokens: int,
     decoders: Sequence[Candidate],
@@ -110,13 +113,11 @@ def split(
     Returns:
         The least waiting, all together; whole before split, then the lowest ids. None without decoders.
     """
-    options = [
-        (ttft_s(prompt_tokens, c) + disturbed_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders
-    ]
+    options = [(waiting_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders]
     for d in decoders:
         join_s = d.prices.per_decode_s * d.requests
         for p in prefillers:
-            there_s = ttft_s(prompt_tokens, p) + disturbed_s(prompt_tokens, p)
+            there_s = waiting_s(prompt_tokens, p)
             options.append((there_s + handover_s(p, d) + join_s, 1, p.worker, d.worker, p, d))
     if not options:
         return None

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from jevons.base.errors import ConfigError
 from jevons.perf.measured import Prices
-from jevons.policy.route import CANDIDATE, check_policy, choose, first_token_s, prompt_load
+from jevons.policy.route import CANDIDATE, check_policy, choose, first_token_s, prompt_load, stream_weight
 
 FLAT = Prices(per_step_s=0.0, per_token_s=0.001, per_token_context_s=0.0, per_decode_s=0.0)
+
+
+WEIGHTS = (stream_weight(), 0.0)
 
 
 def worker(cached: int = 0, queued: int = 0, decoding: int = 0, prices: Prices = FLAT, held: int = 0) -> dict[str, Any]:
@@ -32,13 +35,13 @@ def candidates(*workers: dict[str, Any]) -> Any:
 
 
 def chosen(prompt_tokens: int, *workers: dict[str, Any]) -> int:
-    return choose(candidates(*workers), prompt_tokens)
+    return choose(candidates(*workers), prompt_tokens, WEIGHTS)
 
 
 def test_a_warm_worker_beats_an_idle_one() -> None:
     made = candidates(worker(), worker(cached=800, queued=100))
 
-    assert choose(made, 1_000) == 1
+    assert choose(made, 1_000, WEIGHTS) == 1
     assert made[1]["seconds"] == pytest.approx(0.3)  # (100 queued + 200 uncached) / 1000 per second
 
 
@@ -75,7 +78,7 @@ def test_near_ties_go_to_the_emptier_cache_then_the_lowest_number() -> None:
 
 
 def test_no_candidates_is_nobody_not_a_guess() -> None:
-    assert choose(candidates(), 1_000) == -1
+    assert choose(candidates(), 1_000, WEIGHTS) == -1
 
 
 def test_an_unknown_policy_is_refused_with_the_list() -> None:
@@ -84,7 +87,25 @@ def test_an_unknown_policy_is_refused_with_the_list() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 5_000), st.integers(0, 16)), min_size=1, max_size=8))
-def test_kv_is_never_much_slower_than_the_best_prediction(states: list[tuple[int, int, int]]) -> None:
+def test_kv_never_makes_all_wait_much_longer_than_the_best(states: list[tuple[int, int, int]]) -> None:
     made = candidates(*(worker(cached=c, queued=q, decoding=d) for c, q, d in states))
 
-    assert made[choose(made, 500)]["seconds"] <= made["seconds"].min() * 1.05 + 0.002
+    assert made[choose(made, 500, WEIGHTS)]["waiting_s"] <= made["waiting_s"].min() * 1.05 + 0.002
+
+
+def test_streams_that_run_are_held_up_by_a_prompt_as_far_as_their_promise_counts() -> None:
+    warm, idle = worker(cached=600, queued=400, decoding=20), worker()  # 0.8 and 1.0 s to the first token
+
+    assert choose(candidates(warm, idle), 1_000, (0.0, 0.0)) == 0
+    assert choose(candidates(warm, idle), 1_000, (0.05, 0.0)) == 1  # 0.8 + 0.4 · 20 · 0.05
+
+
+def test_where_many_arrive_tokens_that_need_not_be_computed_count_for_more_than_a_queue() -> None:
+    warm, idle = worker(cached=900, queued=1_000), worker()  # 1.1 s, of which 0.1 our own, and 1.0 s, all our own
+
+    assert choose(candidates(warm, idle), 1_000, (0.0, 0.0)) == 1
+    assert choose(candidates(warm, idle), 1_000, (0.0, 0.5)) == 0  # 1.1 · 1.05 against 1.0 · 1.5
+
+
+def test_a_promise_of_slow_streams_and_quick_first_tokens_weighs_streams_less() -> None:
+    assert stream_weight(1.0, 0.1) == stream_weight(2.0, 0.1) / 2 == stream_weight(1.0, 0.05) / 2

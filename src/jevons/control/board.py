@@ -19,7 +19,17 @@ from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.kv.holders import depth_on, overlaps, print_of, promise, settle
 from jevons.policy.disagg import choose_apart
-from jevons.policy.route import CANDIDATE, KV, LEAST_LOADED, ROUND_ROBIN, TIE_S, choose, first_token_s, prompt_context
+from jevons.policy.route import (
+    CANDIDATE,
+    KV,
+    LEAST_LOADED,
+    ROUND_ROBIN,
+    TIE_S,
+    choose,
+    first_token_s,
+    prompt_context,
+    stream_weight,
+)
 
 WORKER = np.dtype(
     [
@@ -77,6 +87,7 @@ WHOLE, APART = (
 ANY = -1  # model
 LISTED = 32  # of those that share what a prompt begins with, so many are looked at: all, in a small fleet
 LOOKED_AT = 8  # of those with least to do, of each kind; besides all that hold something of the prompt
+ARRIVALS_S = 30.0  # over which the rate of arrivals is taken
 _HELD_SCALE = float(1 << 40)  # blocks held decide between equal keys only
 
 
@@ -104,7 +115,15 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "candidates": np.zeros(0, CANDIDATE),  # two desks of them
         "mark": np.full(len(workers), -1, np.int64),  # the last look at candidates a worker was one of
     }
-    numbers: dict[str, int | float] = {"turn": 0, "looks": 0, "policy": 0, "desk": 0}
+    numbers: dict[str, int | float] = {
+        "turn": 0,
+        "looks": 0,
+        "policy": 0,
+        "desk": 0,
+        "stream_weight": stream_weight(),
+        "crowd": 0.0,  # arrivals in about the last ARRIVALS_S before the one at
+        "arrived_s": 0.0,
+    }
     return arrays, numbers
 
 
@@ -438,6 +457,22 @@ def put_alone(h: Records, desk: int, worker: int, names: Ints) -> None:
 
 
 @compiled
+def count_arrival(h: Records, now_s: float) -> None:
+    """A request has arrived."""
+    h.crowd = h.crowd * np.exp(min(0.0, h.arrived_s - now_s) / ARRIVALS_S) + 1.0
+    h.arrived_s = max(h.arrived_s, now_s)
+
+
+@compiled
+def _weights(h: Records, desk: int) -> tuple[float, float]:
+    """See `policy.route.weigh`. Arrivals are shared by all workers of the desk that are up."""
+    kinds, workers = view(h.kinds, h.kinds_n, KIND), 0
+    for kind in range(h.kinds_n):
+        workers += kinds[kind].up_count if kinds[kind].apart == desk else 0
+    return h.stream_weight, float(h.crowd / (ARRIVALS_S * max(workers, 1)))
+
+
+@compiled
 def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
     """Choose among the first so many candidates of each desk.
 
@@ -449,11 +484,11 @@ def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[in
     ones = view(h.candidates, h.candidates_n, CANDIDATE)[:whole]
     others = view(h.candidates, h.candidates_n, CANDIDATE)[h.desk : h.desk + apart]
     if apart == 0:
-        return -1, choose(ones, prompt_tokens)
+        return -1, choose(ones, prompt_tokens, _weights(h, WHOLE))
     if whole == 0:
-        return choose(others, prompt_tokens), -1
+        return choose(others, prompt_tokens, _weights(h, APART)), -1
     if h.policy == KV:
-        return choose_apart(ones, others, prompt_tokens)
+        return choose_apart(ones, others, prompt_tokens, _weights(h, WHOLE), _weights(h, APART))
     for c in (ones[0], others[0]):  # who knows no seconds always splits
         c.seconds = first_token_s(c, prompt_tokens)
     return 0, 0

@@ -35,6 +35,11 @@ def _put_alone(hubs: Records, desk: int, worker: int, names: Ints) -> None:
 
 
 @compiled
+def _count_arrival(hubs: Records, now_s: float) -> None:
+    board.count_arrival(hubs[0], now_s)
+
+
+@compiled
 def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
     return board.conclude(hubs[0], prompt_tokens, whole, apart)
 
@@ -161,6 +166,10 @@ class Book:
         return self._models.setdefault(name, len(self._models))
 
     # Requests
+
+    def count_arrival(self, now_s: float) -> None:
+        """See `board.count_arrival`."""
+        _count_arrival(self.hub.record, now_s)
 
     def gather(self, desk: int, count: int, names: Ints, model: str | None, block_size: int) -> int:
         """See `board.gather`."""

@@ -128,6 +128,7 @@ class Router:
             NoWorker: none is left.
         """
         prompt = Prompt(tokens, salt)
+        self._book.count_arrival(now_s)
         self._expire_shadows(now_s)
         with self._without(avoid):
             whole = self._gather(WHOLE, prompt, model, avoid)

@@ -14,15 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from jevons.base.compiled import Records, compiled
-from jevons.policy.route import ANEW, BLOCKS, first_token_s, own_s
-
-
-@compiled
-def weigh(c: Records, prompt_tokens: int) -> None:
-    """Set a candidate's `seconds`, and the `waiting_s` of all concerned while it computes a prompt: our client for the
-    first token, and each stream that runs there."""
-    c.seconds = first_token_s(c, prompt_tokens)
-    c.waiting_s = c.seconds + c.decoding * own_s(c, prompt_tokens, max(prompt_tokens - c.cached, 1.0))
+from jevons.policy.route import ANEW, BLOCKS, own_s, weigh
 
 
 @compiled
@@ -44,23 +36,30 @@ def handover_s(c: Records, prompt_tokens: int, is_near: bool) -> float:
 
 
 @compiled
-def choose_apart(whole: Records, apart: Records, prompt_tokens: int) -> tuple[int, int]:
+def choose_apart(
+    whole: Records,
+    apart: Records,
+    prompt_tokens: int,
+    whole_weights: tuple[float, float],
+    apart_weights: tuple[float, float],
+) -> tuple[int, int]:
     """Choose worker or workers for a prompt: the least waiting, all together; of equals one for all of it, then the
     lowest workers.
 
     Args:
         whole: [n], CANDIDATE: may do all of it, or what follows the first token.
         apart: [m], CANDIDATE: may do the prompt alone.
+        whole_weights, apart_weights: see `route.weigh`.
 
     Returns:
         (-1, d): all on whole[d]; (p, d): the prompt on apart[p]; (-1, -1): there is nobody.
     """
     one, two, best_s = -1, -1, np.inf
     for p in range(len(apart)):
-        weigh(apart[p], prompt_tokens)
+        weigh(apart[p], prompt_tokens, apart_weights)
     for d in range(len(whole)):
         c = whole[d]
-        weigh(c, prompt_tokens)
+        weigh(c, prompt_tokens, whole_weights)
         if c.whole and (two < 0 or c.waiting_s < best_s or (c.waiting_s == best_s and c.worker < whole[two].worker)):
             one, two, best_s = -1, d, c.waiting_s
     for d in range(len(whole) if len(apart) else 0):

@@ -31,7 +31,7 @@ CANDIDATE = np.dtype(
         ("far_token_s", np.float64),
         ("bring_s", np.float64),  # seconds it would wait for what it brings from a tier
         ("seconds", np.float64),  # to the first token, as `choose` and `choose_apart` predict it
-        ("waiting_s", np.float64),  # of everybody concerned, as `choose_apart` weighs it
+        ("waiting_s", np.float64),  # of everybody concerned, see `weigh`
         ("cached", np.int64),  # tokens of this prompt it holds, or would bring instead of computing them
         ("held", np.int64),  # blocks it holds
         ("depth", np.int32),  # leading blocks of the prompt it holds, or is to compute
@@ -53,6 +53,9 @@ ANEW, ALL, BLOCKS = 0, 1, 2
 TIE_SHARE = 0.05
 TIE_S = 0.002
 
+# What is promised where nobody says otherwise, and how long answers are by the mean. GUESS, like the SLO of scenarios.
+GUESS_TTFT_S, GUESS_TPOT_S, GUESS_OUTPUT_TOKENS = 2.0, 0.1, 256
+
 KV, ROUND_ROBIN, LEAST_LOADED, RANDOM = 0, 1, 2, 3
 POLICIES = {"kv": KV, "round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, "random": RANDOM}
 
@@ -66,6 +69,14 @@ class Placement(msgspec.Struct, frozen=True):
     cached_tokens: int  # predicted tokens of the prompt that need no computing
     reason: str
     decode: WorkerId | None = None  # who goes on after the first token; None: the same worker
+
+
+def stream_weight(ttft_s: float = GUESS_TTFT_S, tpot_s: float = GUESS_TPOT_S) -> float:
+    """Seconds to first tokens that a second counts for by which a running stream is held up, by what is promised.
+
+    A promise of TTFT is used up by a second of waiting to 1 / ttft_s, that of a stream to 1 / (tpot_s · its tokens).
+    """
+    return ttft_s / (tpot_s * GUESS_OUTPUT_TOKENS)
 
 
 def check_policy(policy: str, setting: str = "policy") -> int:
@@ -119,25 +130,43 @@ def first_token_s(c: Records, prompt_tokens: float) -> float:
 
 
 @compiled
-def choose(candidates: Records, prompt_tokens: int) -> int:
-    """The candidate of the least predicted TTFT; among near ties the one with the fewest requests, then the most
+def weigh(c: Records, prompt_tokens: int, weights: tuple[float, float]) -> None:
+    """Set a candidate's `seconds`, and `waiting_s`: of all concerned while it computes the prompt.
+
+    That is our client, for the first token; each stream that runs there, for as long as it computes our tokens; and who
+    is placed there before our first token, as long too. So tokens that need not be computed count for more than a queue
+    that is as long, the more, the busier the fleet is.
+
+    Args:
+        weights: seconds to first tokens that a second counts for by which one running stream is held up; requests a
+            second that arrive at such a worker.
+    """
+    stream_weight, arrivals_per_s = weights
+    fresh_s = own_s(c, prompt_tokens, max(prompt_tokens - c.cached, 1.0))
+    c.seconds = first_token_s(c, prompt_tokens)
+    c.waiting_s = c.seconds + fresh_s * (c.decoding * stream_weight + arrivals_per_s * c.seconds)
+
+
+@compiled
+def choose(candidates: Records, prompt_tokens: int, weights: tuple[float, float]) -> int:
+    """The candidate of the least waiting, all together; among near ties the one with the fewest requests, then the most
     cached, the emptiest, the lowest worker.
 
     Args:
-        candidates: [n], CANDIDATE. Their `seconds` are set.
+        candidates: [n], CANDIDATE. Their `seconds` and `waiting_s` are set.
+        weights: see `weigh`.
 
     Returns:
         its place; -1: there are no candidates.
     """
     limit = np.inf
     for i in range(len(candidates)):
-        seconds = first_token_s(candidates[i], prompt_tokens)
-        candidates[i].seconds = seconds
-        limit = min(limit, seconds)
+        weigh(candidates[i], prompt_tokens, weights)
+        limit = min(limit, candidates[i].waiting_s)
     limit = limit * (1 + TIE_SHARE) + TIE_S
     best = -1
     for i in range(len(candidates)):
-        if candidates[i].seconds <= limit and (best < 0 or _is_before(candidates[i], candidates[best])):
+        if candidates[i].waiting_s <= limit and (best < 0 or _is_before(candidates[i], candidates[best])):
             best = i
     return best
 

@@ -21,6 +21,7 @@ from jevons.control.board import (
     WHOLE,
     computed,
     conclude,
+    count_arrival,
     count_decode,
     gather,
     place,
@@ -261,6 +262,7 @@ def _has_room(h: Records) -> bool:
 @compiled
 def _arrival(h: Records, number: int) -> bool:
     """Returns whether there was a worker for it."""
+    count_arrival(h, h.now_s)
     arrival = view(h.arrivals, h.arrivals_n, ARRIVAL)[number]
     _hear(h, h.now_s)
     scratch = view(h.scratch, h.scratch_n, INT)

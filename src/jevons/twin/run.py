@@ -20,7 +20,7 @@ from jevons.kv.holders import grow_index
 from jevons.perf.calibration import Calibration
 from jevons.perf.energy import GUESS_IDLE_SHARE, draw
 from jevons.perf.roofline import Work
-from jevons.policy.route import KV, check_policy
+from jevons.policy.route import KV, check_policy, stream_weight
 from jevons.twin import kernel
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
@@ -123,6 +123,7 @@ class Run:
         hub.set("uses_index", int(policy == KV))
         hub.set("lag_s", scenario.event_lag_s)
         hub.set("loss", scenario.event_loss)
+        hub.set("stream_weight", stream_weight(scenario.slo.ttft_s, scenario.slo.tpot_s))
         hub.set("heard", scenario.seed << 32)
         hub.set("block", block)
         margin = max(m.blocks for m in made) + 64
