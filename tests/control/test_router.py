@@ -53,6 +53,31 @@ def test_the_last_token_is_never_counted_as_cached() -> None:
     assert r.place(RequestId("1"), PROMPT, 0.0).cached_tokens == 48
 
 
+def test_a_ranking_begins_with_what_place_would_choose_and_changes_nothing() -> None:
+    r = router()
+    tell(r, B, PROMPT[:48])
+    before = r.snapshot()
+
+    ranked = r.rank(PROMPT)
+
+    assert r.snapshot() == before
+    assert [(p.worker, p.cached_tokens) for p in ranked] == [(B, 48), (A, 0)]
+    assert ranked[0].ttft_s < ranked[1].ttft_s
+    assert r.place(RequestId("1"), PROMPT, 0.0) == ranked[0]
+
+
+def test_a_ranking_does_not_take_a_turn() -> None:
+    r = router(policy="round_robin")
+
+    assert [r.rank(PROMPT)[0].worker for _ in range(3)] == [A, A, A]
+    assert [place(r, "1"), r.rank(PROMPT)[0].worker, place(r, "2")] == [A, B, B]
+
+
+def test_a_ranking_of_nobody_is_an_error() -> None:
+    with pytest.raises(NoWorker, match="0 candidates"):
+        router().rank(PROMPT, model="other")
+
+
 def test_two_equal_prompts_arriving_together_do_not_herd() -> None:
     r = router()
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
@@ -32,6 +32,13 @@ RECENT_OUTCOMES = 256
 # A step may take so many times its prediction before its worker counts as silent. Below is noise: on cores that
 # something else uses too, a step takes 2 to 3 times as long.
 LATE_STEP = 4.0
+
+
+class _Chosen(NamedTuple):
+    """Who computes a prompt, and who goes on; None: the same."""
+
+    member: Member
+    after: Member | None
 
 
 class Router:
@@ -134,6 +141,23 @@ class Router:
             whole = self._gather(WHOLE, prompt, model, avoid)
             apart = self._gather(APART, prompt, model, avoid)
             return self._count(request, prompt, whole, apart, now_s)
+
+    def rank(self, tokens: Sequence[int], *, salt: str = "", model: str | None = None) -> list[Placement]:
+        """Where a prompt could go now: first where `place` would put it, then other workers for it by the seconds that
+        all concerned would wait. Nothing is counted. Of policies other than kv only the first is told.
+
+        Raises:
+            NoWorker: there is none.
+        """
+        prompt = Prompt(tokens, salt)
+        whole, apart = self._gather(WHOLE, prompt, model, ()), self._gather(APART, prompt, model, ())
+        turn = self._book.hub.number("turn")
+        best, c = self._conclude(len(tokens), whole, apart)
+        self._book.hub.set("turn", turn)
+        alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
+        others = (o for o in sorted(alike, key=lambda o: (o["waiting_s"], o["worker"])) if o["worker"] != c["worker"])
+        found = [self._placement(best.member, best.after, len(tokens), c)]
+        return found + [self._placement(self._members[int(o["worker"])], best.after, len(tokens), o) for o in others]
 
     def go_on(
         self,
@@ -371,15 +395,7 @@ class Router:
     def _count(self, request: RequestId, prompt: Prompt, whole: int, apart: int, now_s: float) -> Placement:
         """Conclude, and keep account of it."""
         prompt_tokens = len(prompt.tokens)
-        there, chosen = self._book.conclude(prompt_tokens, whole, apart)
-        if there < 0 and chosen < 0:
-            raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
-        desk, at = (WHOLE, chosen) if there < 0 else (APART, there)
-        c = self._book.candidates(desk, at + 1)[at]
-        worker = self._members[int(c["worker"])]
-        after = None
-        if there >= 0 and chosen >= 0:
-            after = self._members[int(self._book.candidates(WHOLE, chosen + 1)[chosen]["worker"])]
+        (worker, after), c = self._conclude(prompt_tokens, whole, apart)
         placement = self._placement(worker, after, prompt_tokens, c)
         named = prompt.named(worker.block_size) if worker.block_size else None
         names = prompt.names(0) if named is None else named.names[int(c["depth"]) :]
@@ -405,6 +421,18 @@ class Router:
             self._book.count_decode(after.number, 1)
         self._placed[request] = placed
         return placement
+
+    def _conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[_Chosen, Any]:
+        """Who is chosen among the first so many candidates of each desk, and the prompt's candidate."""
+        there, chosen = self._book.conclude(prompt_tokens, whole, apart)
+        if there < 0 and chosen < 0:
+            raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
+        desk, at = (WHOLE, chosen) if there < 0 else (APART, there)
+        c = self._book.candidates(desk, at + 1)[at]
+        after = None
+        if there >= 0 and chosen >= 0:
+            after = self._members[int(self._book.candidates(WHOLE, chosen + 1)[chosen]["worker"])]
+        return _Chosen(self._members[int(c["worker"])], after), c
 
     def _placement(self, worker: Member, after: Member | None, prompt_tokens: int, c: Any) -> Placement:
         cached, seconds = int(c["cached"]), float(c["seconds"])

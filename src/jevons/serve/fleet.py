@@ -179,6 +179,7 @@ class Attached:
 
     def __init__(self, spec: EngineSpec, router: Router, now_s: Clock) -> None:
         self.id = WorkerId(spec.address.authority + spec.address.base)
+        self.url = spec.url
         self.engine = OpenAIEngine(spec)
         self.model: str | None = None
         self.context_tokens: int | None = None
@@ -296,6 +297,11 @@ class Fleet:
     def is_ready(self) -> bool:
         """Whether any worker is up."""
         return any(self._router.roster.health(id) is Health.UP for id in (*self.links, *self.attached))
+
+    def url_of(self, worker: WorkerId) -> str | None:
+        """Of an attached engine; None: it is ours."""
+        attached = self.attached.get(worker)
+        return None if attached is None else attached.url
 
     def add_embedded(self, config: AgentConfig) -> Link:
         link = self.links[config.id] = Link(config.id, self._router, self._now_s)

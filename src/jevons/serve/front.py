@@ -22,12 +22,14 @@ from jevons.serve.fleet import Fleet
 from jevons.serve.http import ClientGone, Reply, Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import error_body, models_body
+from jevons.serve.place import PLACE, PLACED, Desk
 from jevons.serve.prompts import Prompts
 from jevons.serve.record import Recorder
 from jevons.serve.relay import Relay
 from jevons.serve.stream import error_event
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_POSTED = (CHAT, COMPLETIONS, PLACE, PLACED)
 CLIENT_LEFT = 499  # nginx's number for it; nobody is left to read it
 
 
@@ -51,6 +53,7 @@ class Front:
         self._prompts = prompts
         self._now_s = now_s
         self._relay = Relay(fleet, self.placements, self.metrics)
+        self._desk = Desk(router, prompts, self.metrics, now_s, fleet.url_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
             "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),
@@ -66,6 +69,11 @@ class Front:
             if request.method == "POST" and request.path in (CHAT, COMPLETIONS):
                 async with asyncio.timeout(self._timeout_s):
                     await self._complete(Call(request, began_s), reply)
+            elif request.method == "POST" and request.path == PLACE:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._desk.place(request, reply)
+            elif request.method == "POST" and request.path == PLACED:
+                self._desk.placed(request, reply)
             else:
                 self._page(request, reply)
         except (JevonsError, TimeoutError) as error:
@@ -75,7 +83,7 @@ class Front:
             self.metrics.left.inc()
             raise
         finally:
-            endpoint = request.path if request.path in (CHAT, COMPLETIONS) else "other"
+            endpoint = request.path if request.path in _POSTED else "other"
             self.metrics.requests.labels(endpoint, str(status)).inc()
             self.metrics.seconds.labels(endpoint).observe(self._now_s() - began_s)
 
@@ -89,9 +97,9 @@ class Front:
 
     def _page(self, request: Request, reply: Reply) -> None:
         page = self._pages.get(request.path)
-        allowed = ("GET", "HEAD") if page is not None else ("POST",) if request.path in (CHAT, COMPLETIONS) else ()
+        allowed = ("GET", "HEAD") if page is not None else ("POST",) if request.path in _POSTED else ()
         if not allowed:
-            known = ", ".join((*self._pages, CHAT, COMPLETIONS))
+            known = ", ".join((*self._pages, *_POSTED))
             raise RequestError(f"path: must be one of {known}, got {request.path[:100]!r}", status=404)
         if page is None or request.method not in allowed:
             rule = " or ".join(allowed)

@@ -66,6 +66,11 @@ class Metrics:
         self.output_tokens = counter("jevons_output_tokens", "Tokens sent.", "worker")
         self.retries = counter("jevons_retries", "Requests moved to another worker unseen.", "worker")
         self.cut = counter("jevons_cut_streams", "Answers that ended in the middle.", "worker")
+        self.expired = Counter(
+            "jevons_placements_expired",
+            "Placements held for a gateway that never told of their end.",
+            registry=registry,
+        )
         self.left = Counter(
             "jevons_clients_gone", "Clients that left before their answer was complete.", registry=registry
         )

@@ -1,0 +1,162 @@
+"""Placements for those who keep their own gateway: where a request should go, and why.
+
+    POST /v1/place   the request's own body ──▶ workers, best first, with predicted seconds and the reason
+    POST /v1/placed  what became of it: its first token, its end
+
+Without more a placement is advice and changes nothing. With the header `x-jevons-hold-s` it counts against its worker
+until it is told that it is over, or so many seconds have passed: a gateway that dies must not leave a worker busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from jevons.base.errors import RequestError
+from jevons.base.ids import RequestId, WorkerId
+from jevons.control.router import Router
+from jevons.policy.route import Placement
+from jevons.serve.http import Reply, Request
+from jevons.serve.metrics import Metrics
+from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
+from jevons.serve.prompts import Prompts
+
+PLACE, PLACED = "/v1/place", "/v1/placed"
+MAX_HOLD_S = 3_600.0
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    """One worker that could take the request."""
+
+    worker: WorkerId
+    url: str | None  # of an attached engine; None: a worker of this server, reached through its door
+    ttft_s: float  # predicted seconds to the first token
+    cached_tokens: int  # of the prompt, predicted
+    decode: WorkerId | None  # who goes on after the first token; None: the same
+    reason: str
+
+
+class Advice(msgspec.Struct, frozen=True):
+    """The answer of `/v1/place`."""
+
+    id: str | None  # to tell what became of it; None: nothing is counted
+    model: str
+    policy: str
+    prompt_tokens: int
+    workers: list[Ranked]  # best first
+
+
+class News(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of a placement: the body of `/v1/placed`."""
+
+    id: str
+    event: Literal["first_token", "done"]
+    cached_tokens: int | None = None  # of the prompt, as the engine reports them
+
+
+class _Shape(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+class Desk:
+    """The handlers. `now_s` is a monotonic clock; `url_of` tells where an attached worker is."""
+
+    def __init__(
+        self,
+        router: Router,
+        prompts: Prompts,
+        metrics: Metrics,
+        now_s: Callable[[], float],
+        url_of: Callable[[WorkerId], str | None],
+    ) -> None:
+        self._router = router
+        self._prompts = prompts
+        self._metrics = metrics
+        self._now_s = now_s
+        self._url_of = url_of
+        self._held: dict[RequestId, asyncio.TimerHandle] = {}  # what ends them
+
+    async def place(self, request: Request, reply: Reply) -> None:
+        """Answer a body of `/v1/chat/completions` or `/v1/completions`; a list of token ids is a prompt of the latter.
+
+        Raises:
+            RequestError: names the field that is wrong.
+            NoWorker: nobody serves the model.
+        """
+        hold_s = _hold_s(request.headers.get("x-jevons-hold-s"))
+        asked = _read(request.body)
+        tokens = (await self._prompts.encode(asked))[0]
+        salt, id = asked.cache_salt or "", None
+        ranked = self._router.rank(tokens, salt=salt, model=asked.model)
+        if hold_s > 0:
+            id = RequestId(f"placed-{secrets.token_hex(12)}")
+            counted = self._router.place(id, tokens, self._now_s(), salt=salt, model=asked.model)
+            ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
+            self._held[id] = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
+        workers = [self._told(placement) for placement in ranked]
+        advice = Advice(id, asked.model, self._router.policy, len(tokens), workers)
+        reply.send(200, msgspec.json.encode(advice))
+
+    def placed(self, request: Request, reply: Reply) -> None:
+        """Hear what became of a placement that was held.
+
+        Raises:
+            RequestError: the body is wrong, or the placement is over or was never held (404).
+        """
+        try:
+            news = msgspec.json.decode(request.body, type=News)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RequestError(f"body: {error}") from error
+        id = RequestId(news.id)
+        if id not in self._held:
+            raise RequestError(f"id: {news.id[:60]!r} is not held: it is over, or was not asked to be", "id", 404)
+        if news.cached_tokens is not None:
+            self._router.on_cached(id, news.cached_tokens)
+        if news.event == "first_token":
+            self._router.on_first(id, self._now_s())
+        else:
+            self._end(id)
+        reply.send(200, b"{}")
+
+    def close(self) -> None:
+        """Nothing is held any more."""
+        for id in list(self._held):
+            self._end(id)
+
+    def _expire(self, id: RequestId) -> None:
+        self._metrics.expired.inc()
+        self._end(id)
+
+    def _end(self, id: RequestId) -> None:
+        self._held.pop(id).cancel()
+        outcome = self._router.done(id)
+        if outcome is not None:
+            self._metrics.placed(outcome)
+
+    def _told(self, placement: Placement) -> Ranked:
+        p = placement
+        return Ranked(p.worker, self._url_of(p.worker), p.ttft_s, p.cached_tokens, p.decode, p.reason)
+
+
+def _read(body: bytes) -> ChatRequest | CompletionRequest:
+    try:
+        is_chat = bool(bytes(msgspec.json.decode(body, type=_Shape).messages))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        is_chat = True  # what is wrong with it is said there
+    return read_chat(body) if is_chat else read_completion(body)
+
+
+def _hold_s(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_HOLD_S:
+        raise RequestError(f"x-jevons-hold-s: must be seconds from 0 to {MAX_HOLD_S:.0f}, got {text[:40]!r}")
+    return seconds

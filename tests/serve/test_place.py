@@ -1,0 +1,118 @@
+"""Placements as a gateway of somebody else's asks for them, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from tests.processes import until
+
+pytestmark = pytest.mark.model
+
+
+def post(server: Any, path: str, body: Any, headers: dict[str, str] | None = None) -> Any:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    asked = urllib.request.Request(server.url + path, data, {"content-type": "application/json", **(headers or {})})
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["error"]
+
+
+def talk(words: str) -> dict[str, Any]:
+    return {"model": "smol", "messages": [{"role": "user", "content": words * 40}], "max_tokens": 1, "temperature": 0}
+
+
+def requests_of(server: Any) -> dict[str, int]:
+    return {worker["id"]: worker["requests"] for worker in server.snapshot()["workers"]}
+
+
+def test_the_worker_that_has_a_prompt_comes_first_and_the_answer_is_as_told(server: Any) -> None:
+    asked = talk("tell me of the winds ")
+    post(server, "/v1/chat/completions", asked)
+    holder = server.snapshot()["recent"][-1]["worker"]
+    until(lambda: post(server, "/v1/place", asked)["workers"][0]["cached_tokens"] >= 160, 5.0)  # its events are here
+
+    warm = post(server, "/v1/place", asked)
+
+    assert warm["id"] is None
+    assert (warm["model"], warm["policy"]) == ("smol", "kv")
+    assert warm["workers"][0]["worker"] == holder
+    assert {worker["worker"] for worker in warm["workers"]} == set(requests_of(server))
+    assert warm["workers"][0]["cached_tokens"] == (warm["prompt_tokens"] - 1) // 16 * 16
+    assert warm["workers"][0]["ttft_s"] < warm["workers"][1]["ttft_s"]
+    assert "tokens cached" in warm["workers"][0]["reason"]
+    answer = post(server, "/v1/chat/completions", asked)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == warm["workers"][0]["cached_tokens"]
+
+
+def test_advice_counts_nothing(server: Any) -> None:
+    before = server.snapshot()["placements"]
+    for _ in range(5):
+        post(server, "/v1/place", {"model": "smol", "prompt": "nothing comes of it"})
+
+    assert server.snapshot()["placements"] == before
+    assert set(requests_of(server).values()) == {0}
+
+
+def test_token_ids_are_a_prompt(server: Any) -> None:
+    advice = post(server, "/v1/place", {"model": "smol", "prompt": list(range(100, 150))})
+
+    assert advice["prompt_tokens"] == 50
+
+
+def test_what_is_held_counts_until_it_is_told_to_be_over(server: Any) -> None:
+    prompt = {"model": "smol", "prompt": list(range(1_000, 1_400))}
+    first = post(server, "/v1/place", prompt, {"x-jevons-hold-s": "60"})
+    worker = first["workers"][0]["worker"]
+    assert requests_of(server)[worker] == 1
+    second = post(
+        server, "/v1/place", {"model": "smol", "prompt": list(range(2_000, 2_400))}, {"x-jevons-hold-s": "60"}
+    )
+    assert second["workers"][0]["worker"] != worker  # the first is busy
+
+    assert post(server, "/v1/placed", {"id": first["id"], "event": "first_token", "cached_tokens": 0}) == {}
+    assert requests_of(server)[worker] == 1
+    assert post(server, "/v1/placed", {"id": first["id"], "event": "done"}) == {}
+    assert post(server, "/v1/placed", {"id": second["id"], "event": "done"}) == {}
+
+    assert set(requests_of(server).values()) == {0}
+    recent = server.snapshot()["recent"][-2:]
+    assert [outcome["cached_tokens"] for outcome in recent] == [0, None]
+    assert recent[0]["ttft_s"] > 0
+    status, error = post(server, "/v1/placed", {"id": first["id"], "event": "done"})
+    assert status == 404
+    assert "is not held: it is over" in error["message"]
+
+
+def test_a_gateway_that_never_comes_back_leaves_no_worker_busy(server: Any) -> None:
+    post(server, "/v1/place", {"model": "smol", "prompt": "gone"}, {"x-jevons-hold-s": "0.2"})
+    assert sum(requests_of(server).values()) == 1
+
+    until(lambda: sum(requests_of(server).values()) == 0, 5.0)
+    with urllib.request.urlopen(server.url + "/metrics", timeout=10) as page:
+        assert b"jevons_placements_expired_total 1.0" in page.read()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "says"),
+    [
+        ("/v1/place", {"model": "smol"}, {}, 400, "prompt"),
+        ("/v1/place", b"{", {}, 400, ""),
+        ("/v1/place", {"model": "other", "prompt": "a"}, {}, 404, "model: 'other' is not served here; there is smol"),
+        ("/v1/place", {"model": "smol", "prompt": "a"}, {"x-jevons-hold-s": "long"}, 400, "x-jevons-hold-s: must be"),
+        ("/v1/placed", {"id": "x", "event": "late"}, {}, 400, "event"),
+        ("/v1/placed", {"id": "x", "event": "done", "more": 1}, {}, 400, "more"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    server: Any, path: str, body: Any, headers: dict[str, str], status: int, says: str
+) -> None:
+    found, error = post(server, path, body, headers)
+
+    assert found == status
+    assert says in error["message"]
