@@ -129,11 +129,19 @@ def _router(settings: Settings, recorder: Recorder | None) -> Router:
 def _embed(settings: Settings, model_dir: Path, fleet: Fleet, front: Front, prompts: Prompts) -> None:
     """Serve the model of our workers, wherever they are."""
     tokenizer, shape = Tokenizer(model_dir), model_shape(settings, model_dir)
+    _hasten(tokenizer, model_dir.name)
     context = shape.context_tokens
     if settings.embedded_workers:
         context = min(context, fit_tokens(settings, shape))
     prompts.serve(Served(settings.served_name or model_dir.name, local_encoder(tokenizer), context))
     front.embedded = Embedded(fleet, front.placements, front.metrics, tokenizer, prompts)
+
+
+def _hasten(tokenizer: Tokenizer, name: str) -> None:
+    """Beside the loop: reading and proving the fast one takes a second, in which the slow one encodes."""
+    loop = asyncio.get_running_loop()
+    work = loop.run_in_executor(None, tokenizer.hasten)
+    work.add_done_callback(lambda done: log.info("%s is tokenized by %s", name, done.exception() or done.result()))
 
 
 def _checked(text: str) -> EngineSpec:
@@ -152,7 +160,9 @@ async def _on_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> N
     root = spec.tokenizer or await attached.engine.model_root(name)
     if root is not None and (Path(root) / "tokenizer.json").is_file():
         try:
-            prompts.serve(Served(name, local_encoder(Tokenizer(Path(root))), context))
+            tokenizer = Tokenizer(Path(root))
+            prompts.serve(Served(name, local_encoder(tokenizer), context))
+            _hasten(tokenizer, name)
             return
         except ModelError as error:
             log.warning("engine %s: its tokenizer cannot be used here: %s", spec.url, error)
