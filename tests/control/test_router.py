@@ -66,6 +66,23 @@ def test_a_ranking_begins_with_what_place_would_choose_and_changes_nothing() -> 
     assert r.place(RequestId("1"), PROMPT, 0.0) == ranked[0]
 
 
+def test_who_is_in_a_hurry_waits_for_no_streams_and_who_is_not_lets_them_be() -> None:
+    def placed(ttft_slo_s: float) -> WorkerId:
+        r = router()
+        for step in range(20):
+            for worker in (A, B):  # 1 ms a token
+                r.on_step(
+                    worker, StepReport(seconds=0.064 + step % 2 * 1e-4, tokens=64, token_context=2_000, decodes=0)
+                )
+        tell(r, B, PROMPT[:32])
+        for i in range(4):  # streams of B
+            r.place(RequestId(f"b{i}"), list(range(40)), 0.0, avoid={A})
+            r.on_first(RequestId(f"b{i}"), 0.1)
+        return r.place(RequestId("x"), PROMPT, 60.0, ttft_slo_s=ttft_slo_s).worker
+
+    assert (placed(0.5), placed(100.0)) == (B, A)
+
+
 def test_a_ranking_does_not_take_a_turn() -> None:
     r = router(policy="round_robin")
 

@@ -90,7 +90,7 @@ def test_what_is_held_counts_until_it_is_told_to_be_over(server: Any) -> None:
 
 
 def test_a_gateway_that_never_comes_back_leaves_no_worker_busy(server: Any) -> None:
-    post(server, "/v1/place", {"model": "smol", "prompt": "gone"}, {"x-jevons-hold-s": "0.2"})
+    assert post(server, "/v1/place", {"model": "smol", "prompt": "gone"}, {"x-jevons-hold-s": "0.2"})["id"]
     assert sum(requests_of(server).values()) == 1
 
     until(lambda: sum(requests_of(server).values()) == 0, 5.0)

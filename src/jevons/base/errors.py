@@ -54,6 +54,19 @@ class NoWorker(CapacityError):
     """No worker may take this request."""
 
 
+class TooLate(CapacityError):
+    """A request would miss the time it asked for, and wants to be refused rather than served so late.
+
+    Args:
+        message: what is predicted and what was asked.
+        retry_after_s: when to come again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class StoreError(JevonsError):
     """A store cannot give or take a block. Whoever asked goes on without it and counts the reason.
 

@@ -15,6 +15,7 @@ from jevons.control import board
 from jevons.kv.holders import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
+from jevons.policy.route import stream_weight
 
 _WORKERS, _WAITS, _PAIRS = 16, 256, 1 << 14  # room to begin with
 
@@ -170,6 +171,10 @@ class Book:
     def count_arrival(self, now_s: float) -> None:
         """See `board.count_arrival`."""
         _count_arrival(self.hub.record, now_s)
+
+    def promise(self, ttft_s: float | None) -> None:
+        """What the request to be placed next is promised to its first token; None: what is usual."""
+        self.hub.set("stream_weight", stream_weight() if ttft_s is None else stream_weight(ttft_s))
 
     def gather(self, desk: int, count: int, names: Ints, model: str | None, block_size: int) -> int:
         """See `board.gather`."""

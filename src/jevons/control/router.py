@@ -112,7 +112,7 @@ class Router:
 
     # Requests
 
-    def place(
+    def place(  # noqa: PLR0913 — what one request asks for, each by its name
         self,
         request: RequestId,
         tokens: Sequence[int],
@@ -121,6 +121,7 @@ class Router:
         salt: str = "",
         model: str | None = None,
         avoid: Collection[WorkerId] = (),
+        ttft_slo_s: float | None = None,
     ) -> Placement:
         """Choose a worker, or one for the prompt and one for the rest, and count the work against it until `done`.
 
@@ -130,19 +131,23 @@ class Router:
             salt: what keeps this tenant's cache apart.
             model: only workers that serve it; None for any.
             avoid: workers that have failed this request.
+            ttft_slo_s: what it is promised; None: what is usual. The sooner, the less streams weigh that wait for it.
 
         Raises:
             NoWorker: none is left.
         """
         prompt = Prompt(tokens, salt)
         self._book.count_arrival(now_s)
+        self._book.promise(ttft_slo_s)
         self._expire_shadows(now_s)
         with self._without(avoid):
             whole = self._gather(WHOLE, prompt, model, avoid)
             apart = self._gather(APART, prompt, model, avoid)
             return self._count(request, prompt, whole, apart, now_s)
 
-    def rank(self, tokens: Sequence[int], *, salt: str = "", model: str | None = None) -> list[Placement]:
+    def rank(
+        self, tokens: Sequence[int], *, salt: str = "", model: str | None = None, ttft_slo_s: float | None = None
+    ) -> list[Placement]:
         """Where a prompt could go now: first where `place` would put it, then other workers for it by the seconds that
         all concerned would wait. Nothing is counted. Of policies other than kv only the first is told.
 
@@ -150,6 +155,7 @@ class Router:
             NoWorker: there is none.
         """
         prompt = Prompt(tokens, salt)
+        self._book.promise(ttft_slo_s)
         whole, apart = self._gather(WHOLE, prompt, model, ()), self._gather(APART, prompt, model, ())
         turn = self._book.hub.number("turn")
         best, c = self._conclude(len(tokens), whole, apart)
@@ -171,6 +177,7 @@ class Router:
     ) -> Placement:
         """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
         prompt = Prompt(tokens, salt)
+        self._book.promise(None)
         self._expire_shadows(now_s)
         with self._without(avoid):
             rest = self._gather(WHOLE, prompt, model, avoid)

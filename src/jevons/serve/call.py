@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import time
 
-from jevons.base.errors import NoWorker, RequestError
+from jevons.base.errors import NoWorker, RequestError, TooLate
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
+from jevons.policy.admit import LATE, REFUSE, TTFT, read_promise
 from jevons.policy.route import Placement
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
@@ -42,6 +43,7 @@ class Call:
             read_chat(request.body) if request.path == CHAT else read_completion(request.body)
         )
         self.keep_s = _keep_s(request.headers.get("x-jevons-keep-s"))
+        self.promise = read_promise(request.headers.get(TTFT), request.headers.get(LATE))
         self.id = secrets.token_hex(12)
         self.prompts: list[list[int]] = []  # token ids
         self._attempts = 0
@@ -85,10 +87,35 @@ class Placements:
         self._going_on: set[RequestId] = set()  # its first token is not the answer's first
         self.now_s = now_s
 
+    def admit(self, call: Call, prompt: list[int]) -> None:
+        """Refuse a request that would be late and wants to be told.
+
+        Raises:
+            TooLate: its first token is predicted to come too late on every worker.
+            NoWorker: none is there.
+        """
+        asked_s = call.promise.ttft_s
+        if asked_s is None or not call.promise.refuse_late:
+            return
+        best = self._router.rank(prompt, salt=call.asked.cache_salt or "", model=call.asked.model, ttft_slo_s=asked_s)[
+            0
+        ]
+        again_s = call.promise.verdict(best.ttft_s)
+        if again_s is not None:
+            self._metrics.refused.inc()
+            says = f"{asked_s * 1e3:.0f} ms would be missed, the first token is predicted after {best.ttft_s * 1e3:.0f}"
+            raise TooLate(f"{TTFT}: {says}; come again in {again_s:.0f} s, or ask without {LATE}: {REFUSE}", again_s)
+
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""
         placement = self._router.place(
-            id, prompt, self.now_s(), salt=call.asked.cache_salt or "", model=call.asked.model, avoid=avoid
+            id,
+            prompt,
+            self.now_s(),
+            salt=call.asked.cache_salt or "",
+            model=call.asked.model,
+            avoid=avoid,
+            ttft_slo_s=call.promise.ttft_s,
         )
         self._since_s[id] = call.arrived_s
         return placement

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError
+from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError, TooLate
 from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
@@ -90,6 +90,7 @@ class Front:
     async def _complete(self, call: Call, reply: Reply) -> None:
         call.prompts = await self._prompts.encode(call.asked)
         id = call.attempt()
+        self.placements.admit(call, call.prompts[0])
         placement = self.placements.place(call, id, call.prompts[0])
         road: Relay | Embedded | None = self._relay if placement.worker in self._fleet.attached else self.embedded
         assert road is not None, "a worker that is not attached is embedded"
@@ -117,6 +118,8 @@ class Front:
         match error:
             case RequestError():
                 status, param, code = error.status, error.param, error.code
+            case TooLate():
+                status, code, headers = 429, "too_late", b"retry-after: %d\r\n" % error.retry_after_s
             case NoWorker() | CapacityError():
                 status, code, headers = 503, "no_worker", b"retry-after: 1\r\n"
             case EngineError():

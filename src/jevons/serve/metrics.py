@@ -71,6 +71,9 @@ class Metrics:
             "Placements held for a gateway that never told of their end.",
             registry=registry,
         )
+        self.refused = Counter(
+            "jevons_refused_late", "Requests refused because they would have missed their own SLO.", registry=registry
+        )
         self.left = Counter(
             "jevons_clients_gone", "Clients that left before their answer was complete.", registry=registry
         )
