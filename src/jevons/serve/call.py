@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import time
 
-from jevons.base.errors import NoWorker, RequestError, TooLate
+from jevons.base.errors import NoWorker, TooLate
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
-from jevons.policy.admit import LATE, REFUSE, TTFT, read_promise
 from jevons.policy.route import Placement
+from jevons.serve.headers import KEEP, MAX_KEEP_S, MISS, REFUSE, TTFT, read_promise, read_seconds
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
@@ -23,7 +23,6 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_ATTEMPTS = 4  # workers that may be lost under one request before we give up
 RETURN_S = 5.0  # an embedded worker that died is back after 2 to 4 s (SmolLM2 on a CPU)
 LOOK_S = 0.1
-MAX_KEEP_S = 86_400.0
 
 Clock = Callable[[], float]
 
@@ -42,8 +41,9 @@ class Call:
         self.asked: ChatRequest | CompletionRequest = (
             read_chat(request.body) if request.path == CHAT else read_completion(request.body)
         )
-        self.keep_s = _keep_s(request.headers.get("x-jevons-keep-s"))
-        self.promise = read_promise(request.headers.get(TTFT), request.headers.get(LATE))
+        # Seconds after which the client will be back with more of this conversation.
+        self.keep_s = read_seconds(request.headers, KEEP, MAX_KEEP_S)
+        self.promise = read_promise(request.headers)
         self.id = secrets.token_hex(12)
         self.prompts: list[list[int]] = []  # token ids
         self._attempts = 0
@@ -60,19 +60,6 @@ class Call:
     def shape(self) -> Shape:
         kind = ChatShape if self.path == CHAT else CompletionShape
         return kind(self.id, int(time()), self.asked.model)
-
-
-def _keep_s(text: str | None) -> float:
-    """Seconds after which the client will be back with more of this conversation, as it says in `x-jevons-keep-s`."""
-    if text is None:
-        return 0.0
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= MAX_KEEP_S:
-        raise RequestError(f"x-jevons-keep-s: must be seconds from 0 to {MAX_KEEP_S:.0f}, got {text[:40]!r}")
-    return seconds
 
 
 class Placements:
@@ -104,7 +91,7 @@ class Placements:
         if again_s is not None:
             self._metrics.refused.inc()
             says = f"{asked_s * 1e3:.0f} ms would be missed, the first token is predicted after {best.ttft_s * 1e3:.0f}"
-            raise TooLate(f"{TTFT}: {says}; come again in {again_s:.0f} s, or ask without {LATE}: {REFUSE}", again_s)
+            raise TooLate(f"{TTFT}: {says}; come again in {again_s:.0f} s, or ask without {MISS}: {REFUSE}", again_s)
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""

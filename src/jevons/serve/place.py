@@ -20,13 +20,13 @@ from jevons.base.errors import RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.policy.route import Placement
+from jevons.serve.headers import HOLD, MAX_HOLD_S, read_seconds
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
 from jevons.serve.prompts import Prompts
 
 PLACE, PLACED = "/v1/place", "/v1/placed"
-MAX_HOLD_S = 3_600.0
 
 
 class Ranked(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class Desk:
             RequestError: names the field that is wrong.
             NoWorker: nobody serves the model.
         """
-        hold_s = _hold_s(request.headers.get("x-jevons-hold-s"))
+        hold_s = read_seconds(request.headers, HOLD, MAX_HOLD_S)
         asked = _read(request.body)
         tokens = (await self._prompts.encode(asked))[0]
         salt, id = asked.cache_salt or "", None
@@ -148,15 +148,3 @@ def _read(body: bytes) -> ChatRequest | CompletionRequest:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         is_chat = True  # what is wrong with it is said there
     return read_chat(body) if is_chat else read_completion(body)
-
-
-def _hold_s(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= MAX_HOLD_S:
-        raise RequestError(f"x-jevons-hold-s: must be seconds from 0 to {MAX_HOLD_S:.0f}, got {text[:40]!r}")
-    return seconds
