@@ -10,7 +10,7 @@ import pytest
 from jevons.base.errors import ConfigError
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
-from jevons.config.scenario import Scenario, Slo, make_scenario, read_scenario, shipped
+from jevons.config.scenario import Scenario, Slo, as_toml, make_scenario, read_scenario, shipped
 from jevons.twin.fleet import make_groups
 
 H200S = {"instances": 4, "chip": "h200", "tensor": 4}
@@ -51,6 +51,26 @@ def test_what_ships_can_be_made_of_the_catalog(file: Path) -> None:
     assert shipped(file.stem) == file
     assert scenario.title
     assert all(group.blocks > 100 for group in made)
+
+
+@pytest.mark.parametrize("file", sorted(shipped("mocker").parent.glob("*.toml")), ids=lambda file: file.stem)
+def test_what_ships_reads_the_same_when_it_is_written_again(file: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.toml"
+    again.write_text(as_toml(read_scenario(file)))
+
+    assert read_scenario(again) == read_scenario(file)
+
+
+def test_all_that_can_be_said_of_a_fleet_is_written(tmp_path: Path) -> None:
+    tier = {"size_bytes": 1e12, "bytes_per_s": 5e10}
+    decoders = {**H200S, "role": "decode", "tier": tier, "pipeline": 2, "uplink_bytes_per_s": 1e11, "power_w": 500.0}
+    decoders |= {"draft": {"model": "llama-3.1-8b", "chip": "h100", "tokens": 4, "accepted": 0.8}}
+    events = [{"at_s": 1.0, "what": "cap", "first": 0, "power_w": 400.0}]
+    scenario = made(fleet=[decoders, {**H200S, "role": "prefill"}], events=events, event_lag_s=0.1, event_loss=0.01)
+    again = tmp_path / "again.toml"
+    again.write_text(as_toml(scenario))
+
+    assert read_scenario(again) == scenario
 
 
 def test_a_trace_is_beside_its_scenario_and_where_a_change_says(tmp_path: Path) -> None:

@@ -249,7 +249,8 @@ def as_toml(scenario: Scenario) -> str:
             for key, value in _told(each).items():
                 text = json.dumps(value)
                 if isinstance(value, dict):
-                    text = "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }"
+                    pairs = (f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None)
+                    text = "{ " + ", ".join(pairs) + " }"
                 lines.append(f"{key} = {text}")
     return "\n".join(lines) + "\n"
 
