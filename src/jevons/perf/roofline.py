@@ -63,7 +63,7 @@ GUESS_SHARES = Shares(
 
 
 # Of chips whose programs are laid out in time when they are compiled: nothing is launched. GUESS for the layer and the
-# host; a message's latency is what 16 of them add (`lpu3`, economics of LPX: 0.35 µs to reach 8 GB, 2.95 µs for 1,152).
+# host. A message takes what it takes over 16 Groq 3 LPUs, 8 GB (Hot Chips 2026, LPU slides; 2.95 µs over 1,152 GB).
 GUESS_STATIC_SHARES = msgspec.structs.replace(
     GUESS_SHARES, layer_s=0.5e-6, link_s=0.35e-6, host_s=20e-6, sequence_s=0.0
 )
