@@ -141,7 +141,14 @@ def _hasten(tokenizer: Tokenizer, name: str) -> None:
     """Beside the loop: reading and proving the fast one takes a second, in which the slow one encodes."""
     loop = asyncio.get_running_loop()
     work = loop.run_in_executor(None, tokenizer.hasten)
-    work.add_done_callback(lambda done: log.info("%s is tokenized by %s", name, done.exception() or done.result()))
+
+    def told(done: asyncio.Future[str]) -> None:
+        if done.cancelled():
+            return
+        by = done.exception() or done.result()
+        log.log(logging.DEBUG if by == "fastokens" else logging.WARNING, "%s is tokenized by %s", name, by)
+
+    work.add_done_callback(told)
 
 
 def _checked(text: str) -> EngineSpec:
