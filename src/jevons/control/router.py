@@ -22,6 +22,7 @@ from jevons.control.roster import Roster
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
+from jevons.facts.state import SourceState
 from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
@@ -55,6 +56,7 @@ class Router:
         self._kins: dict[tuple[Any, ...], Kin] = {}  # by what makes workers alike
         self._workers: dict[WorkerId, Member] = {}
         self._members: dict[int, Member] = {}  # by number
+        self._recalled: dict[WorkerId, SourceState] = {}  # of workers that have not joined yet
         self._placed: dict[RequestId, Placed] = {}
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
 
@@ -76,6 +78,9 @@ class Router:
         self._members[worker.number] = worker
         if old is not None:
             worker.reports_steps = old.reports_steps
+        recalled = self._recalled.pop(facts.id, None)
+        if recalled is not None and worker.intake is not None:
+            worker.intake.recall(recalled)
         self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
 
     def leave(self, worker: WorkerId) -> None:
@@ -103,6 +108,17 @@ class Router:
         if intake is None:
             raise KeyError(f"worker {worker} sends no events")
         return intake
+
+    def recall(self, worker: WorkerId, state: SourceState) -> None:
+        """This is what a worker that is still to join held before, as `state` told."""
+        self._recalled[worker] = state
+
+    def state(self, worker: WorkerId) -> SourceState | None:
+        """What `recall` takes; None if its blocks are not known from events. Costs O(blocks)."""
+        known = self._workers.get(worker)
+        if known is None:
+            return self._recalled.get(worker)
+        return None if known.intake is None else known.intake.state()
 
     def facts(self, worker: WorkerId) -> WorkerFacts:
         return self._workers[worker].facts

@@ -61,7 +61,8 @@ async def feed(router: Router, worker: WorkerId, subscriber: Subscriber) -> None
             start = intake.begin_replay()
             complete = await subscriber.replay(start, REPLAY_TIMEOUT_S, intake.on_replayed)
             intake.on_replay_end(complete=complete)
-            await missing.wait()
+            if not intake.awaits_replay:  # it does where what was recalled from before turned out to be so no more
+                await missing.wait()
 
     try:
         async with asyncio.TaskGroup() as tasks:
