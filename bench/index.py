@@ -1,59 +1,148 @@
 """The prefix index beside NVIDIA Dynamo's RadixTree (PyPI `ai-dynamo-runtime`), on the same blocks in the same run.
 
-    python bench/index.py [--workers 64] [--blocks 200000] [--json]
+    python bench/index.py [--workers 8 1024 4096] [--entries 1000000] [--checks 100000] [--json]
 
-Conversations share system prompts (held by many workers) and go on alone; each side stores and queries the same chains,
-in turns. Ours is measured twice: the index by itself, and all from the bytes of a KV event (decoding, naming the blocks
-again from their tokens, storing), which is what a live router pays. Dynamo's binding takes events as JSON and hops to a
-thread for every call. Without the package only our own numbers are printed.
+An entry is one block on one worker. Conversations share system prompts, the first of which all workers hold, and go on
+alone; four are 8,192 blocks long. Each side stores and is asked the same, in turns, pinned to one core. Dynamo's
+binding takes events as JSON and hops to a thread for every call: the hop, an empty query, is told apart and is in its
+other figures. It tells all workers that hold the first block; ours tells those that hold most and 32 of a crowd, which
+is what a router asks, and all of them where the row says so. Memory is what the process grew by while it stored.
+
+Last come random queries with holes, answered as the index of plain dicts of the tests answers them, and what a KV
+event costs from its bytes. Without the package only our own numbers are printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jevons.base.ids import BlockHash
+import numpy as np
+from tests.kv.dict_index import DictIndex
+
+from jevons.base.compiled import Ints
+from jevons.base.ids import BlockHash, WorkerId
 from jevons.control.intake import Intake
 from jevons.facts.event import BlocksStored
 from jevons.kv.hashing import block_hashes
-from jevons.kv.index import Holding, PrefixIndex
+from jevons.kv.index import PrefixIndex
 from jevons.wire.codec import decode_batch, encode_batch
 
-SIZE = 16  # tokens in a block
+GROUPS = 200  # system prompts
 EVENT_BLOCKS = 32
-SYSTEMS = 40
-BATCH = 50  # chains stored by one side before the other's turn
+BATCH = 40_000  # entries stored by one side before the other's turn
+LONG = 8_192
+ASKED = 200  # queries of each kind, each asked by both sides in turns
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The blocks of one conversation on one worker."""
+    """Blocks in a row. Dynamo asks by the hash of each one's own tokens; a name covers all before it too."""
+
+    locals: Ints
+    names: Ints
+
+    def __add__(self, more: Chain) -> Chain:
+        return Chain(np.concatenate([self.locals, more.locals]), np.concatenate([self.names, more.names]))
+
+    def __getitem__(self, part: slice) -> Chain:
+        return Chain(self.locals[part], self.names[part])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a worker stores in a row, after the block `parent`."""
 
     worker: int
-    tokens: list[int]
-    hashes: list[BlockHash]
+    parent: int | None
+    chain: Chain
 
 
 @dataclass
-class Cost:
-    """CPU seconds and how many things they bought."""
+class Load:
+    """What is stored, and what is asked for."""
 
-    seconds: float = 0.0
-    count: int = 0
+    workers: int
+    entries: int
+    everywhere: Chain  # what all workers hold
+    kinds: dict[str, list[Chain]] = field(default_factory=dict)
+    whole: list[Chain] = field(default_factory=list)
+    long: list[Chain] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, workers: int, entries: int) -> Load:
+        draw = np.random.default_rng(0)
+        return cls(workers, entries, _fresh(draw, max(32, min(LONG, entries // (4 * workers)))))
+
+    def stored(self) -> Iterator[Told]:
+        """Until there are so many entries; fills `whole` and `long` as it goes."""
+        draw, count = np.random.default_rng(1), 0
+        groups = [self.everywhere, *(_fresh(draw, int(n)) for n in draw.integers(16, 257, GROUPS - 1))]
+        weights = 1.0 / np.arange(1, GROUPS + 1)
+        have = set()
+        for worker in range(self.workers):
+            have.add((worker, 0))
+            yield Told(worker, None, self.everywhere)
+            count += len(self.everywhere)
+        while count < self.entries:
+            worker, group = int(draw.integers(self.workers)), int(draw.choice(GROUPS, p=weights / weights.sum()))
+            is_long = len(self.long) < 4
+            tail = _fresh(draw, LONG if is_long else int(draw.integers(16, 513)))
+            chain = groups[group] + tail
+            (self.long if is_long else self.whole).append(chain[:LONG])
+            known = (worker, group) in have
+            have.add((worker, group))
+            told = tail if known else chain
+            yield Told(worker, int(groups[group].names[-1]) if known else None, told)
+            count += len(told)
+
+    def asked(self) -> dict[str, list[Chain]]:
+        draw, pick = np.random.default_rng(2), random.Random(3)
+        whole = [c for c in self.whole if 360 <= len(c) <= 440]
+        some = [pick.choice(whole) for _ in range(ASKED)]
+        all_hold = self.everywhere
+        return {
+            "a miss, 512 blocks": [_fresh(draw, 512) for _ in some],
+            "all hold it, 32 blocks": [all_hold[:32]] * ASKED,
+            f"all hold it, {len(all_hold):,} blocks": [all_hold] * ASKED,
+            "all hold 32, then new, 512 blocks": [all_hold[:32] + _fresh(draw, 480) for _ in some],
+            "half of it, 400 blocks": [c[: len(c) // 2] + _fresh(draw, len(c) - len(c) // 2) for c in some],
+            "whole, 400 blocks": some,
+            f"whole, {LONG:,} blocks": [self.long[i % 4] for i in range(ASKED)],
+        }
+
+
+def _fresh(draw: np.random.Generator, blocks: int) -> Chain:
+    return Chain(*draw.integers(2, 1 << 62, (2, blocks)))
+
+
+class Cost:
+    """CPU seconds, and bytes the process grew by, for so many entries."""
+
+    def __init__(self) -> None:
+        self.seconds, self.count, self.grown = 0.0, 0, 0
 
     def add(self, work: Callable[[], object], count: int) -> None:
-        began = time.process_time()
+        _give_back()
+        had, began = _resident(), time.process_time()
         work()
         self.seconds += time.process_time() - began
+        self.grown += _resident() - had
         self.count += count
 
     @property
@@ -61,30 +150,13 @@ class Cost:
         return 1e9 * self.seconds / max(1, self.count)
 
 
-def chains(workers: int, blocks: int, seed: int = 0) -> Iterator[Chain]:
-    """Conversations of 40 to 400 blocks, until there are `blocks`; popular system prompts are on many workers."""
-    draw = random.Random(seed)
-    systems = [[draw.randrange(50_000) for _ in range(SIZE * draw.randint(8, 64))] for _ in range(SYSTEMS)]
-    weights = [1 / (i + 1) for i in range(SYSTEMS)]
-    made = 0
-    while made < blocks:
-        system = draw.choices(systems, weights)[0]
-        tokens = system + [draw.randrange(50_000) for _ in range(SIZE * draw.randint(32, 336))]
-        yield Chain(draw.randrange(workers), tokens, block_hashes(tokens, SIZE))
-        made += len(tokens) // SIZE
+def _give_back() -> None:
+    """What Python has freed goes back to the system, lest one side grows into what the other's input took."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
-def events(chain: Chain) -> list[BlocksStored]:
-    """As an engine tells of them: runs of blocks, each with the one before."""
-    return [
-        BlocksStored(
-            hashes=list(chain.hashes[at : at + EVENT_BLOCKS]),
-            parent=chain.hashes[at - 1] if at else None,
-            tokens=chain.tokens[at * SIZE : (at + EVENT_BLOCKS) * SIZE],
-            block_size=SIZE,
-        )
-        for at in range(0, len(chain.hashes), EVENT_BLOCKS)
-    ]
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Dynamo:
@@ -94,32 +166,29 @@ class Dynamo:
         self._tree = tree
         self._events = 0
 
-    def encoded(self, chain: Chain) -> list[tuple[int, bytes]]:
+    def encoded(self, told: Told) -> list[tuple[int, bytes]]:
         rows = []
-        for at in range(0, len(chain.hashes), EVENT_BLOCKS):
-            part = chain.hashes[at : at + EVENT_BLOCKS]
-            blocks = [{"block_hash": _number(h), "tokens_hash": _local(h)} for h in part]
-            stored = {"parent_hash": _number(chain.hashes[at - 1]) if at else None, "blocks": blocks}
+        parent = told.parent
+        for at in range(0, len(told.chain), EVENT_BLOCKS):
+            part = told.chain[at : at + EVENT_BLOCKS]
+            pairs = zip(part.names.tolist(), part.locals.tolist(), strict=True)
+            blocks = [{"block_hash": name, "tokens_hash": local} for name, local in pairs]
             self._events += 1
-            event = {"event_id": self._events, "data": {"stored": stored}, "dp_rank": 0}
-            rows.append((chain.worker, json.dumps(event, separators=(",", ":")).encode()))
+            stored = {"stored": {"parent_hash": parent, "blocks": blocks}}
+            event = {"event_id": self._events, "data": stored, "dp_rank": 0}
+            rows.append((told.worker, json.dumps(event, separators=(",", ":")).encode()))
+            parent = int(part.names[-1])
         return rows
 
     def store(self, rows: list[tuple[int, bytes]]) -> None:
         for worker, row in rows:
             self._tree.apply_event(worker, row)
 
-    def depths(self, locals_: list[int]) -> int:
-        scores = self._tree.find_matches(locals_).scores
-        return max(scores.values(), default=0)
+    def find(self, locals_: list[int]) -> Any:
+        return self._tree.find_matches(locals_)
 
-
-def _number(name: BlockHash) -> int:
-    return int.from_bytes(name[-8:], "big") >> 1
-
-
-def _local(name: BlockHash) -> int:
-    return int.from_bytes(name[:8], "big") >> 1
+    def clear(self, worker: int) -> None:
+        self._tree.remove_worker(worker)
 
 
 def peer() -> Dynamo | None:
@@ -129,109 +198,212 @@ def peer() -> Dynamo | None:
         return None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--blocks", type=int, default=200_000)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    record = run(args.workers, args.blocks)
-    print(json.dumps(record)) if args.json else report(record)
+def parts_of(names: Ints) -> list[Ints]:
+    return [names[at : at + EVENT_BLOCKS] for at in range(0, len(names), EVENT_BLOCKS)]
 
 
-def run(workers: int, blocks: int) -> dict[str, Any]:
-    made = list(chains(workers, blocks))
-    index, behind, theirs = PrefixIndex(), PrefixIndex(), peer()
-    holdings = [index.holding(i) for i in range(workers)]
-    intakes = [Intake(behind.holding(i)) for i in range(workers)]
-    warm(index)
-    seqs = [0] * workers
-    stored, whole, dynamo = Cost(), Cost(), Cost()
-    for at in range(0, len(made), BATCH):
-        part = made[at : at + BATCH]
-        count = sum(len(c.hashes) for c in part)
-        stored.add(partial(store, holdings, part), count)
-        payloads = []
-        for c in part:
-            payloads.append((c.worker, seqs[c.worker], encode_batch(0.0, events(c))))
-            seqs[c.worker] += 1
-        whole.add(partial(take, intakes, payloads), count)
-        if theirs is not None:
-            rows = [row for c in part for row in theirs.encoded(c)]
-            dynamo.add(partial(theirs.store, rows), count)
-    record: dict[str, Any] = {
-        "workers": workers,
-        "blocks": sum(len(c.hashes) for c in made),
-        "store_ns_per_block": {"index": stored.ns, "from_event_bytes": whole.ns},
-        "query_us": {},
-    }
-    if theirs is not None:
-        record["store_ns_per_block"]["dynamo_radix_tree_from_json"] = dynamo.ns
-    record["query_us"] = queries(made, behind, theirs)
-    return record
+class Sides:
+    """Our index and the peer's, with the same in both."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.index, self.theirs = PrefixIndex(), peer()
+        warm(self.index)
+        self.holdings = [self.index.holding(i) for i in range(load.workers)]
+        self.stored, self.dynamo = Cost(), Cost()
+        self.slowest_s = 0.0  # of our stores
+        batch: list[Told] = []
+        for told in load.stored():
+            batch.append(told)
+            if sum(len(t.chain) for t in batch) >= BATCH:
+                self._store(batch)
+                batch = []
+        self._store(batch)
+
+    def _store(self, batch: list[Told]) -> None:
+        count = sum(len(t.chain) for t in batch)
+        ours = [(t.worker, part) for t in batch for part in parts_of(t.chain.names)]
+        self.stored.add(partial(self._store_ours, ours), count)
+        if self.theirs is not None:
+            rows = [row for t in batch for row in self.theirs.encoded(t)]
+            self.dynamo.add(partial(self.theirs.store, rows), count)
+
+    def _store_ours(self, parts: list[tuple[int, Ints]]) -> None:
+        for worker, names in parts:
+            began = time.perf_counter()
+            self.holdings[worker].store_names(names)
+            self.slowest_s = max(self.slowest_s, time.perf_counter() - began)
+
+    def queries(self) -> dict[str, dict[str, float]]:
+        """Median wall microseconds of one query, the sides in turns; they must find the same depth."""
+        found = {}
+        for kind, prompts in self.load.asked().items():
+            found[kind] = self._ask(prompts, 32)
+        found["all hold it, 32 blocks, all told"] = self._ask([self.load.everywhere[:32]] * ASKED, self.load.workers)
+        if self.theirs is not None:
+            found["the peer's hop"] = {"dynamo": median(_timed(partial(self.theirs.find, [])) for _ in range(ASKED))}
+        return found
+
+    def _ask(self, prompts: list[Chain], most: int) -> dict[str, float]:
+        ours, theirs = [], []
+        for prompt in prompts:
+            ours.append(_timed(partial(self.index.find, prompt.names, most)))
+            if self.theirs is not None:
+                locals_ = prompt.locals.tolist()
+                theirs.append(_timed(partial(self.theirs.find, locals_)))
+                self._compare(prompt.names, locals_, most)
+        return {"jevons": median(ours)} | ({"dynamo": median(theirs)} if theirs else {})
+
+    def _compare(self, names: Ints, locals_: list[int], most: int) -> None:
+        assert self.theirs is not None
+        scores = {worker: depth for (worker, _), depth in self.theirs.find(locals_).scores.items()}
+        workers, depths = self.index.find(names, most)
+        told = dict(zip(workers.tolist(), depths.tolist(), strict=True))
+        assert all(scores[worker] == depth for worker, depth in told.items()), "the two indexes disagree"
+        assert max(told.values(), default=0) == max(scores.values(), default=0), "the two indexes disagree"
+
+    def clear_us(self) -> dict[str, float]:
+        """The worst of clearing a few workers."""
+        found = {"jevons": max(_timed(self.holdings[i].clear) for i in range(4))}
+        if self.theirs is not None:
+            found["dynamo"] = max(_timed(partial(self.theirs.clear, i)) for i in range(4))
+        return found
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Wall microseconds."""
+    began = time.perf_counter()
+    work()
+    return 1e6 * (time.perf_counter() - began)
 
 
 def warm(index: PrefixIndex) -> None:
     """Kernels are compiled, or read from the disk, before anything is counted."""
-    names = block_hashes(list(range(64)), SIZE)
+    names = np.arange(1, 64)
     holding = index.holding(0)
-    holding.store(names)
-    index.overlaps(names, 4_096)
-    holding.remove(names)
+    holding.store_names(names)
+    index.find(names)
+    holding.remove_names(names)
+    index.make_room(1 << 15)
+    holding.clear()
+    index.sweep(1 << 15)
 
 
-def store(holdings: list[Holding], part: list[Chain]) -> None:
-    for chain in part:
-        holdings[chain.worker].store(chain.hashes)
+def table(workers: int, entries: int) -> dict[str, Any]:
+    gc.disable()
+    sides = Sides(Load.of(workers, entries))
+    stored, dynamo = sides.stored, sides.dynamo
+    ours = {"ns_per_entry": stored.ns, "bytes_per_entry": stored.grown / stored.count}
+    record: dict[str, Any] = {"workers": workers, "entries": stored.count, "stored": {"jevons": ours}}
+    record["slowest_store_us"] = 1e6 * sides.slowest_s
+    if dynamo.count:
+        theirs = {"ns_per_entry": dynamo.ns, "bytes_per_entry": dynamo.grown / dynamo.count}
+        record["stored"]["dynamo"] = theirs
+    record["query_us"] = sides.queries()
+    record["clear_us"] = sides.clear_us()
+    return record
 
 
-def take(intakes: list[Intake], payloads: list[tuple[int, int, bytes]]) -> None:
+def wrong_answers(checks: int, workers: int = 64, seed: int = 5) -> int:
+    """Of so many random queries with holes, how many are not answered as by the index of dicts."""
+    draw, index, dicts, wrong = random.Random(seed), PrefixIndex(), DictIndex(), 0
+    ids = [WorkerId(str(i)) for i in range(workers)]
+    holdings = [index.holding(i) for i in range(workers)]
+    heads = [[draw.getrandbits(62) for _ in range(draw.randint(1, 24))] for _ in range(12)]
+    chains = [draw.choice(heads) + [draw.getrandbits(62) for _ in range(draw.randint(0, 24))] for _ in range(400)]
+    for check in range(checks):
+        chain, at = draw.choice(chains), draw.randrange(workers)
+        if check % 2:
+            part = chain[: draw.randint(1, len(chain))]
+            holdings[at].store_names(np.array(part))
+            dicts.store(ids[at], _hashes(part))
+        elif check % 4:
+            part = draw.sample(chain, draw.randint(1, min(6, len(chain))))
+            holdings[at].remove_names(np.array(part))
+            dicts.remove(ids[at], _hashes(part))
+        elif check % 400 == 0:
+            holdings[at].clear()
+            dicts.clear(ids[at])
+        asked = draw.choice(chains)
+        found, depths = index.find(np.array(asked), workers)
+        told = {ids[w]: d for w, d in zip(found.tolist(), depths.tolist(), strict=True) if w >= 0}
+        wrong += told != dicts.overlaps(_hashes(asked))
+    return wrong
+
+
+def _hashes(names: list[int]) -> list[BlockHash]:
+    return [BlockHash(name.to_bytes(8, "big")) for name in names]
+
+
+def from_bytes(blocks: int, workers: int = 64, size: int = 16) -> float:
+    """CPU nanoseconds a block from the bytes of a KV event: decoded, named again from its tokens, stored."""
+    draw, index, cost, done = random.Random(0), PrefixIndex(), Cost(), 0
+    intakes, seqs = [Intake(index.holding(i)) for i in range(workers)], [0] * workers
+    while done < blocks:
+        payloads = []
+        for _ in range(50):
+            worker, tokens = draw.randrange(workers), [draw.randrange(50_000) for _ in range(size * 200)]
+            payloads.append((worker, seqs[worker], encode_batch(0.0, _events(tokens, size))))
+            seqs[worker] += 1
+        cost.add(partial(_take, intakes, payloads), 50 * 200)
+        done = cost.count
+    return cost.ns
+
+
+def _events(tokens: list[int], size: int) -> list[BlocksStored]:
+    """As an engine tells of them: runs of blocks, each with the one before."""
+    hashes = block_hashes(tokens, size)
+    return [
+        BlocksStored(
+            hashes=list(hashes[at : at + EVENT_BLOCKS]),
+            parent=hashes[at - 1] if at else None,
+            tokens=tokens[at * size : (at + EVENT_BLOCKS) * size],
+            block_size=size,
+        )
+        for at in range(0, len(hashes), EVENT_BLOCKS)
+    ]
+
+
+def _take(intakes: list[Intake], payloads: list[tuple[int, int, bytes]]) -> None:
     for worker, seq, raw in payloads:
         intakes[worker].on_batch(decode_batch(seq, raw))
 
 
-def queries(made: list[Chain], index: PrefixIndex, theirs: Dynamo | None) -> dict[str, Any]:
-    """Median wall microseconds of one query, the sides in turns; they must find the same depth."""
-    draw = random.Random(1)
-    picked = [draw.choice(made) for _ in range(300)]
-    kinds = {
-        "whole chain": [c.hashes for c in picked],
-        "shared prefix, new tail": [[*c.hashes[:24], *block_hashes(_fresh(draw), SIZE)] for c in picked],
-        "nothing": [block_hashes(_fresh(draw), SIZE) for _ in picked],
-    }
-    found: dict[str, Any] = {}
-    for kind, prompts in kinds.items():
-        ours_s, theirs_s = [], []
-        for hashes in prompts:
-            began = time.perf_counter()
-            depths = index.overlaps(hashes, 4_096)
-            ours_s.append(time.perf_counter() - began)
-            if theirs is not None:
-                locals_ = [_local(h) for h in hashes]
-                began = time.perf_counter()
-                deepest = theirs.depths(locals_)
-                theirs_s.append(time.perf_counter() - began)
-                assert deepest == max(depths.values(), default=0), "the two indexes disagree"
-        found[kind] = {"jevons": 1e6 * median(ours_s)}
-        if theirs_s:
-            found[kind]["dynamo"] = 1e6 * median(theirs_s)
-    return found
-
-
-def _fresh(draw: random.Random) -> list[int]:
-    return [draw.randrange(50_000, 100_000) for _ in range(SIZE * 200)]
-
-
 def report(record: dict[str, Any]) -> None:
-    print(f"{record['blocks']:,} blocks on {record['workers']} workers; CPU ns a block stored:")
-    peer_ns = record["store_ns_per_block"].get("dynamo_radix_tree_from_json")
-    for name, ns in record["store_ns_per_block"].items():
-        ratio = f"   {ns / peer_ns:5.2f} x dynamo" if peer_ns else ""
-        print(f"  {name:30}{ns:10.0f}{ratio}")
-    print("wall us a query, median:")
-    for kind, row in record["query_us"].items():
-        ratio = f"   {row['jevons'] / row['dynamo']:5.2f} x dynamo ({row['dynamo']:.0f})" if "dynamo" in row else ""
-        print(f"  {kind:30}{row['jevons']:10.1f}{ratio}")
+    print(f"\n{record['entries']:,} entries on {record['workers']:,} workers")
+    rows = [
+        (what.replace("_", " ") + " stored", {side: r[what] for side, r in record["stored"].items()})
+        for what in ("ns_per_entry", "bytes_per_entry")
+    ]
+    rows += [(f"us: {kind}", row) for kind, row in record["query_us"].items()]
+    rows += [("us: clear a worker, the worst", record["clear_us"])]
+    rows += [("us: our slowest store of 32", {"jevons": record["slowest_store_us"]})]
+    for name, row in rows:
+        cells = "".join(f"{side:>10}{row[side]:10.1f}" for side in ("jevons", "dynamo") if side in row)
+        ratio = f"{row['dynamo'] / row['jevons']:9.1f} x" if len(row) == 2 else ""
+        print(f"  {name:46}{cells}{ratio}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[8, 1_024, 4_096])
+    parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--checks", type=int, default=100_000)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    record: dict[str, Any] = {"tables": []}
+    for workers in args.workers:
+        record["tables"].append(table(workers, args.entries))
+        if not args.json:
+            report(record["tables"][-1])
+    record["from_event_bytes_ns"] = from_bytes(100_000)
+    record["wrong"] = wrong_answers(args.checks)
+    if args.json:
+        print(json.dumps(record))
+    else:
+        print(f"\n{record['from_event_bytes_ns']:.0f} ns a block from event bytes")
+        print(f"{record['wrong']} wrong of {args.checks:,} random queries with holes")
 
 
 if __name__ == "__main__":

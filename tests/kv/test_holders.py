@@ -12,7 +12,7 @@ from tests.kv.dict_index import DictIndex
 
 from jevons.base.hub import Hub
 from jevons.base.ids import BlockHash, WorkerId
-from jevons.kv import holders
+from jevons.kv import holders, overlaps
 
 WORKERS = 6
 # A few chains that share heads: a name stands for its block and all before it.
@@ -62,7 +62,7 @@ class Kernels:
 
     def overlaps(self, names: list[int], most: int) -> list[tuple[int, int]]:
         workers, depths = np.zeros(2 * most, np.int32), np.zeros(2 * most, np.int32)
-        count = holders.overlaps(self.hub.record[0], np.array(names, np.int64), workers, depths, most)
+        count = overlaps.overlaps(self.hub.record[0], np.array(names, np.int64), workers, depths, most)
         return [(int(w), int(d)) for w, d in zip(workers[:count], depths[:count], strict=True)]
 
 
@@ -110,7 +110,7 @@ def test_what_is_held_and_promised_is_that_of_the_index_of_dicts(operations: lis
 
     for worker in range(WORKERS):
         for name in NAMES:
-            assert holders.holds(kernels.hub.record[0], worker, name) == oracle.has(worker, name)
+            assert overlaps.holds(kernels.hub.record[0], worker, name) == oracle.has(worker, name)
         assert kernels.hub["held"][worker] == oracle.index.held(worker_id(worker))
     known = sum(any(oracle.has(worker, name) for worker in range(WORKERS)) for name in NAMES)
     assert kernels.hub.number("blocks_known") == known
@@ -227,10 +227,10 @@ def test_more_promises_than_can_be_counted_are_all_settled() -> None:
         holders.promise(h, 2, other)
     kernels.apply("drop", 0, [5])
 
-    assert holders.holds(h, 0, 5)
+    assert overlaps.holds(h, 0, 5)
     for _ in range(70_000):
         holders.settle(h, 0, name)
         holders.settle(h, 2, other)
-    assert not holders.holds(h, 0, 5)
-    assert not holders.holds(h, 2, 6)
+    assert not overlaps.holds(h, 0, 5)
+    assert not overlaps.holds(h, 2, 6)
     assert kernels.hub.number("blocks_known") == 1

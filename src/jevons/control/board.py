@@ -17,7 +17,8 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import Hub, view
-from jevons.kv.holders import depth_on, overlaps, print_of, promise, settle
+from jevons.kv.holders import print_of, promise, settle
+from jevons.kv.overlaps import depth_on, overlaps
 from jevons.policy.disagg import choose_apart
 from jevons.policy.route import (
     CANDIDATE,
@@ -359,7 +360,7 @@ def computed(h: Records, worker: int, tokens: float) -> None:
 def gather(h: Records, desk: int, count: int, names: Ints, model: int, block_size: int) -> int:
     """Add candidates for a prompt to the `count` that are on a desk. Returns how many there are then.
 
-    They are those that hold, or will hold, something of the prompt (see `kv.holders.overlaps`), and of each kind those
+    They are those that hold, or will hold, something of the prompt (see `kv.overlaps.overlaps`), and of each kind those
     with least to do.
 
     Args:

@@ -8,11 +8,8 @@
 What a request under way will compute counts as held: who asks for it next is sent there. A worker that has lost all it
 held gets a new number here: what the old one had is told to nobody, and swept away bit by bit.
 
-A prompt is walked block by block with the workers still matching. Where a block's set has the count and fingerprint of
-the workers still matching it is the same set, and nothing has to be looked at; where it has not, each of them is looked
-up. So a hole in mid-chain ends an overlap there. Of a prefix that thousands hold only some are told: those that hold
-more of the prompt than the crowd, and a few of the crowd, among which the least busy are found otherwise. A fingerprint
-is the XOR of a random number for each worker: sets that differ and look alike are met once in 2^64.
+A fingerprint is the XOR of a random number for each worker: sets that differ and look alike are met once in 2^64. How
+much of a prompt who holds is asked by the kernels of `kv.overlaps`.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import INT, SMALL, Ints, Places, Records, compiled
+from jevons.base.compiled import INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.kv.table import empty_heads, find, insert, key_of, refill, remove
 
@@ -29,7 +26,7 @@ BLOCK = np.dtype(
     [
         ("key", np.int64),
         ("link", np.int32),  # see `kv.table`; of a block given back, the next such one
-        ("worker", np.int32),  # the only one that ever had it; -1: it was given back; -2 and below: see `_set_at`
+        ("worker", np.int32),  # the only one that ever had it; -1: it was given back; -2 and below: see `set_at`
         ("copies", np.int16),  # of that worker
         ("coming", np.int16),
         ("unused", np.int32),
@@ -112,36 +109,30 @@ def print_of(worker: int) -> int:
 
 
 @compiled
-def _find_pair(h: Records, key: int) -> int:
+def find_pair(h: Records, key: int) -> int:
     return find(view(h.pair_heads, h.pair_heads_n, SMALL), view(h.pairs, h.pairs_n, PAIR), key)
 
 
 @compiled
-def _find_block(h: Records, name: int) -> int:
+def find_block(h: Records, name: int) -> int:
     return find(view(h.block_heads, h.block_heads_n, SMALL), view(h.blocks, h.blocks_n, BLOCK), name)
 
 
 @compiled
-def _set_at(worker: int) -> int:
+def set_at(worker: int) -> int:
     """Which set a block has whose `worker` is that: -2 stands for the first."""
     return -2 - worker
 
 
 @compiled
-def _set_of(h: Records, block: int) -> Any:
+def set_of(h: Records, block: int) -> Any:
     """Of a block that several have had."""
-    return view(h.sets, h.sets_n, SET)[_set_at(view(h.blocks, h.blocks_n, BLOCK)[block].worker)]
+    return view(h.sets, h.sets_n, SET)[set_at(view(h.blocks, h.blocks_n, BLOCK)[block].worker)]
 
 
 @compiled
-def _holders(h: Records, block: int) -> int:
-    return 1 if view(h.blocks, h.blocks_n, BLOCK)[block].worker >= 0 else int(_set_of(h, block).holders)
-
-
-@compiled
-def _print(h: Records, block: int) -> int:
-    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
-    return print_of(only) if only >= 0 else int(_set_of(h, block).print)
+def holders_of(h: Records, block: int) -> int:
+    return 1 if view(h.blocks, h.blocks_n, BLOCK)[block].worker >= 0 else int(set_of(h, block).holders)
 
 
 @compiled
@@ -183,7 +174,7 @@ def _new_set(h: Records, block: int) -> None:
 @compiled
 def _new_pair(h: Records, block: int, worker: int, key: int) -> Any:
     """One more of a set: a pair that stands for nothing yet."""
-    pairs, among = view(h.pairs, h.pairs_n, PAIR), _set_of(h, block)
+    pairs, among = view(h.pairs, h.pairs_n, PAIR), set_of(h, block)
     pair = h.pair_spare
     if pair >= 0:
         h.pair_spare = pairs[pair].next
@@ -227,7 +218,7 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
     if blk.worker >= 0:
         _new_set(h, block)
     key = key_of(name, worker)
-    pair = _find_pair(h, key)
+    pair = find_pair(h, key)
     own = _new_pair(h, block, worker, key) if pair < 0 else view(h.pairs, h.pairs_n, PAIR)[pair]
     held[worker] += own.copies == 0 and copies > 0
     own.copies = min(own.copies + copies, _MOST)
@@ -237,7 +228,7 @@ def _add(h: Records, worker: int, name: int, copies: int, coming: int) -> None:
 @compiled
 def _take(h: Records, worker: int, name: int, copies: int, coming: int) -> int:
     """The opposite of `_add`. Returns how many there were not to take."""
-    block = _find_block(h, name)
+    block = find_block(h, name)
     if block < 0:
         return copies + coming
     blk = view(h.blocks, h.blocks_n, BLOCK)[block]
@@ -251,7 +242,7 @@ def _take(h: Records, worker: int, name: int, copies: int, coming: int) -> int:
         if blk.copies == 0 and blk.coming == 0:
             _drop_block(h, block)
         return 0
-    pair = _find_pair(h, key_of(name, worker))
+    pair = find_pair(h, key_of(name, worker))
     if pair < 0:
         return copies + coming
     own = view(h.pairs, h.pairs_n, PAIR)[pair]
@@ -270,7 +261,7 @@ def _drop_block(h: Records, block: int) -> None:
     blocks = view(h.blocks, h.blocks_n, BLOCK)
     remove(view(h.block_heads, h.block_heads_n, SMALL), blocks, block)
     if blocks[block].worker < -1:
-        _set_of(h, block).first, h.set_spare = h.set_spare, _set_at(blocks[block].worker)
+        set_of(h, block).first, h.set_spare = h.set_spare, set_at(blocks[block].worker)
     blocks[block].link, h.block_spare = h.block_spare, block
     blocks[block].worker = -1
     h.blocks_known -= 1
@@ -280,7 +271,7 @@ def _drop_block(h: Records, block: int) -> None:
 def _drop_pair(h: Records, pair: int) -> None:
     pairs = view(h.pairs, h.pairs_n, PAIR)
     old = pairs[pair]
-    among = _set_of(h, old.block)
+    among = set_of(h, old.block)
     if old.before >= 0:
         pairs[old.before].next = old.next
     else:
@@ -350,111 +341,3 @@ def sweep(h: Records, count: int) -> None:
             _drop_pair(h, at)
         if at < h.blocks_used and blocks[at].worker >= 0 and whose[blocks[at].worker] < 0:
             _drop_block(h, at)
-
-
-@compiled
-def holds(h: Records, worker: int, name: int) -> bool:
-    """Whether `worker` holds a block, or is to compute it."""
-    block = _find_block(h, name)
-    if block < 0:
-        return False
-    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
-    return bool(only == worker) if only >= 0 else _find_pair(h, key_of(name, worker)) >= 0
-
-
-@compiled
-def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int) -> int:
-    """Leading blocks of `names` held, or to be computed, of workers that have the first one.
-
-    Of all of them, where there are at most `most`. Where more share what the prompt begins with, of those that have the
-    first block that at most `most` have, and of `most` of the others: the last to have got the first block.
-
-    They go to workers[:n] and depths[:n], n is returned; both must have room for twice `most`.
-    """
-    if len(names) == 0:
-        return 0
-    block = _find_block(h, names[0])
-    if block < 0:
-        return 0
-    if _holders(h, block) <= most:
-        still = _list_holders(h, block, workers, most)
-        _follow(h, names, 1, (still, _print(h, block)), workers, depths)
-        return still
-    depth = 0
-    while block >= 0 and _holders(h, block) > most and depth + 1 < len(names):
-        depth += 1
-        block = _find_block(h, names[depth])
-    still = 0
-    if block >= 0 and _holders(h, block) <= most:
-        still = _list_holders(h, block, workers, most)
-        still = _keep_reaching(h, names[:depth], workers, still)
-        _follow(h, names, depth + 1, (still, _print_of_all(workers, still)), workers, depths)
-    some = _list_holders(h, _find_block(h, names[0]), workers[still:], most)
-    for i in range(still, still + some):
-        depths[i] = 1 + depth_on(h, workers[i], names[1:])
-    return still + some
-
-
-@compiled
-def depth_on(h: Records, worker: int, names: Ints) -> int:
-    """Leading blocks of `names` that `worker` holds, or is to compute."""
-    depth = 0
-    while depth < len(names) and holds(h, worker, names[depth]):
-        depth += 1
-    return depth
-
-
-@compiled
-def _follow(h: Records, names: Ints, depth: int, matching: tuple[int, int], workers: Places, depths: Places) -> None:
-    """Depths of the first of `workers`, which have all blocks before `depth`.
-
-    Args:
-        matching: how many they are, and the fingerprint of their set.
-    """
-    still, same = matching
-    while depth < len(names) and still > 0:
-        block = _find_block(h, names[depth])
-        if not (block >= 0 and _holders(h, block) == still and _print(h, block) == same):
-            kept = _keep_reaching(h, names[depth : depth + 1], workers, still) if block >= 0 else 0
-            for i in range(kept, still):
-                depths[i] = depth
-            still = kept
-            same = _print_of_all(workers, still)
-        depth += 1
-    for i in range(still):
-        depths[i] = len(names)
-
-
-@compiled
-def _keep_reaching(h: Records, names: Ints, workers: Places, count: int) -> int:
-    """Bring those of the first `count` workers that hold all of `names` to the front. Returns how many they are."""
-    kept = 0
-    for i in range(count):
-        worker = workers[i]
-        if depth_on(h, worker, names) == len(names):
-            workers[i], workers[kept] = workers[kept], worker
-            kept += 1
-    return kept
-
-
-@compiled
-def _print_of_all(workers: Places, count: int) -> int:
-    same = 0
-    for i in range(count):
-        same ^= print_of(workers[i])
-    return same
-
-
-@compiled
-def _list_holders(h: Records, block: int, workers: Places, most: int) -> int:
-    """At most so many of the workers of a block, the last to have got it first. Returns how many."""
-    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
-    if only >= 0:
-        workers[0] = only
-        return 1
-    pairs, count, pair = view(h.pairs, h.pairs_n, PAIR), 0, _set_of(h, block).first
-    while pair >= 0 and count < most:
-        workers[count] = pairs[pair].worker
-        count += 1
-        pair = pairs[pair].next
-    return count
