@@ -13,6 +13,7 @@ from jevons.base.errors import JevonsError
 _COMMANDS = {
     "serve": "Serve a model over several workers, behind one OpenAI-compatible door.",
     "node": "Run workers that a server on another host uses.",
+    "mock": "Run a fleet of engines without a model: real HTTP and KV events, timed by chips.",
     "demo": "See what KV-aware routing saves, on a real model, in under two minutes.",
     "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
     "fleet": "Chips, racks and models that are known, with the source of every figure.",

@@ -69,7 +69,7 @@ def _scenario(name: str | None, given: dict[str, Any]) -> Scenario:
     if "requests" in given:
         changes["traffic.requests"] = given["requests"]
     if "fleet" in given:
-        changes["fleet"] = [_group(given["fleet"])]
+        changes["fleet"] = [read_group(given["fleet"])]
     if name is None:
         if "fleet" not in given or not ("trace" in given or "traffic" in given):
             raise ConfigError("simulate: give a scenario, or --fleet, --model and --trace or --traffic")
@@ -88,7 +88,8 @@ def _rate(given: dict[str, Any], is_trace: bool) -> dict[str, Any]:
     return {"traffic.speed" if is_trace else "traffic.rate": given["rate"]}
 
 
-def _group(text: str) -> dict[str, Any]:
+def read_group(text: str) -> dict[str, Any]:
+    """The group that INSTANCESxTENSORxCHIP means. Raises ConfigError."""
     read = re.fullmatch(r"([0-9]+)x(?:([0-9]+)x)?(\S+)", text)
     if read is None:
         raise ConfigError(f"--fleet: must be INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 8x4xh200, got {text!r}")

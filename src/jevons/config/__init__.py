@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     engines: Annotated[
         list[str],
-        Meta(description="Engines to attach: http://HOST:PORT[,kv=tcp://HOST:PORT[,replay=tcp://HOST:PORT]]."),
+        Meta(description="Engines: http://HOST:PORT[,kv=tcp://HOST:PORT[,replay=tcp://HOST:PORT]], or @FILE of lines."),
     ] = []
     nodes: Annotated[
         list[str], Meta(description="Other hosts' HOST:PORT (their node_listen) whose workers serve too.")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from jevons.engine.contents import mix, token_of
 from jevons.engine.reference.exchange import Exchange
 from jevons.engine.reference.plan import Slice
 from jevons.engine.reference.runner import Cache, OnLayer, ignore, never
@@ -18,15 +19,6 @@ from jevons.engine.reference.sampling import Sampled
 from jevons.facts.model import ModelShape
 from jevons.facts.request import TokenLogprob
 from jevons.kv.layout import Layout
-
-FIRST, COUNT = 1_000, 30_000  # tokens it draws: none that ends an answer
-_MASK = (1 << 64) - 1
-
-
-def mix(digest: int, token: int) -> int:
-    """The digest of a sequence that goes on with `token`."""
-    mixed = ((digest ^ token) * 0x9E3779B97F4A7C15 + 1) & _MASK
-    return mixed ^ mixed >> 29
 
 
 def next_token(tokens: Sequence[int], block_size: int) -> int:
@@ -36,7 +28,7 @@ def next_token(tokens: Sequence[int], block_size: int) -> int:
         digest = mix(digest, token)
         if position % block_size == 0 or position == len(tokens):
             seen ^= digest
-    return FIRST + mix(seen, 0) % COUNT
+    return token_of(seen)
 
 
 class MockRunner:
@@ -73,5 +65,5 @@ class MockRunner:
             return None
         full = list(s.table[: s.end // size])
         seen = int(np.bitwise_xor.reduce(self._digests[full, -1])) if full else 0
-        token = FIRST + mix(seen ^ digest if s.end % size else seen, 0) % COUNT
+        token = token_of(seen ^ digest if s.end % size else seen)
         return Sampled(token, None if s.sampling.logprobs is None else TokenLogprob(0.0))

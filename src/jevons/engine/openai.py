@@ -7,7 +7,9 @@ router learns from: when tokens come, how many prompt tokens were cached, why it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -40,6 +42,27 @@ def parse_spec(text: str) -> EngineSpec:
     if "replay" in values and "kv" not in values:
         raise ConfigError(f"engines: replay= goes with kv=, got {text!r}")
     return EngineSpec(url, parse_url("engines", url), values.get("kv"), values.get("replay"), values.get("tokenizer"))
+
+
+def read_specs(texts: Iterable[str]) -> list[EngineSpec]:
+    """Engines as the user named them; @FILE stands for those of a file, one a line, # before a remark.
+
+    Raises:
+        ConfigError: quotes the part that is wrong, or the file that cannot be read; two have the same address.
+    """
+    specs = [parse_spec(line) for text in texts for line in (_lines(text[1:]) if text.startswith("@") else [text])]
+    twice = [address for address, count in Counter(spec.address for spec in specs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"engines: each must be named once, got {twice[0].authority}{twice[0].base} several times")
+    return specs
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"engines: @{file} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 class SeenUsage(msgspec.Struct, frozen=True):

@@ -55,6 +55,10 @@ class BlockPool:
         """Blocks that a later prompt can reuse."""
         return len(self._place)
 
+    def names(self) -> list[BlockHash]:
+        """Of the blocks that a later prompt can reuse."""
+        return list(self._place)
+
     def match(self, hashes: Sequence[BlockHash]) -> list[BlockId]:
         """Places of the leading blocks of `hashes` that are here. Changes nothing."""
         found = []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jevons.base.compiled import FLOAT, Records, compiled
-from jevons.base.hub import view
+from jevons.base.hub import Hub, view
 from jevons.perf.measured import Prices
 
 POLYNOMIAL, PRICES, TABLES, GRID = 0, 1, 2, 3
@@ -179,3 +179,27 @@ def _polynomial_s(pace: Records, prompt_tokens: float, decodes: float, context: 
         share = context / pace.kv_tokens
         seconds += max(pace.floor_s, pace.decode0_s + share * (pace.decode1_s + share * pace.decode2_s))
     return seconds
+
+
+@compiled
+def _step_s(hubs: Records, at: int, prompt_tokens: float, prompt_pairs: float, decodes: float, context: float) -> float:
+    return step_s(hubs[0], at, prompt_tokens, prompt_pairs, decodes, context)
+
+
+class Pace:
+    """One of a hub's paces, for who is no kernel. The first question of a process takes a second or two."""
+
+    def __init__(self, hub: Hub, at: int) -> None:
+        self._hub, self._at = hub, at
+
+    def seconds(self, prompt_tokens: int, prompt_pairs: int, decodes: int, context: int) -> float:
+        """Of one iteration; see `step_s`."""
+        parts = float(prompt_tokens), float(prompt_pairs), float(decodes), float(context)
+        return float(_step_s(self._hub.record, self._at, *parts))
+
+
+def pace_of(prices: Prices) -> Pace:
+    """The pace of an engine of which these prices are known."""
+    arrays = pace_arrays(1)
+    set_prices(arrays["paces"], 0, prices)
+    return Pace(Hub(arrays, {}), 0)

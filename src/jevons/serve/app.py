@@ -19,7 +19,7 @@ from jevons.base.errors import ConfigError, EngineError, ModelError
 from jevons.config import Settings
 from jevons.control.ledger import HERE
 from jevons.control.router import Router, warm
-from jevons.engine.openai import EngineSpec, parse_spec
+from jevons.engine.openai import EngineSpec, read_specs
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
@@ -83,7 +83,7 @@ async def _serving(settings: Settings, model_dir: Path | None, recorder: Recorde
     router = _router(settings, recorder)
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
     front = Front(settings, router, fleet, prompts, time.monotonic, recorder)
-    specs = [_checked(spec) for spec in settings.engines]
+    specs = [_checked(spec) for spec in read_specs(settings.engines)]
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
     agents: list[AgentConfig] = []
     if model_dir is not None:
@@ -151,8 +151,7 @@ def _hasten(tokenizer: Tokenizer, name: str) -> None:
     work.add_done_callback(told)
 
 
-def _checked(text: str) -> EngineSpec:
-    spec = parse_spec(text)
+def _checked(spec: EngineSpec) -> EngineSpec:
     if spec.events is not None:
         check_endpoint("engines: kv", spec.events)
     if spec.replays is not None:

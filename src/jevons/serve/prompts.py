@@ -120,9 +120,11 @@ def remote_encoder(engine: OpenAIEngine) -> Encode:
 
 
 def pseudo_encoder() -> Encode:
-    """For engines that have no tokenizer we can use: a prompt's bytes, four to a pseudo-token."""
+    """For engines that have no tokenizer we can use: a prompt's bytes, four to a pseudo-token. Token ids stay."""
 
     async def encode(asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+        if isinstance(asked, CompletionRequest) and all(isinstance(p, list) for p in asked.prompts):
+            return [p for p in asked.prompts if isinstance(p, list)]
         what = asked.messages if isinstance(asked, ChatRequest) else asked.prompts
         return [pseudo_tokens(msgspec.json.encode(what))]
 

@@ -225,7 +225,8 @@ def _polynomial_prices(group: Group, blocks: int) -> Prices:
     )
 
 
-def _set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> None:
+def set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> None:
+    """Pace `at` is that of this group's instances."""
     group, engine = made.group, made.engine
     if group.polynomial is not None:
         p, tokens = group.polynomial, float(made.blocks * group.block_size)
@@ -288,7 +289,7 @@ def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, poli
     count = sum(m.group.instances for m in made)
     pace_table = paces.pace_arrays(len(made) + len(later))
     for at, m in enumerate(later, len(made)):
-        _set_pace(pace_table, at, m, catalog)
+        set_pace(pace_table, at, m, catalog)
     engines, workers = np.zeros(count, ENGINE), np.zeros(count, board.WORKER)
     for name in ("first", "last", "next", "final"):
         engines[name] = -1
@@ -296,7 +297,7 @@ def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, poli
     engines["pool"] = np.arange(count)
     first = 0
     for at, m in enumerate(made):
-        _set_pace(pace_table, at, m, catalog)
+        set_pace(pace_table, at, m, catalog)
         here = slice(first, first + m.group.instances)
         _fill_engines(engines[here], m, at)
         _fill_workers(workers[here], m, engines[here])

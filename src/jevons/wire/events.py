@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -23,25 +24,49 @@ _END_SEQ = -1
 
 
 class Publisher:
-    """Binds two sockets on `host`: PUB for live batches, ROUTER for replays. For one event loop."""
+    """Binds two sockets on `host`: PUB for live batches, ROUTER for replays. For one event loop.
 
-    def __init__(self, host: str, topic: str) -> None:
-        self._context = zmq.asyncio.Context()
+    Args:
+        context: one for many publishers of a process: each of its own takes two threads.
+        ports: for live batches and replays; None takes free ones.
+        keeps: batches kept for replays.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        topic: str,
+        *,
+        context: zmq.asyncio.Context | None = None,
+        ports: tuple[int, int] | None = None,
+        keeps: int = REPLAY_BATCHES,
+    ) -> None:
+        self._own_context = context is None
+        self._context = context or zmq.asyncio.Context()
         self._topic = topic.encode()
         live: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUB)
         self._live = live  # a plain socket: PUB never waits, so there is no future to await
         self._live.set_hwm(HIGH_WATER)
         self._replay = self._context.socket(zmq.ROUTER)
-        self.endpoint = f"tcp://{host}:{self._live.bind_to_random_port(f'tcp://{host}')}"
-        self.replay_endpoint = f"tcp://{host}:{self._replay.bind_to_random_port(f'tcp://{host}')}"
-        self._kept: deque[tuple[int, bytes]] = deque(maxlen=REPLAY_BATCHES)
+        try:
+            self.ports = _bind(self._live, host, ports and ports[0]), _bind(self._replay, host, ports and ports[1])
+        except zmq.ZMQError:
+            self.close()
+            raise
+        self.endpoint, self.replay_endpoint = (f"tcp://{host}:{port}" for port in self.ports)
+        self._kept: deque[tuple[int, bytes]] = deque(maxlen=keeps)
         self._next = 0
 
-    def publish(self, ts: float, events: Sequence[KvEvent]) -> None:
-        """Send one batch; at the high-water mark ZMQ drops it for the subscribers that are behind."""
+    def publish(self, ts: float, events: Sequence[KvEvent], *, is_lost: bool = False) -> None:
+        """Send one batch; at the high-water mark ZMQ drops it for the subscribers that are behind.
+
+        Args:
+            is_lost: it is dropped for all of them, as on a bad network; a replay has it.
+        """
         payload = encode_batch(ts, events)
         self._kept.append((self._next, payload))
-        self._live.send_multipart([self._topic, encode_seq(self._next), payload], zmq.NOBLOCK)
+        if not is_lost:
+            self._live.send_multipart([self._topic, encode_seq(self._next), payload], zmq.NOBLOCK)
         self._next += 1
 
     async def serve_replays(self) -> None:
@@ -59,7 +84,19 @@ class Publisher:
             await self._replay.send_multipart([client, b"", self._topic, encode_seq(_END_SEQ), b""])
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        if self._own_context:
+            self._context.destroy(linger=0)
+        else:
+            self._live.close(linger=0)
+            self._replay.close(linger=0)
+
+
+def _bind(socket: zmq.Socket[Any], host: str, port: int | None) -> int:
+    """Returns the port."""
+    if port is None:
+        return socket.bind_to_random_port(f"tcp://{host}")
+    socket.bind(f"tcp://{host}:{port}")
+    return port
 
 
 def check_endpoint(name: str, endpoint: str) -> None:
