@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.policy.plain import Candidate, route, split, ttft_s, waiting_s
+from tests.policy.plain import Candidate, answer_s, route, split, tpot_s, ttft_s, waiting_s
 
 from jevons.base.hub import Hub
 from jevons.control import board
@@ -104,6 +104,10 @@ class Book:
             step_tokens=int(w["step_tokens"]),
             held_blocks=len(self.held[worker]),
             arrivals_per_s=self.arrivals_per_s(int(w["kind"])),
+            promised=float(w["promised"]),
+            busy=min(1.0, float(w["prompts_s"]) / board.ARRIVALS_S),
+            tpot_slo_s=float(self.hub.number("tpot_slo_s")),
+            output_tokens=float(self.hub.number("answer_tokens") / self.hub.number("answers")),
         )
 
     def arrivals_per_s(self, kind: int) -> float:
@@ -139,7 +143,7 @@ def filled(book: Book, states: Any) -> Book:
             book.store(worker, names[:depth])
         for i, names in enumerate(waiting):
             book.wait(worker, names, SIZE * len(names) + 5, SIZE * i)
-        book.set(worker, decoding=decoding, requests=decoding)
+        book.set(worker, decoding=decoding, promised=decoding % 3, requests=decoding)
     if any(up for *_, up in states):
         for worker, (*_, up) in enumerate(states):
             board.set_up(book.hub.record, worker, up)
@@ -151,14 +155,16 @@ def filled(book: Book, states: Any) -> Book:
     st.integers(1, 16_384),
     st.tuples(st.integers(0, 200_000), st.integers(0, 1 << 40), st.integers(0, 256)),
     st.tuples(st.integers(1, 131_072), st.integers(0, 131_072), st.floats(0, 2)),
-    st.tuples(st.floats(0, 10), st.floats(0, 100)),
+    st.tuples(st.floats(0, 10), st.floats(0, 100), st.floats(1e-4, 1), st.floats(1, 4_096)),
+    st.tuples(st.floats(0, 300), st.floats(0, 1.5)),
 )
 def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     prices: tuple[float, float, float, float],
     step_tokens: int,
     queue: tuple[int, int, int],
     prompt: tuple[int, int, float],
-    weights: tuple[float, float],
+    weights: tuple[float, float, float, float],
+    promised: tuple[float, float],
 ) -> None:
     c = np.zeros(1, rules.CANDIDATE)[0]
     for name, price in zip(("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"), prices, strict=True):
@@ -166,6 +172,7 @@ def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     c["step_tokens"] = step_tokens
     c["queued_tokens"], c["queued_context"], c["decoding"] = queue
     prompt_tokens, c["cached"], c["bring_s"] = prompt
+    c["promised"], c["busy"] = promised
     plain = Candidate(
         worker=0,
         cached_tokens=int(c["cached"]),
@@ -177,6 +184,10 @@ def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
         bring_s=float(c["bring_s"]),
         stream_weight=weights[0],
         arrivals_per_s=weights[1],
+        promised=promised[0],
+        busy=promised[1],
+        tpot_slo_s=weights[2],
+        output_tokens=weights[3],
     )
 
     predicted_s = rules.first_token_s(c, float(prompt_tokens))
@@ -184,6 +195,8 @@ def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     rules.weigh(c, prompt_tokens, weights)
     assert c["seconds"] == predicted_s
     assert c["waiting_s"] == pytest.approx(waiting_s(prompt_tokens, plain), rel=1e-12)
+    assert c["tpot_s"] == pytest.approx(tpot_s(plain), rel=1e-12)
+    assert c["answer_s"] == pytest.approx(answer_s(plain), rel=1e-9)
 
 
 @given(STATES, st.sampled_from(CHAINS), st.integers(1, 12), st.lists(SECONDS, min_size=8, max_size=8))

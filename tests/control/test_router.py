@@ -10,6 +10,7 @@ from jevons.facts.event import BlocksStored, KvBatch
 from jevons.facts.move import MoveReport
 from jevons.facts.worker import Health, IndexMode, PageFacts, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
+from jevons.policy.admit import USUAL, Promise
 
 A, B = WorkerId("a"), WorkerId("b")
 PROMPT = list(range(100, 164))
@@ -63,6 +64,7 @@ def test_a_ranking_begins_with_what_place_would_choose_and_changes_nothing() -> 
     assert r.snapshot() == before
     assert [(p.worker, p.cached_tokens) for p in ranked] == [(B, 48), (A, 0)]
     assert ranked[0].ttft_s < ranked[1].ttft_s
+    assert all(p.tpot_s > 0 for p in ranked)
     assert r.place(RequestId("1"), PROMPT, 0.0) == ranked[0]
 
 
@@ -78,9 +80,66 @@ def test_who_is_in_a_hurry_waits_for_no_streams_and_who_is_not_lets_them_be() ->
         for i in range(4):  # streams of B
             r.place(RequestId(f"b{i}"), list(range(40)), 0.0, avoid={A})
             r.on_first(RequestId(f"b{i}"), 0.1)
-        return r.place(RequestId("x"), PROMPT, 60.0, ttft_slo_s=ttft_slo_s).worker
+        return r.place(RequestId("x"), PROMPT, 60.0, promise=Promise(ttft_slo_s)).worker
 
     assert (placed(0.5), placed(100.0)) == (B, A)
+
+
+def measured(r: Router, worker: WorkerId, decodes_s: float = 0.002) -> None:
+    """Its steps take 10 ms, 1 ms a prompt token, and this for each stream."""
+    for step in range(40):
+        decodes, tokens = step % 8, 64 * (step % 2)
+        seconds = 0.01 + decodes * decodes_s + tokens * 0.001
+        r.on_step(worker, StepReport(seconds=seconds, tokens=tokens, token_context=tokens * 20, decodes=decodes))
+
+
+def stream(r: Router, name: str, worker: WorkerId, promise: Promise = USUAL) -> None:
+    """It runs on `worker`, past its first token."""
+    avoid = {A, B} - {worker}
+    r.place(RequestId(name), [int(name) * 1_000 + i for i in range(24)], 0.0, avoid=avoid, promise=promise)
+    r.on_first(RequestId(name), 0.1)
+
+
+def busy_and_idle() -> Router:
+    """A holds most of the prompt, and 8 streams."""
+    r = router()
+    for worker in (A, B):
+        measured(r, worker)
+    tell(r, A, PROMPT[:48])
+    for i in range(8):
+        stream(r, str(i), A)
+    return r
+
+
+def test_a_promise_for_each_token_keeps_a_prompt_from_where_tokens_come_too_slowly() -> None:
+    usual, promised = busy_and_idle().rank(PROMPT), busy_and_idle().rank(PROMPT, promise=Promise(tpot_s=0.02))
+
+    assert (usual[0].worker, promised[0].worker) == (A, B)
+    assert usual[0].tpot_s == pytest.approx(0.01 + 9 * 0.002, rel=0.1)
+    assert promised[0].tpot_s == pytest.approx(0.012, rel=0.1)
+
+
+def test_a_stream_that_is_promised_quick_tokens_is_left_alone() -> None:
+    def placed(promise: Promise) -> WorkerId:
+        r = router()
+        for worker in (A, B):
+            measured(r, worker)
+        tell(r, A, PROMPT[:32])
+        stream(r, "1", A, promise)
+        return place(r, "x", now_s=1.0)
+
+    assert (placed(USUAL), placed(Promise(tpot_s=0.001))) == (A, B)
+
+
+def test_answers_are_expected_to_be_as_long_as_the_last_ones_and_no_longer_than_they_may_be() -> None:
+    r = router()
+    assert r.answer_tokens(None) == 256
+    for i in range(200):
+        place(r, str(i))
+        r.done(RequestId(str(i)), 20)
+
+    assert r.answer_tokens(None) == pytest.approx(20, rel=0.2)
+    assert r.answer_tokens(8) == 8
 
 
 def test_a_ranking_does_not_take_a_turn() -> None:

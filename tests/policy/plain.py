@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import msgspec
 
@@ -25,6 +26,10 @@ class Candidate(msgspec.Struct, frozen=True):
     bring_s: float = 0.0
     stream_weight: float = stream_weight()
     arrivals_per_s: float = 0.0  # at each such worker
+    promised: float = 0.0  # usual streams that those count for besides that are promised a time for each token
+    busy: float = 0.0  # share of its time that prompts take
+    tpot_slo_s: float = inf
+    output_tokens: float = 0.0
 
 
 def ttft_s(prompt_tokens: int, c: Candidate) -> float:
@@ -45,13 +50,31 @@ def ttft_s(prompt_tokens: int, c: Candidate) -> float:
 def waiting_s(prompt_tokens: int, c: Candidate) -> float:
     """Seconds that all concerned wait: who asks, the streams that run there, and who comes before its first token."""
     own_s, first_s = c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens)), ttft_s(prompt_tokens, c)
-    return first_s + own_s * (c.decoding * c.stream_weight + c.arrivals_per_s * first_s)
+    return first_s + own_s * ((c.decoding + c.promised) * c.stream_weight + c.arrivals_per_s * first_s)
+
+
+def tpot_s(c: Candidate) -> float:
+    """Predicted seconds of each token after the first: a step of all that are there and ours, held up by prompts."""
+    step_s = c.prices.seconds(Load(steps=1, decodes=c.requests + 1))
+    full_s = step_s + c.prices.seconds(Load(tokens=c.step_tokens))
+    return min(full_s, step_s / (1 - c.busy)) if c.busy < 1 else full_s
+
+
+def answer_s(c: Candidate) -> float:
+    """Seconds that all concerned wait for the tokens after the first beyond what is promised, and for one more in each
+    step where something is promised."""
+    return c.output_tokens * (max(0.0, tpot_s(c) - c.tpot_slo_s) + c.promised * c.stream_weight * c.prices.per_decode_s)
+
+
+def total_s(prompt_tokens: int, c: Candidate) -> float:
+    return waiting_s(prompt_tokens, c) + answer_s(c)
 
 
 def _kv(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
     """Least waiting; among near ties the fewest requests, then the most cached, the emptiest, the lowest id."""
-    timed = [(waiting_s(prompt_tokens, c), c) for c in candidates]
-    limit = min(seconds for seconds, _ in timed) * (1 + TIE_SHARE) + TIE_S
+    timed = [(total_s(prompt_tokens, c), c) for c in candidates]
+    least_s, best = min(timed, key=lambda each: each[0])
+    limit = least_s + waiting_s(prompt_tokens, best) * TIE_SHARE + TIE_S
     near = [c for seconds, c in timed if seconds <= limit]
     return min(near, key=lambda c: (c.requests, -c.cached_tokens, c.held_blocks, c.worker))
 
@@ -113,9 +136,9 @@ def split(
     Returns:
         The least waiting, all together; whole before split, then the lowest ids. None without decoders.
     """
-    options = [(waiting_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders]
+    options = [(total_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders]
     for d in decoders:
-        join_s = d.prices.per_decode_s * d.requests
+        join_s = d.prices.per_decode_s * d.requests + answer_s(d)
         for p in prefillers:
             there_s = waiting_s(prompt_tokens, p)
             options.append((there_s + handover_s(p, d) + join_s, 1, p.worker, d.worker, p, d))

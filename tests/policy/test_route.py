@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,34 @@ from hypothesis import strategies as st
 
 from jevons.base.errors import ConfigError
 from jevons.perf.measured import Prices
-from jevons.policy.route import CANDIDATE, check_policy, choose, first_token_s, prompt_load, stream_weight
+from jevons.policy.route import (
+    CANDIDATE,
+    check_policy,
+    choose,
+    first_token_s,
+    prompt_load,
+    stream_weight,
+    token_s,
+    usual_streams,
+    weigh,
+)
 
 FLAT = Prices(per_step_s=0.0, per_token_s=0.001, per_token_context_s=0.0, per_decode_s=0.0)
 
 
-WEIGHTS = (stream_weight(), 0.0)
+def weights(
+    stream: float = stream_weight(), arrivals_per_s: float = 0.0, tpot_s: float = inf, output: float = 0.0
+) -> tuple[float, float, float, float]:
+    return stream, arrivals_per_s, tpot_s, output
+
+
+WEIGHTS = weights()
 
 
 def worker(cached: int = 0, queued: int = 0, decoding: int = 0, prices: Prices = FLAT, held: int = 0) -> dict[str, Any]:
     own = {name: getattr(prices, name) for name in prices.__struct_fields__}
-    load = {"queued_tokens": queued, "decoding": decoding, "requests": decoding + (queued > 0)}
+    requests = decoding + (queued > 0)
+    load = {"queued_tokens": queued, "decoding": decoding, "requests": requests}
     return own | load | {"cached": cached, "held": held, "step_tokens": 100}
 
 
@@ -96,16 +114,73 @@ def test_kv_never_makes_all_wait_much_longer_than_the_best(states: list[tuple[in
 def test_streams_that_run_are_held_up_by_a_prompt_as_far_as_their_promise_counts() -> None:
     warm, idle = worker(cached=600, queued=400, decoding=20), worker()  # 0.8 and 1.0 s to the first token
 
-    assert choose(candidates(warm, idle), 1_000, (0.0, 0.0)) == 0
-    assert choose(candidates(warm, idle), 1_000, (0.05, 0.0)) == 1  # 0.8 + 0.4 · 20 · 0.05
+    assert choose(candidates(warm, idle), 1_000, weights(0.0)) == 0
+    assert choose(candidates(warm, idle), 1_000, weights(0.05)) == 1  # 0.8 + 0.4 · 20 · 0.05
 
 
 def test_where_many_arrive_tokens_that_need_not_be_computed_count_for_more_than_a_queue() -> None:
     warm, idle = worker(cached=900, queued=1_000), worker()  # 1.1 s, of which 0.1 our own, and 1.0 s, all our own
 
-    assert choose(candidates(warm, idle), 1_000, (0.0, 0.0)) == 1
-    assert choose(candidates(warm, idle), 1_000, (0.0, 0.5)) == 0  # 1.1 · 1.05 against 1.0 · 1.5
+    assert choose(candidates(warm, idle), 1_000, weights(0.0)) == 1
+    assert choose(candidates(warm, idle), 1_000, weights(0.0, 0.5)) == 0  # 1.1 · 1.05 against 1.0 · 1.5
 
 
 def test_a_promise_of_slow_streams_and_quick_first_tokens_weighs_streams_less() -> None:
     assert stream_weight(1.0, 0.1) == stream_weight(2.0, 0.1) / 2 == stream_weight(1.0, 0.05) / 2
+
+
+DECODES = Prices(per_step_s=0.01, per_token_s=0.001, per_token_context_s=0.0, per_decode_s=0.001)
+
+
+def test_a_token_takes_a_step_with_all_that_are_there_and_ours() -> None:
+    (c,) = candidates(worker(decoding=9, prices=DECODES))
+
+    assert token_s(c) == pytest.approx(0.02)
+
+
+def test_prompts_hold_up_the_tokens_of_answers_by_their_share_of_the_time_at_most_a_full_step() -> None:
+    made = candidates(*[worker(decoding=9, prices=DECODES)] * 3)
+    made["busy"] = [0.5, 0.99, 1.0]
+
+    assert [token_s(c) for c in made] == pytest.approx([0.04, 0.12, 0.12])  # a full step computes 100 tokens
+
+
+def test_a_worker_whose_tokens_would_break_the_promise_costs_what_they_are_late() -> None:
+    warm, idle = worker(cached=900, decoding=20, prices=DECODES), worker(prices=DECODES)
+    made = candidates(warm, idle)
+
+    assert choose(made, 1_000, weights(0.0)) == 0
+    assert choose(made, 1_000, weights(0.0, 0.0, 0.03, 2_000)) == 1
+    assert made["answer_s"].tolist() == pytest.approx([2_000 * 0.001, 0.0])
+    assert choose(made, 1_000, weights(0.0, 0.0, 0.03, 200)) == 0  # a short answer is late by little
+
+
+def test_one_more_answer_slows_the_streams_that_are_promised_something() -> None:
+    made = candidates(worker(decoding=10, prices=DECODES), worker(decoding=10, prices=DECODES))
+    made["promised"] = [10.0, 0.0]
+    weigh(made[0], 100, weights(0.1, 0.0, inf, 200))
+    weigh(made[1], 100, weights(0.1, 0.0, inf, 200))
+
+    assert made["answer_s"].tolist() == pytest.approx([10 * 0.1 * 200 * 0.001, 0.0])
+
+
+def test_a_stream_counts_by_what_it_is_promised() -> None:
+    assert usual_streams(0.1, 256) == 1.0
+    assert usual_streams(0.025, 256) == 4.0
+    assert usual_streams(0.1, 64) == 4.0  # a second is more of a short promise
+
+
+STREAMS = st.lists(st.tuples(st.integers(0, 64), st.integers(0, 5_000), st.floats(0, 1)), min_size=2, max_size=2)
+
+
+@given(STREAMS, st.floats(1e-4, 1.0), st.floats(1e-4, 1.0))
+def test_a_tighter_tpot_never_picks_the_worker_with_slower_tokens(
+    states: list[tuple[int, int, float]], one_s: float, other_s: float
+) -> None:
+    made = candidates(*(worker(decoding=d, queued=q, prices=DECODES) for d, q, _ in states))
+    made["busy"] = [busy for *_, busy in states]
+    loose_s, tight_s = max(one_s, other_s), min(one_s, other_s)
+    loose = choose(made, 500, weights(stream_weight(), 0.0, loose_s, 256.0))
+    tight = choose(made, 500, weights(stream_weight(), 0.0, tight_s, 256.0))
+
+    assert made[tight]["tpot_s"] <= made[loose]["tpot_s"]

@@ -54,6 +54,15 @@ def test_a_request_that_would_be_late_and_wants_to_know_is_refused(slow: Jevons)
     assert refused(slow) == before + 1
 
 
+def test_tokens_that_would_come_too_slowly_are_refused_alike(slow: Jevons) -> None:
+    status, error, headers = ask(slow, 8, x_slo_tpot_ms="0.001", x_slo_miss="refuse")
+
+    assert (status, error["code"]) == (429, "too_late")
+    assert "x-slo-tpot-ms: 0.001 ms would be missed, a token after the first is predicted to take" in error["message"]
+    assert int(headers["retry-after"]) >= 1
+    assert ask(slow, 8, x_slo_tpot_ms="60000", x_slo_miss="refuse")[0] == 200
+
+
 def test_one_that_will_be_in_time_is_answered(slow: Jevons) -> None:
     assert ask(slow, 3, x_slo_ttft_ms="60000", x_slo_miss="refuse")[0] == 200
 

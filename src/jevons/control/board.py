@@ -22,14 +22,18 @@ from jevons.kv.overlaps import depth_on, overlaps
 from jevons.policy.disagg import choose_apart
 from jevons.policy.route import (
     CANDIDATE,
+    GUESS_OUTPUT_TOKENS,
     KV,
     LEAST_LOADED,
     ROUND_ROBIN,
     TIE_S,
+    Weights,
     choose,
     first_token_s,
+    own_s,
     prompt_context,
     stream_weight,
+    token_s,
 )
 
 WORKER = np.dtype(
@@ -45,6 +49,9 @@ WORKER = np.dtype(
         ("near_token_s", np.float64),
         ("far_s", np.float64),
         ("far_token_s", np.float64),
+        ("promised", np.float64),
+        ("prompts_s", np.float64),  # seconds of prompts placed in about the last ARRIVALS_S before the one at
+        ("prompts_at_s", np.float64),
         ("decoding", np.int32),
         ("requests", np.int32),
         ("node", np.int32),
@@ -88,7 +95,8 @@ WHOLE, APART = (
 ANY = -1  # model
 LISTED = 32  # of those that share what a prompt begins with, so many are looked at: all, in a small fleet
 LOOKED_AT = 8  # of those with least to do, of each kind; besides all that hold something of the prompt
-ARRIVALS_S = 30.0  # over which the rate of arrivals is taken
+ARRIVALS_S = 30.0  # over which the rate of arrivals is taken, and of their prompts' seconds
+ANSWERS_FADE = 0.98  # weight of the past after one more answer: the last 50 say how long one is
 _HELD_SCALE = float(1 << 40)  # blocks held decide between equal keys only
 
 
@@ -122,6 +130,10 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "policy": 0,
         "desk": 0,
         "stream_weight": stream_weight(),
+        "tpot_slo_s": float("inf"),  # promised to the request to be placed
+        "output_tokens": float("inf"),  # it has at most
+        "answers": 1.0,  # of late, and their tokens
+        "answer_tokens": float(GUESS_OUTPUT_TOKENS),
         "crowd": 0.0,  # arrivals in about the last ARRIVALS_S before the one at
         "arrived_s": 0.0,
     }
@@ -291,6 +303,8 @@ def wait(h: Records, request: int, worker: int, prompt_tokens: float, cached_tok
     w.queued_tokens += own.tokens
     w.queued_context += own.context
     w.requests += 1
+    w.prompts_s = faded(w.prompts_s, w.prompts_at_s, h.arrived_s) + own_s(w, prompt_tokens, own.tokens)
+    w.prompts_at_s = h.arrived_s
     promise(h, w.holder, names)
     rekey(h, worker)
 
@@ -319,12 +333,30 @@ def unwait(h: Records, request: int, worker: int, names: Ints) -> None:
 
 
 @compiled
-def count_decode(h: Records, worker: int, change: int) -> None:
-    """A sequence begins (1) or ends (-1) to run on `worker` past its first token, or to be promised for after it."""
+def count_decode(h: Records, worker: int, change: int, promised: float) -> None:
+    """A sequence begins (1) or ends (-1) to run on `worker` past its first token, or to be promised for after it.
+
+    Args:
+        promised: usual streams that it counts for besides, by what it is promised.
+    """
     w = view(h.workers, h.workers_n, WORKER)[worker]
     w.decoding += change
     w.requests += change
+    w.promised = max(0.0, w.promised + change * promised) if w.decoding > 0 else 0.0  # rounding must not pile up
     rekey(h, worker)
+
+
+@compiled
+def count_answer(h: Records, tokens: int) -> None:
+    """An answer of so many tokens has come to its end."""
+    h.answers = h.answers * ANSWERS_FADE + 1.0
+    h.answer_tokens = h.answer_tokens * ANSWERS_FADE + tokens
+
+
+@compiled
+def faded(sum_s: float, at_s: float, now_s: float) -> float:
+    """What is left of a sum as of `at_s`."""
+    return float(sum_s * np.exp(min(0.0, at_s - now_s) / ARRIVALS_S))
 
 
 @compiled
@@ -444,6 +476,7 @@ def _put(h: Records, desk: int, count: int, worker: int, depth: int) -> int:
     c.queued_tokens, c.queued_context = w.queued_tokens, w.queued_context
     c.near_s, c.near_token_s, c.far_s, c.far_token_s = w.near_s, w.near_token_s, w.far_s, w.far_token_s
     c.decoding, c.requests, c.node, c.takes, c.whole = w.decoding, w.requests, w.node, w.takes, w.whole
+    c.promised, c.busy = w.promised, min(1.0, faded(w.prompts_s, w.prompts_at_s, h.arrived_s) / ARRIVALS_S)
     c.worker, c.depth, c.held = worker, depth, view(h.held, h.held_n, INT)[w.holder]
     c.block_size = view(h.kinds, h.kinds_n, KIND)[w.kind].block_size
     c.cached, c.bring_s = depth * c.block_size, 0.0
@@ -460,17 +493,19 @@ def put_alone(h: Records, desk: int, worker: int, names: Ints) -> None:
 @compiled
 def count_arrival(h: Records, now_s: float) -> None:
     """A request has arrived."""
-    h.crowd = h.crowd * np.exp(min(0.0, h.arrived_s - now_s) / ARRIVALS_S) + 1.0
+    h.crowd = faded(h.crowd, h.arrived_s, now_s) + 1.0
     h.arrived_s = max(h.arrived_s, now_s)
 
 
 @compiled
-def _weights(h: Records, desk: int) -> tuple[float, float]:
-    """See `policy.route.weigh`. Arrivals are shared by all workers of the desk that are up."""
+def _weights(h: Records, desk: int) -> Weights:
+    """Arrivals are shared by all workers of the desk that are up; answers are as long as they are by the mean, or as
+    they may be."""
     kinds, workers = view(h.kinds, h.kinds_n, KIND), 0
     for kind in range(h.kinds_n):
         workers += kinds[kind].up_count if kinds[kind].apart == desk else 0
-    return h.stream_weight, float(h.crowd / (ARRIVALS_S * max(workers, 1)))
+    output_tokens = min(h.output_tokens, h.answer_tokens / h.answers)
+    return h.stream_weight, float(h.crowd / (ARRIVALS_S * max(workers, 1))), h.tpot_slo_s, output_tokens
 
 
 @compiled
@@ -491,7 +526,7 @@ def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[in
     if h.policy == KV:
         return choose_apart(ones, others, prompt_tokens, _weights(h, WHOLE), _weights(h, APART))
     for c in (ones[0], others[0]):  # who knows no seconds always splits
-        c.seconds = first_token_s(c, prompt_tokens)
+        c.seconds, c.tpot_s = first_token_s(c, prompt_tokens), token_s(c)
     return 0, 0
 
 

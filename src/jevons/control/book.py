@@ -6,6 +6,7 @@ The twin fills the same arrays and calls the same kernels, only from its own loo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from jevons.control import board
 from jevons.kv.holders import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
+from jevons.policy.admit import Promise
 from jevons.policy.route import stream_weight
 
 _WORKERS, _WAITS, _PAIRS = 16, 256, 1 << 14  # room to begin with
@@ -60,8 +62,13 @@ def _unwait(hubs: Records, slot: int, worker: int, names: Ints) -> None:
 
 
 @compiled
-def _count_decode(hubs: Records, worker: int, change: int) -> None:
-    board.count_decode(hubs[0], worker, change)
+def _count_decode(hubs: Records, worker: int, change: int, promised: float) -> None:
+    board.count_decode(hubs[0], worker, change, promised)
+
+
+@compiled
+def _count_answer(hubs: Records, tokens: int) -> None:
+    board.count_answer(hubs[0], tokens)
 
 
 @compiled
@@ -172,9 +179,16 @@ class Book:
         """See `board.count_arrival`."""
         _count_arrival(self.hub.record, now_s)
 
-    def promise(self, ttft_s: float | None) -> None:
-        """What the request to be placed next is promised to its first token; None: what is usual."""
-        self.hub.set("stream_weight", stream_weight() if ttft_s is None else stream_weight(ttft_s))
+    def promise(self, promise: Promise, output_tokens: int | None) -> None:
+        """What the request to be placed next is promised, and how many tokens it may have."""
+        self.hub.set("stream_weight", stream_weight() if promise.ttft_s is None else stream_weight(promise.ttft_s))
+        self.hub.set("tpot_slo_s", inf if promise.tpot_s is None else promise.tpot_s)
+        self.hub.set("output_tokens", inf if output_tokens is None else float(output_tokens))
+
+    def answer_tokens(self, limit: int | None) -> float:
+        """How long an answer is expected to be that may have so many tokens: as they are by the mean, at most that."""
+        usual = float(self.hub.number("answer_tokens") / self.hub.number("answers"))
+        return usual if limit is None else min(usual, limit)
 
     def gather(self, desk: int, count: int, names: Ints, model: str | None, block_size: int) -> int:
         """See `board.gather`."""
@@ -214,8 +228,13 @@ class Book:
     def free(self, slot: int) -> None:
         self._slots.append(slot)
 
-    def count_decode(self, worker: int, change: int) -> None:
-        _count_decode(self.hub.record, worker, change)
+    def count_decode(self, worker: int, change: int, promised: float) -> None:
+        """See `board.count_decode`."""
+        _count_decode(self.hub.record, worker, change, promised)
+
+    def count_answer(self, tokens: int) -> None:
+        """See `board.count_answer`."""
+        _count_answer(self.hub.record, tokens)
 
     def computed(self, worker: int, tokens: float) -> None:
         _computed(self.hub.record, worker, tokens)

@@ -146,6 +146,7 @@ class Placed(msgspec.Struct):
     placed_s: float
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed
+    promised: float  # usual streams that it counts for besides while it runs
     is_running: bool = False  # its prompt is computed
     first_s: float | None = None
     cached_tokens: int | None = None

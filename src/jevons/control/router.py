@@ -26,7 +26,8 @@ from jevons.facts.state import SourceState
 from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
-from jevons.policy.route import KV, Placement, check_policy, prompt_load
+from jevons.policy.admit import USUAL, Promise
+from jevons.policy.route import KV, Placement, check_policy, prompt_load, usual_streams
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
@@ -36,10 +37,20 @@ LATE_STEP = 4.0
 
 
 class _Chosen(NamedTuple):
-    """Who computes a prompt, and who goes on; None: the same."""
+    """Who computes a prompt, who goes on (None: the same), and how long each token is predicted to take there."""
 
     member: Member
     after: Member | None
+    tpot_s: float
+
+
+class _Ask(NamedTuple):
+    """What is to be placed."""
+
+    id: RequestId
+    prompt: Prompt
+    promised: float  # usual streams that it counts for besides while it runs
+    now_s: float
 
 
 class Router:
@@ -123,6 +134,10 @@ class Router:
     def facts(self, worker: WorkerId) -> WorkerFacts:
         return self._workers[worker].facts
 
+    def answer_tokens(self, limit: int | None) -> float:
+        """How long an answer is expected to be that may have so many tokens; None: not told."""
+        return self._book.answer_tokens(limit)
+
     def workers(self) -> list[WorkerId]:
         return list(self._workers)
 
@@ -137,7 +152,8 @@ class Router:
         salt: str = "",
         model: str | None = None,
         avoid: Collection[WorkerId] = (),
-        ttft_slo_s: float | None = None,
+        promise: Promise = USUAL,
+        output_tokens: int | None = None,
     ) -> Placement:
         """Choose a worker, or one for the prompt and one for the rest, and count the work against it until `done`.
 
@@ -147,22 +163,31 @@ class Router:
             salt: what keeps this tenant's cache apart.
             model: only workers that serve it; None for any.
             avoid: workers that have failed this request.
-            ttft_slo_s: what it is promised; None: what is usual. The sooner, the less streams weigh that wait for it.
+            promise: the sooner its first token, the less streams weigh that wait for it; the sooner each token after
+                it, the more it weighs while it runs.
+            output_tokens: it may have; None: not told.
 
         Raises:
             NoWorker: none is left.
         """
         prompt = Prompt(tokens, salt)
         self._book.count_arrival(now_s)
-        self._book.promise(ttft_slo_s)
+        self._book.promise(promise, output_tokens)
+        promised = self._promised(promise, output_tokens)
         self._expire_shadows(now_s)
         with self._without(avoid):
             whole = self._gather(WHOLE, prompt, model, avoid)
             apart = self._gather(APART, prompt, model, avoid)
-            return self._count(request, prompt, whole, apart, now_s)
+            return self._count(_Ask(request, prompt, promised, now_s), whole, apart)
 
     def rank(
-        self, tokens: Sequence[int], *, salt: str = "", model: str | None = None, ttft_slo_s: float | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        salt: str = "",
+        model: str | None = None,
+        promise: Promise = USUAL,
+        output_tokens: int | None = None,
     ) -> list[Placement]:
         """Where a prompt could go now: first where `place` would put it, then other workers for it by the seconds that
         all concerned would wait. Nothing is counted. Of policies other than kv only the first is told.
@@ -171,17 +196,22 @@ class Router:
             NoWorker: there is none.
         """
         prompt = Prompt(tokens, salt)
-        self._book.promise(ttft_slo_s)
+        self._book.promise(promise, output_tokens)
         whole, apart = self._gather(WHOLE, prompt, model, ()), self._gather(APART, prompt, model, ())
         turn = self._book.hub.number("turn")
         best, c = self._conclude(len(tokens), whole, apart)
         self._book.hub.set("turn", turn)
         alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
-        others = (o for o in sorted(alike, key=lambda o: (o["waiting_s"], o["worker"])) if o["worker"] != c["worker"])
-        found = [self._placement(best.member, best.after, len(tokens), c)]
-        return found + [self._placement(self._members[int(o["worker"])], best.after, len(tokens), o) for o in others]
+        ordered = sorted(alike, key=lambda o: (o["waiting_s"] + o["answer_s"], o["worker"]))
+        others = (o for o in ordered if o["worker"] != c["worker"])
+        found = [self._placement(best, len(tokens), c)]
+        for o in others:
+            tpot_s = float(o["tpot_s"]) if best.after is None else best.tpot_s
+            chosen = _Chosen(self._members[int(o["worker"])], best.after, tpot_s)
+            found.append(self._placement(chosen, len(tokens), o))
+        return found
 
-    def go_on(
+    def go_on(  # noqa: PLR0913 — as `place`
         self,
         request: RequestId,
         tokens: Sequence[int],
@@ -190,14 +220,17 @@ class Router:
         salt: str = "",
         model: str | None = None,
         avoid: Collection[WorkerId] = (),
+        tpot_slo_s: float | None = None,
     ) -> Placement:
         """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
-        prompt = Prompt(tokens, salt)
-        self._book.promise(None)
+        prompt, promise = Prompt(tokens, salt), Promise(tpot_s=tpot_slo_s)
+        self._book.promise(promise, None)
+        promised = self._promised(promise, None)
         self._expire_shadows(now_s)
         with self._without(avoid):
             rest = self._gather(WHOLE, prompt, model, avoid)
-            return self._count(request, prompt, rest, 0 if rest else self._gather(APART, prompt, model, avoid), now_s)
+            apart = 0 if rest else self._gather(APART, prompt, model, avoid)
+            return self._count(_Ask(request, prompt, promised, now_s), rest, apart)
 
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
@@ -213,7 +246,7 @@ class Router:
             placed.is_running = True
             if self._is_current(placed.member):
                 self._unwait(placed)
-                self._book.count_decode(placed.member.number, 1)
+                self._book.count_decode(placed.member.number, 1, placed.promised)
                 if placed.member.shadow is not None:
                     placed.member.shadow.placed(placed.hashes, now_s)
                     self._shadows_expire_s = min(self._shadows_expire_s, placed.member.shadow.expires_s)
@@ -261,20 +294,26 @@ class Router:
                 if member.node == known.node:
                     member.tell_prices()
 
-    def done(self, request: RequestId) -> Outcome | None:
-        """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown."""
+    def done(self, request: RequestId, output_tokens: int | None = None) -> Outcome | None:
+        """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown.
+
+        Args:
+            output_tokens: of its answer, where that came to its end.
+        """
         placed = self._placed.pop(request, None)
         if placed is None:
             return None
+        if output_tokens is not None:
+            self._book.count_answer(output_tokens)
         if self._is_current(placed.member):
             if placed.is_running:
-                self._book.count_decode(placed.member.number, -1)
+                self._book.count_decode(placed.member.number, -1, placed.promised)
             else:
                 self._unwait(placed)
             self._learn(placed.member, placed)
         if placed.decode is not None and self._is_current(placed.decode):
             placed.decode.promised -= 1
-            self._book.count_decode(placed.decode.number, -1)
+            self._book.count_decode(placed.decode.number, -1, placed.promised)
         self._book.free(placed.slot)
         outcome = Outcome(
             id=request,
@@ -415,11 +454,18 @@ class Router:
         compute = Compute(prices, step_tokens, pages.block_size, pages.size_bytes, is_measured)
         return plan(holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
 
-    def _count(self, request: RequestId, prompt: Prompt, whole: int, apart: int, now_s: float) -> Placement:
+    def _promised(self, promise: Promise, output_tokens: int | None) -> float:
+        """Usual streams that a request counts for besides while it runs."""
+        if promise.tpot_s is None:
+            return 0.0
+        return usual_streams(promise.tpot_s, self._book.answer_tokens(output_tokens))
+
+    def _count(self, ask: _Ask, whole: int, apart: int) -> Placement:
         """Conclude, and keep account of it."""
-        prompt_tokens = len(prompt.tokens)
-        (worker, after), c = self._conclude(prompt_tokens, whole, apart)
-        placement = self._placement(worker, after, prompt_tokens, c)
+        prompt, prompt_tokens = ask.prompt, len(ask.prompt.tokens)
+        chosen, c = self._conclude(prompt_tokens, whole, apart)
+        worker, after = chosen.member, chosen.after
+        placement = self._placement(chosen, prompt_tokens, c)
         named = prompt.named(worker.block_size) if worker.block_size else None
         names = prompt.names(0) if named is None else named.names[int(c["depth"]) :]
         own = prompt_load(prompt_tokens, placement.cached_tokens)
@@ -431,18 +477,19 @@ class Router:
             names=names,
             prompt_tokens=prompt_tokens,
             hashes=[] if named is None else named.hashes,
-            placed_s=now_s,
+            placed_s=ask.now_s,
             ahead=Load(
                 tokens=float(c["queued_tokens"]) + own.tokens,
                 token_context=float(c["queued_context"]) + own.token_context,
             ),
             decoding=int(c["decoding"]),
+            promised=ask.promised,
         )
         worker.waiting[placed.slot] = names
         if after is not None:
             after.promised += 1
-            self._book.count_decode(after.number, 1)
-        self._placed[request] = placed
+            self._book.count_decode(after.number, 1, ask.promised)
+        self._placed[ask.id] = placed
         return placement
 
     def _conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[_Chosen, Any]:
@@ -452,13 +499,14 @@ class Router:
             raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
         desk, at = (WHOLE, chosen) if there < 0 else (APART, there)
         c = self._book.candidates(desk, at + 1)[at]
-        after = None
+        after, tpot_s = None, float(c["tpot_s"])
         if there >= 0 and chosen >= 0:
-            after = self._members[int(self._book.candidates(WHOLE, chosen + 1)[chosen]["worker"])]
-        return _Chosen(self._members[int(c["worker"])], after), c
+            going_on = self._book.candidates(WHOLE, chosen + 1)[chosen]
+            after, tpot_s = self._members[int(going_on["worker"])], float(going_on["tpot_s"])
+        return _Chosen(self._members[int(c["worker"])], after, tpot_s), c
 
-    def _placement(self, worker: Member, after: Member | None, prompt_tokens: int, c: Any) -> Placement:
-        cached, seconds = int(c["cached"]), float(c["seconds"])
+    def _placement(self, chosen: _Chosen, prompt_tokens: int, c: Any) -> Placement:
+        worker, after, cached, seconds = chosen.member, chosen.after, int(c["cached"]), float(c["seconds"])
         reason = (
             f"{cached} of {prompt_tokens} tokens cached, {c['queued_tokens']:.0f} queued, "
             f"{c['decoding']} decoding: first token in {seconds:.3f} s"
@@ -466,7 +514,7 @@ class Router:
         if after is not None:
             reason += f", the rest on {after.facts.id}"
         decode = None if after is None else after.facts.id
-        return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode)
+        return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode, chosen.tpot_s)
 
     def _unwait(self, placed: Placed) -> None:
         del placed.member.waiting[placed.slot]
@@ -523,5 +571,5 @@ def warm() -> None:
         worker = router.place(RequestId(""), tokens, 0.0).worker
         router.on_step(worker, StepReport(seconds=0.1, tokens=8, token_context=64, decodes=0))
         router.on_first(RequestId(""), 0.0)
-        router.done(RequestId(""))
+        router.done(RequestId(""), 1)
     router.leave(WorkerId("both"))

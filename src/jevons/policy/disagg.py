@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from jevons.base.compiled import Records, compiled
-from jevons.policy.route import ANEW, BLOCKS, own_s, weigh
+from jevons.policy.route import ANEW, BLOCKS, Weights, own_s, weigh
 
 
 @compiled
@@ -37,11 +37,7 @@ def handover_s(c: Records, prompt_tokens: int, is_near: bool) -> float:
 
 @compiled
 def choose_apart(
-    whole: Records,
-    apart: Records,
-    prompt_tokens: int,
-    whole_weights: tuple[float, float],
-    apart_weights: tuple[float, float],
+    whole: Records, apart: Records, prompt_tokens: int, whole_weights: Weights, apart_weights: Weights
 ) -> tuple[int, int]:
     """Choose worker or workers for a prompt: the least waiting, all together; of equals one for all of it, then the
     lowest workers.
@@ -60,11 +56,12 @@ def choose_apart(
     for d in range(len(whole)):
         c = whole[d]
         weigh(c, prompt_tokens, whole_weights)
-        if c.whole and (two < 0 or c.waiting_s < best_s or (c.waiting_s == best_s and c.worker < whole[two].worker)):
-            one, two, best_s = -1, d, c.waiting_s
+        cost_s = c.waiting_s + c.answer_s
+        if c.whole and (two < 0 or cost_s < best_s or (cost_s == best_s and c.worker < whole[two].worker)):
+            one, two, best_s = -1, d, cost_s
     for d in range(len(whole) if len(apart) else 0):
         c = whole[d]
-        join_s = c.requests * c.per_decode_s  # one more to advance, for all that are there
+        join_s = c.answer_s + c.requests * c.per_decode_s  # one more to advance, for all that are there
         near_s, far_s = handover_s(c, prompt_tokens, True) + join_s, handover_s(c, prompt_tokens, False) + join_s
         for p in range(len(apart)):
             cost_s = apart[p].waiting_s + (near_s if apart[p].node == c.node else far_s)

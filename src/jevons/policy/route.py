@@ -29,9 +29,13 @@ CANDIDATE = np.dtype(
         ("near_token_s", np.float64),
         ("far_s", np.float64),
         ("far_token_s", np.float64),
+        ("promised", np.float64),  # usual streams that those count for besides that are promised a time for each token
+        ("busy", np.float64),  # share of its time that prompts take, 0 to 1
         ("bring_s", np.float64),  # seconds it would wait for what it brings from a tier
         ("seconds", np.float64),  # to the first token, as `choose` and `choose_apart` predict it
-        ("waiting_s", np.float64),  # of everybody concerned, see `weigh`
+        ("waiting_s", np.float64),  # of everybody concerned until then, see `weigh`
+        ("tpot_s", np.float64),  # seconds for each token after it, as predicted
+        ("answer_s", np.float64),  # of everybody concerned by those tokens, see `weigh`
         ("cached", np.int64),  # tokens of this prompt it holds, or would bring instead of computing them
         ("held", np.int64),  # blocks it holds
         ("depth", np.int32),  # leading blocks of the prompt it holds, or is to compute
@@ -60,6 +64,11 @@ KV, ROUND_ROBIN, LEAST_LOADED, RANDOM = 0, 1, 2, 3
 POLICIES = {"kv": KV, "round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, "random": RANDOM}
 
 
+# Seconds to first tokens that a second counts for by which one usual stream is held up; requests a second that arrive
+# at such a worker; seconds a token after the first is promised to take (inf: nothing is); tokens of the answer.
+Weights = tuple[float, float, float, float]
+
+
 class Placement(msgspec.Struct, frozen=True):
     """A decision, with the numbers that justified it."""
 
@@ -69,6 +78,7 @@ class Placement(msgspec.Struct, frozen=True):
     cached_tokens: int  # predicted tokens of the prompt that need no computing
     reason: str
     decode: WorkerId | None = None  # who goes on after the first token; None: the same worker
+    tpot_s: float = 0.0  # predicted seconds for each token after the first
 
 
 def stream_weight(ttft_s: float = GUESS_TTFT_S, tpot_s: float = GUESS_TPOT_S) -> float:
@@ -77,6 +87,11 @@ def stream_weight(ttft_s: float = GUESS_TTFT_S, tpot_s: float = GUESS_TPOT_S) ->
     A promise of TTFT is used up by a second of waiting to 1 / ttft_s, that of a stream to 1 / (tpot_s · its tokens).
     """
     return ttft_s / (tpot_s * GUESS_OUTPUT_TOKENS)
+
+
+def usual_streams(tpot_s: float, output_tokens: float) -> float:
+    """How many usual streams a promise of so much for each of so many tokens counts for, besides its own stream."""
+    return GUESS_TPOT_S * GUESS_OUTPUT_TOKENS / (tpot_s * output_tokens)
 
 
 def check_policy(policy: str, setting: str = "policy") -> int:
@@ -130,43 +145,55 @@ def first_token_s(c: Records, prompt_tokens: float) -> float:
 
 
 @compiled
-def weigh(c: Records, prompt_tokens: int, weights: tuple[float, float]) -> None:
-    """Set a candidate's `seconds`, and `waiting_s`: of all concerned while it computes the prompt.
-
-    That is our client, for the first token; each stream that runs there, for as long as it computes our tokens; and who
-    is placed there before our first token, as long too. So tokens that need not be computed count for more than a queue
-    that is as long, the more, the busier the fleet is.
-
-    Args:
-        weights: seconds to first tokens that a second counts for by which one running stream is held up; requests a
-            second that arrive at such a worker.
-    """
-    stream_weight, arrivals_per_s = weights
-    fresh_s = own_s(c, prompt_tokens, max(prompt_tokens - c.cached, 1.0))
-    c.seconds = first_token_s(c, prompt_tokens)
-    c.waiting_s = c.seconds + fresh_s * (c.decoding * stream_weight + arrivals_per_s * c.seconds)
+def token_s(c: Records) -> float:
+    """Predicted seconds for each token after the first: a step with ours and all that run there or wait to, held up by
+    the prompts that come meanwhile, by their share of its time; by no more than a full step of them."""
+    step_s = c.per_step_s + (c.requests + 1) * c.per_decode_s
+    full_s = step_s + c.step_tokens * c.per_token_s
+    return float(full_s if c.busy >= 1.0 else min(full_s, step_s / (1.0 - c.busy)))
 
 
 @compiled
-def choose(candidates: Records, prompt_tokens: int, weights: tuple[float, float]) -> int:
+def weigh(c: Records, prompt_tokens: int, weights: Weights) -> None:
+    """Set a candidate's `seconds` and `tpot_s`, and what they cost all concerned.
+
+    While it computes the prompt (`waiting_s`) that is our client, for the first token; each stream that runs there, for
+    as long as it computes our tokens; and who is placed there before our first token, as long too. So tokens that need
+    not be computed count for more than a queue that is as long, the more, the busier the fleet is. Of the tokens after
+    it (`answer_s`) it is our client, for what each takes longer than it is promised, and each stream there that is
+    promised something too, since one more is advanced with it.
+    """
+    stream_weight, arrivals_per_s, tpot_slo_s, output_tokens = weights
+    fresh_s = own_s(c, prompt_tokens, max(prompt_tokens - c.cached, 1.0))
+    c.seconds, c.tpot_s = first_token_s(c, prompt_tokens), token_s(c)
+    c.waiting_s = c.seconds + fresh_s * ((c.decoding + c.promised) * stream_weight + arrivals_per_s * c.seconds)
+    c.answer_s = output_tokens * (max(0.0, c.tpot_s - tpot_slo_s) + c.promised * stream_weight * c.per_decode_s)
+
+
+@compiled
+def choose(candidates: Records, prompt_tokens: int, weights: Weights) -> int:
     """The candidate of the least waiting, all together; among near ties the one with the fewest requests, then the most
-    cached, the emptiest, the lowest worker.
+    cached, the emptiest, the lowest worker. How near is a share of the waiting until the first token alone: the longer
+    tokens are late by their promise, the less does a little matter.
 
     Args:
-        candidates: [n], CANDIDATE. Their `seconds` and `waiting_s` are set.
+        candidates: [n], CANDIDATE. What `weigh` sets is set.
         weights: see `weigh`.
 
     Returns:
         its place; -1: there are no candidates.
     """
-    limit = np.inf
+    least_s, limit = np.inf, np.inf
     for i in range(len(candidates)):
         weigh(candidates[i], prompt_tokens, weights)
-        limit = min(limit, candidates[i].waiting_s)
-    limit = limit * (1 + TIE_SHARE) + TIE_S
+        c = candidates[i]
+        if c.waiting_s + c.answer_s < least_s:
+            least_s = c.waiting_s + c.answer_s
+            limit = least_s + c.waiting_s * TIE_SHARE + TIE_S
     best = -1
     for i in range(len(candidates)):
-        if candidates[i].waiting_s <= limit and (best < 0 or _is_before(candidates[i], candidates[best])):
+        c = candidates[i]
+        if c.waiting_s + c.answer_s <= limit and (best < 0 or _is_before(c, candidates[best])):
             best = i
     return best
 

@@ -11,8 +11,9 @@ from time import time
 from jevons.base.errors import NoWorker, TooLate
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
+from jevons.policy.admit import Promise
 from jevons.policy.route import Placement
-from jevons.serve.headers import KEEP, MAX_KEEP_S, MISS, REFUSE, TTFT, read_promise, read_seconds
+from jevons.serve.headers import KEEP, MAX_KEEP_S, MISS, REFUSE, TPOT, TTFT, read_promise, read_seconds
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
@@ -71,6 +72,7 @@ class Placements:
         self._recorder = recorder
         self._since_s: dict[RequestId, float] = {}  # arrival, then the last token
         self._begun: set[RequestId] = set()
+        self._tokens: dict[RequestId, int] = {}  # of their answers, so far
         self._going_on: set[RequestId] = set()  # its first token is not the answer's first
         self.now_s = now_s
 
@@ -78,20 +80,24 @@ class Placements:
         """Refuse a request that would be late and wants to be told.
 
         Raises:
-            TooLate: its first token is predicted to come too late on every worker.
+            TooLate: its first token is predicted to come too late, or those after it, even where it is best placed.
             NoWorker: none is there.
         """
-        asked_s = call.promise.ttft_s
-        if asked_s is None or not call.promise.refuse_late:
+        promise, asked = call.promise, call.asked
+        if not promise.refuse_late:
             return
-        best = self._router.rank(prompt, salt=call.asked.cache_salt or "", model=call.asked.model, ttft_slo_s=asked_s)[
-            0
-        ]
-        again_s = call.promise.verdict(best.ttft_s)
+        best = self._router.rank(
+            prompt,
+            salt=asked.cache_salt or "",
+            model=asked.model,
+            promise=promise,
+            output_tokens=asked.output_limit,
+        )[0]
+        again_s = promise.verdict(best.ttft_s, best.tpot_s, self._router.answer_tokens(asked.output_limit))
         if again_s is not None:
             self._metrics.refused.inc()
-            says = f"{asked_s * 1e3:.0f} ms would be missed, the first token is predicted after {best.ttft_s * 1e3:.0f}"
-            raise TooLate(f"{TTFT}: {says}; come again in {again_s:.0f} s, or ask without {MISS}: {REFUSE}", again_s)
+            hint = f"come again in {again_s:.0f} s, or ask without {MISS}: {REFUSE}"
+            raise TooLate(f"{_missed(promise, best)}; {hint}", again_s)
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""
@@ -102,7 +108,8 @@ class Placements:
             salt=call.asked.cache_salt or "",
             model=call.asked.model,
             avoid=avoid,
-            ttft_slo_s=call.promise.ttft_s,
+            promise=call.promise,
+            output_tokens=call.asked.output_limit,
         )
         self._since_s[id] = call.arrived_s
         return placement
@@ -111,7 +118,13 @@ class Placements:
         """Place what follows the output so far, which `tokens` end with. Raises NoWorker if none is left."""
         now_s = self.now_s()
         placement = self._router.go_on(
-            id, tokens, now_s, salt=call.asked.cache_salt or "", model=call.asked.model, avoid=avoid
+            id,
+            tokens,
+            now_s,
+            salt=call.asked.cache_salt or "",
+            model=call.asked.model,
+            avoid=avoid,
+            tpot_slo_s=call.promise.tpot_s,
         )
         self._since_s[id] = now_s
         self._going_on.add(id)
@@ -157,7 +170,12 @@ class Placements:
             self._metrics.itl.labels(worker).observe(gap_s)
         else:
             self._metrics.ttft.labels(worker).observe(gap_s)
+        self._tokens[id] = self._tokens.get(id, 0) + tokens
         self._metrics.output_tokens.labels(worker).inc(tokens)
+
+    def counted(self, id: RequestId, tokens: int) -> None:
+        """Its engine says that its answer has so many tokens: an event may bring several."""
+        self._tokens[id] = tokens
 
     def answered(self, id: RequestId) -> None:
         """Its whole answer is here; when its first token came is not known."""
@@ -177,6 +195,16 @@ class Placements:
         self._since_s.pop(id, None)
         self._begun.discard(id)
         self._going_on.discard(id)
-        outcome = self._router.done(id)
+        outcome = self._router.done(id, self._tokens.pop(id, None))
         if outcome is not None:
             self._metrics.placed(outcome)
+
+
+def _missed(promise: Promise, best: Placement) -> str:
+    """Which promise would be missed, and by how much."""
+    if promise.ttft_s is not None and best.ttft_s > promise.ttft_s:
+        says = f"would be missed, the first token is predicted after {best.ttft_s * 1e3:.0f}"
+        return f"{TTFT}: {promise.ttft_s * 1e3:.0f} ms {says}"
+    assert promise.tpot_s is not None, "one of them is missed"
+    says = f"would be missed, a token after the first is predicted to take {best.tpot_s * 1e3:.1f}"
+    return f"{TPOT}: {promise.tpot_s * 1e3:g} ms {says}"

@@ -20,7 +20,7 @@ from jevons.base.errors import RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.policy.route import Placement
-from jevons.serve.headers import HOLD, MAX_HOLD_S, read_seconds
+from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
@@ -35,6 +35,7 @@ class Ranked(msgspec.Struct, frozen=True):
     worker: WorkerId
     url: str | None  # of an attached engine; None: a worker of this server, reached through its door
     ttft_s: float  # predicted seconds to the first token
+    tpot_s: float  # predicted seconds for each token after it
     cached_tokens: int  # of the prompt, predicted
     decode: WorkerId | None  # who goes on after the first token; None: the same
     reason: str
@@ -87,14 +88,18 @@ class Desk:
             RequestError: names the field that is wrong.
             NoWorker: nobody serves the model.
         """
-        hold_s = read_seconds(request.headers, HOLD, MAX_HOLD_S)
+        hold_s, promise = read_seconds(request.headers, HOLD, MAX_HOLD_S), read_promise(request.headers)
         asked = _read(request.body)
         tokens = (await self._prompts.encode(asked))[0]
         salt, id = asked.cache_salt or "", None
-        ranked = self._router.rank(tokens, salt=salt, model=asked.model)
+        model, limit = asked.model, asked.output_limit
+        ranked = self._router.rank(tokens, salt=salt, model=model, promise=promise, output_tokens=limit)
         if hold_s > 0:
             id = RequestId(f"placed-{secrets.token_hex(12)}")
-            counted = self._router.place(id, tokens, self._now_s(), salt=salt, model=asked.model)
+            now_s = self._now_s()
+            counted = self._router.place(
+                id, tokens, now_s, salt=salt, model=model, promise=promise, output_tokens=limit
+            )
             ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
             self._held[id] = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
         workers = [self._told(placement) for placement in ranked]
@@ -139,7 +144,7 @@ class Desk:
 
     def _told(self, placement: Placement) -> Ranked:
         p = placement
-        return Ranked(p.worker, self._url_of(p.worker), p.ttft_s, p.cached_tokens, p.decode, p.reason)
+        return Ranked(p.worker, self._url_of(p.worker), p.ttft_s, p.tpot_s, p.cached_tokens, p.decode, p.reason)
 
 
 def _read(body: bytes) -> ChatRequest | CompletionRequest:

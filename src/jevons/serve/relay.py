@@ -79,6 +79,7 @@ class Relay:
             self._placements.answered(id)
             if answer.usage is not None:
                 self._placements.cached(id, answer.usage.cached_tokens)
+                self._placements.counted(id, answer.usage.completion_tokens)
                 self._metrics.output_tokens.labels(attached.id).inc(answer.usage.completion_tokens)
         self._forward(call, answer, attached, reply)
         return _Seen(answer.usage)
@@ -118,6 +119,7 @@ class Relay:
                 seen.first_s = self._placements.now_s()
         if event.usage is not None:
             self._placements.cached(id, event.usage.cached_tokens)
+            self._placements.counted(id, event.usage.completion_tokens)
             seen.usage = event.usage
 
 

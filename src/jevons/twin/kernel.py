@@ -21,6 +21,7 @@ from jevons.control.board import (
     WHOLE,
     computed,
     conclude,
+    count_answer,
     count_arrival,
     count_decode,
     gather,
@@ -312,7 +313,7 @@ def _book(h: Records, slot: int, worker: int, cached: int, depth: int) -> None:
         arrive(h, worker, slot, h.now_s)
         set_due(h, worker, engine_of(h, worker).ends_s)
     if s.decode_on >= 0:
-        count_decode(h, s.decode_on, 1)  # promised
+        count_decode(h, s.decode_on, 1, 0.0)  # promised
 
 
 @compiled
@@ -394,21 +395,22 @@ def _first(h: Records, slot: int) -> None:
     s = sequence_of(h, slot)
     first, after = _to_compute(h, s)
     unwait(h, slot, s.worker, view(h.names, h.names_n, INT)[first:after])
-    count_decode(h, s.worker, 1)
+    count_decode(h, s.worker, 1, 0.0)
 
 
 @compiled
 def _done(h: Records, slot: int, now_s: float) -> None:
     """A sequence has its last token, or its last one here."""
     s = sequence_of(h, slot)
-    count_decode(h, s.worker, -1)
+    count_decode(h, s.worker, -1, 0.0)
     if s.decode_on >= 0 and s.worker != s.decode_on and s.output > s.emitted:
         s.state = BROUGHT
         begin_move(h, handed_over_s(h, slot, now_s), slot)
         s.worker = s.decode_on
         return
     if s.decode_on >= 0 and s.worker != s.decode_on:  # it was promised there, for nothing
-        count_decode(h, s.decode_on, -1)
+        count_decode(h, s.decode_on, -1, 0.0)
+    count_answer(h, s.output)
     give_back(view(h.names, h.names_n, INT), view(h.names_spare, h.names_spare_n, INT), s.names, s.names_class)
     r = view(h.results, h.results_n, RESULT)[h.results_end]
     h.results_end += 1
@@ -501,12 +503,12 @@ def _place_again(h: Records, slot: int) -> bool:
     s = sequence_of(h, slot)
     names = view(h.names, h.names_n, INT)
     if s.is_running or s.state == BROUGHT:
-        count_decode(h, s.worker, -1)
+        count_decode(h, s.worker, -1, 0.0)
     else:
         first, after = _to_compute(h, s)
         unwait(h, slot, s.worker, names[first:after])
         if s.decode_on >= 0:
-            count_decode(h, s.decode_on, -1)
+            count_decode(h, s.decode_on, -1, 0.0)
     s.target = s.prompt + s.emitted
     reusable = names[s.names : s.names + min(s.named, (s.prompt - 1) // h.block)]
     worker, decode_on, _, cached, depth = _place(h, reusable, s.target)
