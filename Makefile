@@ -50,9 +50,9 @@ $(VENV)/.engine: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
-	$(INSTALL) -e '.[engine,object,encrypt,dev]'
+	$(INSTALL) -e '.[engine,object,encrypt,gateway,dev]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(INSTALL) -e '.[engine,object,encrypt,dev,bench]'
+	$(INSTALL) -e '.[engine,object,encrypt,gateway,dev,bench]'
 	touch $@

@@ -15,8 +15,14 @@ from jevons.config import Settings
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings.")
 @settings_options([field.name for field in msgspec.structs.fields(Settings)])
+@click.option("--picker", help="HOST:PORT where gateways built on Envoy are told their endpoints (ext_proc over gRPC).")
+@click.option(
+    "--picker-tls",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with tls.crt and tls.key for it; without one it speaks plain HTTP/2.",
+)
 @click.option("--verbose", is_flag=True, help="Tell more on standard error.")
-def command(file: Path | None, verbose: bool, **flags: Any) -> None:
+def command(file: Path | None, picker: str | None, picker_tls: Path | None, verbose: bool, **flags: Any) -> None:
     """Serve a model over several workers, behind one OpenAI-compatible door.
 
     Without options: the embedded model on two workers at http://127.0.0.1:8000/v1.
@@ -28,4 +34,4 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
 
     from jevons.serve.app import run
 
-    uvloop.run(run(settings, model_dir))
+    uvloop.run(run(settings, model_dir, picker=picker, picker_tls=picker_tls))

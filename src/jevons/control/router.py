@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.board import APART, WHOLE
@@ -180,7 +182,7 @@ class Router:
             apart = self._gather(APART, prompt, model, avoid)
             return self._count(_Ask(request, prompt, promised, now_s), whole, apart)
 
-    def rank(
+    def rank(  # noqa: PLR0913 — as `place`
         self,
         tokens: Sequence[int],
         *,
@@ -188,27 +190,37 @@ class Router:
         model: str | None = None,
         promise: Promise = USUAL,
         output_tokens: int | None = None,
+        avoid: Collection[WorkerId] = (),
+        most: int | None = None,
     ) -> list[Placement]:
         """Where a prompt could go now: first where `place` would put it, then other workers for it by the seconds that
         all concerned would wait. Nothing is counted. Of policies other than kv only the first is told.
 
+        Args:
+            most: so many placements at most; None: all.
+
         Raises:
             NoWorker: there is none.
         """
-        prompt = Prompt(tokens, salt)
-        self._book.promise(promise, output_tokens)
-        whole, apart = self._gather(WHOLE, prompt, model, ()), self._gather(APART, prompt, model, ())
+        with self._without(avoid):
+            prompt = Prompt(tokens, salt)
+            self._book.promise(promise, output_tokens)
+            whole, apart = self._gather(WHOLE, prompt, model, avoid), self._gather(APART, prompt, model, avoid)
+            return self._ranked(len(tokens), whole, apart, most)
+
+    def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
+        """The candidates of both desks, so many each, in order; the turn stays as it was."""
         turn = self._book.hub.number("turn")
-        best, c = self._conclude(len(tokens), whole, apart)
+        best, c = self._conclude(prompt_tokens, whole, apart)
         self._book.hub.set("turn", turn)
         alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
-        ordered = sorted(alike, key=lambda o: (o["waiting_s"] + o["answer_s"], o["worker"]))
-        others = (o for o in ordered if o["worker"] != c["worker"])
-        found = [self._placement(best, len(tokens), c)]
-        for o in others:
+        others = alike[alike["worker"] != c["worker"]]
+        order = np.lexsort((others["worker"], others["waiting_s"] + others["answer_s"]))
+        found = [self._placement(best, prompt_tokens, c)]
+        for o in others[order[: None if most is None else most - 1]]:
             tpot_s = float(o["tpot_s"]) if best.after is None else best.tpot_s
             chosen = _Chosen(self._members[int(o["worker"])], best.after, tpot_s)
-            found.append(self._placement(chosen, len(tokens), o))
+            found.append(self._placement(chosen, prompt_tokens, o))
         return found
 
     def go_on(  # noqa: PLR0913 — as `place`

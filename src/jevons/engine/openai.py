@@ -182,7 +182,9 @@ class OpenAIEngine:
         """Send a request that is not streamed."""
         async with self._http.request("POST", path, body, scope=scope) as response:
             raw = await response.body()
-        return Answer(response.status, _type(response.headers), raw, _usage(raw) if response.status == 200 else None)
+        return Answer(
+            response.status, _type(response.headers), raw, read_usage(raw) if response.status == 200 else None
+        )
 
     async def stream(self, path: str, body: bytes, scope: Scope) -> AsyncGenerator[Event | Answer]:
         """Send a streamed request: events as they come, or one Answer where the engine refuses.
@@ -221,7 +223,8 @@ def with_usage(body: bytes) -> bytes:
     return INCLUDE_USAGE + body.lstrip()[1:]
 
 
-def _usage(raw: bytes) -> SeenUsage | None:
+def read_usage(raw: bytes) -> SeenUsage | None:
+    """The usage of a whole answer; None if it tells none, or cannot be read."""
     try:
         return _read_body(raw).usage
     except (msgspec.MsgspecError, UnicodeDecodeError):

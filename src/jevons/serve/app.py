@@ -40,10 +40,11 @@ log = logging.getLogger("jevons")
 class Server:
     """A running server, for whoever started it."""
 
-    def __init__(self, settings: Settings, door: Door, router: Router, fleet: Fleet) -> None:
+    def __init__(self, settings: Settings, door: Door, front: Front) -> None:
         self.url = f"http://{settings.host}:{door.port}"
-        self.router = router
-        self.fleet = fleet
+        self.router = front.router
+        self.fleet = front.fleet
+        self.front = front
 
     async def ready(self, timeout_s: float, workers: int = 1) -> None:
         """Wait until that many workers are up.
@@ -110,7 +111,7 @@ async def _serving(settings: Settings, model_dir: Path | None, recorder: Recorde
             if not are_compiled():
                 log.info("compiling the router's kernels, this once: about 20 s")
             await asyncio.to_thread(warm)  # while workers load their model
-            yield Server(settings, door, router, fleet)
+            yield Server(settings, door, front)
         finally:
             await door.close(settings.drain_s)
             for chore in chores:
@@ -187,15 +188,47 @@ async def _tokenizes(attached: Attached, model: str) -> bool:
         return False
 
 
-async def run(settings: Settings, model_dir: Path | None, announce: bool = True) -> None:
-    """Serve until SIGINT or SIGTERM."""
+@asynccontextmanager
+async def picking(server: Server, settings: Settings, at: str, tls: Path | None = None) -> AsyncIterator[None]:
+    """Pick endpoints for gateways at HOST:PORT for as long as the context is open; `tls`: see `gateway.Listen`.
+
+    Raises:
+        ConfigError: its packages are missing, or it cannot listen as told.
+    """
+    try:
+        from jevons.serve.gateway import Gateway, parse_listen
+    except ImportError as error:
+        raise ConfigError(
+            f"picker: needs a package that is not installed: {error}: pip install 'jevons[gateway]'"
+        ) from error
+    gateway = Gateway(server.front, Limits(body_bytes=settings.max_body_bytes))
+    listen = parse_listen(at, tls)
+    await gateway.listen(listen)
+    log.info("picking endpoints for gateways at %s:%d", listen.host, gateway.port)
+    try:
+        yield
+    finally:
+        await gateway.close(settings.drain_s)
+
+
+async def run(
+    settings: Settings,
+    model_dir: Path | None,
+    announce: bool = True,
+    picker: str | None = None,
+    picker_tls: Path | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. `picker`: HOST:PORT where gateways are told their endpoints; see `picking`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with serving(settings, model_dir) as server:
+    async with contextlib.AsyncExitStack() as open_now:
+        server = await open_now.enter_async_context(serving(settings, model_dir))
         if announce:
             log.info("listening on %s", server.url)
+        if picker is not None:
+            await open_now.enter_async_context(picking(server, settings, picker, picker_tls))
         with contextlib.suppress(TimeoutError):
             await _until_ready_or(stop, server, settings)
         await stop.wait()

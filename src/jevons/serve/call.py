@@ -76,8 +76,8 @@ class Placements:
         self._going_on: set[RequestId] = set()  # its first token is not the answer's first
         self.now_s = now_s
 
-    def admit(self, call: Call, prompt: list[int]) -> None:
-        """Refuse a request that would be late and wants to be told.
+    def admit(self, call: Call, prompt: list[int], avoid: Collection[WorkerId] = ()) -> None:
+        """Refuse a request that would be late on all but these, and wants to be told.
 
         Raises:
             TooLate: its first token is predicted to come too late, or those after it, even where it is best placed.
@@ -92,6 +92,8 @@ class Placements:
             model=asked.model,
             promise=promise,
             output_tokens=asked.output_limit,
+            avoid=avoid,
+            most=1,
         )[0]
         again_s = promise.verdict(best.ttft_s, best.tpot_s, self._router.answer_tokens(asked.output_limit))
         if again_s is not None:

@@ -45,13 +45,14 @@ class Front:
         now_s: Clock,
         recorder: Recorder | None = None,
     ) -> None:
+        self.router = router
         self.metrics = Metrics(router, recorder)
         self.placements = Placements(router, self.metrics, now_s, recorder)
         self.embedded: Embedded | None = None  # set where there are embedded workers
         self._timeout_s = settings.request_timeout_s
-        self._fleet = fleet
-        self._prompts = prompts
-        self._now_s = now_s
+        self.fleet = fleet
+        self.prompts = prompts
+        self.now_s = now_s
         self._relay = Relay(fleet, self.placements, self.metrics)
         self._desk = Desk(router, prompts, self.metrics, now_s, fleet.url_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
@@ -64,7 +65,7 @@ class Front:
 
     async def __call__(self, request: Request, reply: Reply) -> None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""
-        began_s, status = self._now_s(), 200
+        began_s, status = self.now_s(), 200
         try:
             if request.method == "POST" and request.path in (CHAT, COMPLETIONS):
                 async with asyncio.timeout(self._timeout_s):
@@ -85,14 +86,14 @@ class Front:
         finally:
             endpoint = request.path if request.path in _POSTED else "other"
             self.metrics.requests.labels(endpoint, str(status)).inc()
-            self.metrics.seconds.labels(endpoint).observe(self._now_s() - began_s)
+            self.metrics.seconds.labels(endpoint).observe(self.now_s() - began_s)
 
     async def _complete(self, call: Call, reply: Reply) -> None:
-        call.prompts = await self._prompts.encode(call.asked)
+        call.prompts = await self.prompts.encode(call.asked)
         id = call.attempt()
         self.placements.admit(call, call.prompts[0])
         placement = self.placements.place(call, id, call.prompts[0])
-        road: Relay | Embedded | None = self._relay if placement.worker in self._fleet.attached else self.embedded
+        road: Relay | Embedded | None = self._relay if placement.worker in self.fleet.attached else self.embedded
         assert road is not None, "a worker that is not attached is embedded"
         await road.answer(call, id, placement, reply)
 
@@ -108,28 +109,44 @@ class Front:
         page(reply)
 
     def _ready(self, reply: Reply) -> None:
-        ready = self._fleet.is_ready
+        ready = self.fleet.is_ready
         reply.send(200 if ready else 503, b'{"ready":%b}' % (b"true" if ready else b"false"))
 
     def _refuse(self, error: Exception, reply: Reply) -> int:
         """Answer an error; inside a stream, as its last event."""
-        status, param, code, headers = 500, None, None, b""
-        message = str(error)
-        match error:
-            case RequestError():
-                status, param, code = error.status, error.param, error.code
-            case TooLate():
-                status, code, headers = 429, "too_late", b"retry-after: %d\r\n" % error.retry_after_s
-            case NoWorker() | CapacityError():
-                status, code, headers = 503, "no_worker", b"retry-after: 1\r\n"
-            case EngineError():
-                status, code = 502, "engine_lost"
-            case TimeoutError():
-                status, code = 504, "timeout"
-                message = f"request: took longer than {self._timeout_s:g} s"
+        why = explain(error)
+        message = why.message or f"request: took longer than {self._timeout_s:g} s"
         if reply.started:
-            reply.write(error_event(message, status))
+            reply.write(error_event(message, why.status))
             reply.end()
         else:
-            reply.send(status, error_body(message, status, param, code), headers=headers)
-        return status
+            headers = b"" if why.retry_after_s is None else b"retry-after: %d\r\n" % why.retry_after_s
+            reply.send(why.status, error_body(message, why.status, why.param, why.code), headers=headers)
+        return why.status
+
+
+class Why(msgspec.Struct, frozen=True):
+    """What a client is told instead of an answer."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: int | None = None
+
+
+def explain(error: Exception) -> Why:
+    """What each of our errors means to a client, at any door."""
+    message = str(error)
+    match error:
+        case RequestError():
+            return Why(error.status, message, error.code, error.param)
+        case TooLate():
+            return Why(429, message, "too_late", retry_after_s=int(error.retry_after_s))
+        case NoWorker() | CapacityError():
+            return Why(503, message, "no_worker", retry_after_s=1)
+        case EngineError():
+            return Why(502, message, "engine_lost")
+        case TimeoutError():
+            return Why(504, message, "timeout")
+    return Why(500, message)

@@ -66,6 +66,9 @@ class Metrics:
         self.output_tokens = counter("jevons_output_tokens", "Tokens sent.", "worker")
         self.retries = counter("jevons_retries", "Requests moved to another worker unseen.", "worker")
         self.cut = counter("jevons_cut_streams", "Answers that ended in the middle.", "worker")
+        self.picks = counter("jevons_picks", "Endpoints picked for a gateway, by what was known.", "by")
+        self.picker_faults = counter("jevons_picker_faults", "Exchanges with a gateway that went wrong.", "reason")
+        self.picker_streams = Gauge("jevons_picker_streams", "Requests of a gateway under way.", registry=registry)
         self.expired = Counter(
             "jevons_placements_expired",
             "Placements held for a gateway that never told of their end.",

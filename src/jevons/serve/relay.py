@@ -68,7 +68,7 @@ class Relay:
             answer = self._stream if call.asked.stream else self._whole
             seen = await answer(call, id, attached, scope, reply)
             if seen.usage is not None and len(call.prompts) == 1:
-                self._placements.finished(call, _finished(call, placement, seen.usage, seen.first_s))
+                self._placements.finished(call, as_finished(call, placement, seen.usage, seen.first_s))
         finally:
             attached.leave(id)
             self._placements.done(id)
@@ -123,7 +123,7 @@ class Relay:
             seen.usage = event.usage
 
 
-def _finished(call: Call, placement: Placement, usage: SeenUsage, first_s: float | None) -> Finished:
+def as_finished(call: Call, placement: Placement, usage: SeenUsage, first_s: float | None) -> Finished:
     """Its tokens went by as text: their number alone is known."""
     return Finished(
         id=RequestId(call.id),

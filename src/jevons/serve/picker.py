@@ -1,0 +1,272 @@
+"""Endpoints picked for a gateway of somebody else's: the same placements as behind our own door, told as IP:PORT.
+
+Endpoints   where the gateway reaches the attached engines
+Picker      a request, as far as it is known ──▶ Pick: one engine, counted against it, and who is next
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
+
+from jevons.base.errors import NoWorker, RequestError
+from jevons.base.ids import RequestId, WorkerId
+from jevons.control.router import Router
+from jevons.engine.http_client import Address
+from jevons.facts.worker import Health
+from jevons.policy.route import Placement
+from jevons.serve.call import CHAT, COMPLETIONS, MAX_ATTEMPTS, Call, Placements
+from jevons.serve.extproc import SUBSET
+from jevons.serve.fleet import Fleet
+from jevons.serve.http import Request
+from jevons.serve.prompts import Prompts
+
+log = logging.getLogger("jevons.picker")
+
+# Gateway API Inference Extension: the name of the model a request is for, as its body-based router found it, and the
+# one that the engine is to be asked for instead.
+MODEL, REWRITE = "x-gateway-model-name", "x-gateway-model-name-rewrite"
+RESOLVE_S = 5.0  # DNS names of a headless service follow its pods within seconds
+# Of a prompt that is not known only the size counts; what is longer than most contexts counts as that.
+UNKNOWN_BYTES_PER_TOKEN, UNKNOWN_MOST_TOKENS = 4, 32_768
+
+
+class Pick(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request goes."""
+
+    id: RequestId
+    placement: Placement
+    endpoints: str  # IP:PORT of its engine, then of those to try next, after commas
+    call: Call | None  # None: placed by load, its prompt is not known
+    request: Request
+    headers: dict[str, str]  # to set in the request
+    body: bytes | None = None  # what the engine gets instead of the client's; None: the client's
+
+    @property
+    def worker(self) -> WorkerId:
+        return self.placement.worker
+
+
+class Endpoints:
+    """Where the gateway reaches each attached engine. Engines named by DNS are looked up again every `RESOLVE_S`."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._told: set[str] = set()  # what was said once
+        self.of: dict[WorkerId, str] = {}
+        self.workers: dict[str, WorkerId] = {}
+
+    async def keep(self) -> None:
+        """Keep them fresh, until cancelled."""
+        while True:
+            await asyncio.sleep(RESOLVE_S)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        found: dict[WorkerId, str] = {}
+        for id, attached in list(self._fleet.attached.items()):
+            endpoint = await self._find(attached.engine.spec.address)
+            if endpoint is None:
+                endpoint = self.of.get(id)  # the last that was known: its health tells whether it is still there
+            if endpoint in found.values():
+                self._say(f"engine {attached.url}: {endpoint} is another engine's too, nothing is sent to it")
+            elif endpoint is not None:
+                found[id] = endpoint
+        self.of = found
+        self.workers = {endpoint: id for id, endpoint in found.items()}
+
+    async def _find(self, address: Address) -> str | None:
+        if address.base:
+            self._say(f"engine {address.authority}{address.base}: a gateway sends to IP:PORT, not to a path below it")
+            return None
+        try:
+            return _joined(ipaddress.ip_address(address.host), address.port)
+        except ValueError:
+            pass
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            self._say(f"engine {address.authority}: its name cannot be looked up: {error.strerror}")
+            return None
+        addresses = sorted({ipaddress.ip_address(row[4][0]) for row in found}, key=lambda a: (a.version, a))
+        if len(addresses) > 1:
+            self._say(f"engine {address.authority}: has {len(addresses)} addresses, all goes to {addresses[0]}")
+        return _joined(addresses[0], address.port)
+
+    def _say(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("%s", what)
+
+
+class Picker:
+    """Picks with the router that places behind our own door, and counts in its account.
+
+    Args:
+        now_s: a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        endpoints: Endpoints,
+        prompts: Prompts,
+        placements: Placements,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._router = router
+        self._endpoints = endpoints
+        self._prompts = prompts
+        self._placements = placements
+        self._now_s = now_s
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any engine can be picked."""
+        return any(self._router.roster.health(id) is Health.UP for id in self._endpoints.of)
+
+    async def pick(self, request: Request, subset: frozenset[str] | None, arrived_s: float) -> Pick:
+        """Pick for a request whose whole body is known: by its prompt, where it has one.
+
+        Args:
+            subset: endpoints that alone may be picked; None: all.
+            arrived_s: by the same clock.
+
+        Raises:
+            RequestError: the body is no request for the path, or too long for its model.
+            TooLate: it asked to be refused rather than be late, and would be.
+            NoWorker: none of those that may be picked is there.
+        """
+        avoid = self._others(subset)
+        if not request.body or not request.path.endswith((CHAT, COMPLETIONS)):
+            return self.pick_by_load(request, subset)
+        sent = request.body
+        request.body = _rewritten(sent, request.headers.get(REWRITE))
+        request.path = CHAT if request.path.endswith(CHAT) else COMPLETIONS
+        call = Call(request, arrived_s)
+        try:
+            call.prompts = await self._prompts.encode(call.asked)
+        except RequestError as error:
+            if error.code != "model_not_found":
+                raise
+            return self.pick_by_load(request, subset)  # an adapter, maybe: its engine knows
+        prompt = call.prompts[0]
+        self._placements.admit(call, prompt, avoid)
+        ranked = self._router.rank(
+            prompt,
+            salt=call.asked.cache_salt or "",
+            model=call.asked.model,
+            avoid=avoid,
+            promise=call.promise,
+            output_tokens=call.asked.output_limit,
+            most=MAX_ATTEMPTS,
+        )
+        id = call.attempt()
+        return Pick(
+            id=id,
+            placement=(placement := self._placements.place(call, id, prompt, avoid)),
+            endpoints=self._named(placement, ranked),
+            call=call,
+            request=request,
+            headers={"x-request-id": call.id} if "x-request-id" not in request.headers else {},
+            body=None if request.body is sent else request.body,
+        )
+
+    def pick_by_load(self, request: Request, subset: frozenset[str] | None) -> Pick:
+        """Pick for a request whose prompt is not known, or that has none: the engine where it waits least.
+
+        Raises:
+            NoWorker: none of those that may be picked is there.
+        """
+        avoid, model = self._others(subset), self._model(request)
+        id = RequestId(f"picked-{secrets.token_hex(12)}")
+        tokens = [0] * _guessed_tokens(request)
+        # Nobody has its blocks: a salt of its own keeps them from looking like those of the next one.
+        ranked = self._router.rank(tokens, salt=id, model=model, avoid=avoid, most=MAX_ATTEMPTS)
+        placement = self._router.place(id, tokens, self._now_s(), salt=id, model=model, avoid=avoid)
+        endpoints = self._named(placement, ranked)
+        return Pick(id=id, placement=placement, endpoints=endpoints, call=None, request=request, headers={})
+
+    def moved(self, pick: Pick, endpoint: str) -> Pick:
+        """The gateway went to another than the first endpoint: account for it there.
+
+        Returns:
+            The same pick if it did not, or if that endpoint is nobody we can place on.
+        """
+        worker = self._endpoints.workers.get(endpoint)
+        if worker is None or worker == pick.worker:
+            return pick
+        avoid = [id for id in self._router.workers() if id != worker]
+        try:
+            if pick.call is None:
+                again = self.pick_by_load(pick.request, frozenset((endpoint,)))
+            else:
+                id = pick.call.attempt()
+                placement = self._placements.place(pick.call, id, pick.call.prompts[0], avoid)
+                again = msgspec.structs.replace(pick, id=id, placement=placement)
+        except NoWorker:
+            return pick
+        self._placements.done(pick.id)
+        return again
+
+    def _others(self, subset: frozenset[str] | None) -> Collection[WorkerId]:
+        """Workers that cannot be picked: those behind our own door, and those outside the subset."""
+        of = self._endpoints.of
+        allowed = [id for id, endpoint in of.items() if endpoint in subset] if subset is not None else of.keys()
+        if not allowed:
+            told = "none is attached" if subset is None else f"none of {SUBSET} is attached: {_some(subset)}"
+            raise NoWorker(f"no endpoint can be picked: {told}")
+        workers = self._router.workers()
+        return () if len(allowed) == len(workers) else set(workers).difference(allowed)
+
+    def _named(self, placement: Placement, ranked: Iterable[Placement]) -> str:
+        order = [placement.worker, *(p.worker for p in ranked if p.worker != placement.worker)]
+        return ",".join(self._endpoints.of[id] for id in order[:MAX_ATTEMPTS])
+
+    def _model(self, request: Request) -> str | None:
+        """The model it is for, if it is told and served here: other workers cannot answer it."""
+        name = request.headers.get(REWRITE) or request.headers.get(MODEL) or _model_in(request.body)
+        return name if name in self._prompts.models() else None
+
+
+class _Model(msgspec.Struct):
+    model: str | None = None
+
+
+def _model_in(body: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(body, type=_Model).model
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _rewritten(body: bytes, model: str | None) -> bytes:
+    """The same request for another model; what cannot be read stays, and is refused where it is read."""
+    if model is None:
+        return body
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return body
+    return msgspec.json.encode({**fields, "model": msgspec.Raw(msgspec.json.encode(model))})
+
+
+def _guessed_tokens(request: Request) -> int:
+    """From 1: English has about four bytes a token."""
+    declared = request.headers.get("content-length", "")
+    size_bytes = len(request.body) or (int(declared) if declared.isdecimal() else 0)
+    return max(1, min(size_bytes // UNKNOWN_BYTES_PER_TOKEN, UNKNOWN_MOST_TOKENS))
+
+
+def _joined(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:4]) + (", …" if len(names) > 4 else "") if names else "it is empty"
