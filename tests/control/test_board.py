@@ -16,6 +16,7 @@ from jevons.kv import holders
 from jevons.perf.measured import Load, Prices
 from jevons.policy import disagg
 from jevons.policy import route as rules
+from jevons.policy.belief import confirm
 from jevons.policy.route import prompt_load
 
 SIZE = 16  # tokens of a block
@@ -413,3 +414,17 @@ def test_in_a_large_fleet_who_holds_the_prompt_is_found_however_busy() -> None:
     worker, _, cached = book.place(CHAINS[0], SIZE * 12 + 1)
 
     assert (worker, cached) == (77, SIZE * 12)
+
+
+def test_what_an_index_claims_counts_as_far_as_it_is_believed() -> None:
+    book = Book([PRICES])
+    book.store(0, CHAINS[0])
+    assert book.place(CHAINS[0], 400)[2] == 12 * SIZE
+
+    for _ in range(100):
+        confirm(book.hub["workers"][0], 1_000, 250)
+    assert book.place(CHAINS[0], 400)[2] == 4 * SIZE  # 0.27 / 0.95 of 12 blocks
+
+    for _ in range(400):
+        confirm(book.hub["workers"][0], 1_000, 1_000)
+    assert book.place(CHAINS[0], 400)[2] == 12 * SIZE

@@ -142,6 +142,36 @@ def test_answers_are_expected_to_be_as_long_as_the_last_ones_and_no_longer_than_
     assert r.answer_tokens(8) == 8
 
 
+def test_an_index_that_lies_attracts_no_more_and_one_that_is_right_again_does() -> None:
+    def answered(found: int, times: int) -> float:
+        for i in range(times):
+            name = RequestId(f"{found}-{i}")
+            r.place(name, long, 0.0, avoid={A})
+            r.on_first(name, 0.1)
+            r.on_cached(name, found)
+            r.done(name)
+        return r.snapshot().workers[1].index_confidence
+
+    r, long = router(), list(range(2_000))
+    tell(r, B, long)
+    assert r.rank(long)[0].worker == B
+    assert answered(0, 60) < 0.05
+    assert max(p.cached_tokens for p in r.rank(long)) < 100
+    assert answered(1_984, 150) > 0.9
+    assert r.rank(long)[0].worker == B
+
+
+def test_tokens_counted_otherwise_than_by_the_engine_are_compared_as_shares_of_the_prompt() -> None:
+    r, long = router(), list(range(2_000))
+    tell(r, B, long)
+    for i in range(60):
+        r.place(RequestId(str(i)), long, 0.0, avoid={A})
+        r.on_cached(RequestId(str(i)), 1_490, 1_500)  # 0.993 of its prompt, ours is 2,000
+        r.done(RequestId(str(i)))
+
+    assert r.snapshot().workers[1].index_confidence == 1.0
+
+
 def test_a_ranking_does_not_take_a_turn() -> None:
     r = router(policy="round_robin")
 

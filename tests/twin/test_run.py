@@ -14,6 +14,7 @@ from jevons.base.errors import ConfigError, NoWorker
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import make_scenario, read_scenario, shipped
+from jevons.policy.belief import confidence
 from jevons.policy.route import POLICIES
 from jevons.twin.arrivals import arrivals
 from jevons.twin.run import Report, Run, simulate
@@ -346,6 +347,16 @@ def test_events_that_are_lost_make_predictions_wrong_and_nothing_else() -> None:
     assert wrong[1] > wrong[0] + 0.2
     assert lossy[0].reuse_fraction["hbm"] < told[0].reuse_fraction["hbm"]
     assert np.array_equal(rehearse(scenario(router="kv", event_loss=0.3))[1], lossy[1])
+
+
+def test_what_an_index_that_hears_late_claims_is_believed_as_far_as_it_was_right() -> None:
+    honest, late = Kept(scenario(router="kv")), Kept(scenario(router="kv", event_lag_s=30.0))
+    honest.go()
+    late.go()
+    told = [[float(confidence(w)) for w in kept.run.hub["workers"]] for kept in (honest, late)]
+
+    assert min(told[0]) > 0.98
+    assert max(told[1]) < 0.98
 
 
 LLAMAS = {"model": "llama-3.1-70b", "weights": "fp8", "kv_bits": 8}

@@ -19,6 +19,7 @@ from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.kv.holders import print_of, promise, settle
 from jevons.kv.overlaps import depth_on, overlaps
+from jevons.policy.belief import confidence
 from jevons.policy.disagg import choose_apart
 from jevons.policy.route import (
     CANDIDATE,
@@ -52,6 +53,8 @@ WORKER = np.dtype(
         ("promised", np.float64),
         ("prompts_s", np.float64),  # seconds of prompts placed in about the last ARRIVALS_S before the one at
         ("prompts_at_s", np.float64),
+        ("claimed", np.float64),  # see policy.belief
+        ("confirmed", np.float64),
         ("decoding", np.int32),
         ("requests", np.int32),
         ("node", np.int32),
@@ -479,7 +482,7 @@ def _put(h: Records, desk: int, count: int, worker: int, depth: int) -> int:
     c.promised, c.busy = w.promised, min(1.0, faded(w.prompts_s, w.prompts_at_s, h.arrived_s) / ARRIVALS_S)
     c.worker, c.depth, c.held = worker, depth, view(h.held, h.held_n, INT)[w.holder]
     c.block_size = view(h.kinds, h.kinds_n, KIND)[w.kind].block_size
-    c.cached, c.bring_s = depth * c.block_size, 0.0
+    c.cached, c.bring_s = int(depth * confidence(w) + 0.5) * c.block_size, 0.0
     view(h.mark, h.mark_n, INT)[worker] = h.looks
     return count + 1
 

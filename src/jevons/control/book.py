@@ -11,12 +11,13 @@ from math import inf
 import numpy as np
 
 from jevons.base.compiled import Ints, Records, compiled
-from jevons.base.hub import Hub
+from jevons.base.hub import Hub, view
 from jevons.control import board
 from jevons.kv.holders import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
 from jevons.policy.admit import Promise
+from jevons.policy.belief import confirm
 from jevons.policy.route import stream_weight
 
 _WORKERS, _WAITS, _PAIRS = 16, 256, 1 << 14  # room to begin with
@@ -64,6 +65,12 @@ def _unwait(hubs: Records, slot: int, worker: int, names: Ints) -> None:
 @compiled
 def _count_decode(hubs: Records, worker: int, change: int, promised: float) -> None:
     board.count_decode(hubs[0], worker, change, promised)
+
+
+@compiled
+def _confirm(hubs: Records, worker: int, claimed: int, cached: int) -> None:
+    h = hubs[0]
+    confirm(view(h.workers, h.workers_n, board.WORKER)[worker], claimed, cached)
 
 
 @compiled
@@ -231,6 +238,10 @@ class Book:
     def count_decode(self, worker: int, change: int, promised: float) -> None:
         """See `board.count_decode`."""
         _count_decode(self.hub.record, worker, change, promised)
+
+    def confirm(self, worker: int, claimed: int, cached: int) -> None:
+        """See `policy.belief.confirm`."""
+        _confirm(self.hub.record, worker, claimed, cached)
 
     def count_answer(self, tokens: int) -> None:
         """See `board.count_answer`."""

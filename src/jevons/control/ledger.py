@@ -142,6 +142,7 @@ class Placed(msgspec.Struct):
     slot: int  # its number in the book
     names: Ints  # of the blocks its worker was to compute
     prompt_tokens: int
+    claimed_tokens: int  # of them its worker's device holds, or will, by the index
     hashes: list[BlockHash]  # in the worker's block size
     placed_s: float
     ahead: Load  # queued before it, and its own part
@@ -150,6 +151,13 @@ class Placed(msgspec.Struct):
     is_running: bool = False  # its prompt is computed
     first_s: float | None = None
     cached_tokens: int | None = None
+    cached_share: float | None = None  # of the prompt, where the engine counts its tokens otherwise than we do
+
+    @property
+    def found_tokens(self) -> int:
+        """What the engine had, in tokens as we count them."""
+        assert self.cached_tokens is not None, "asked once it is reported"
+        return self.cached_tokens if self.cached_share is None else round(self.cached_share * self.prompt_tokens)
 
 
 class NodeTiers:

@@ -29,6 +29,7 @@ from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
 from jevons.policy.admit import USUAL, Promise
+from jevons.policy.belief import confidence
 from jevons.policy.route import KV, Placement, check_policy, prompt_load, usual_streams
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
@@ -263,11 +264,17 @@ class Router:
                     placed.member.shadow.placed(placed.hashes, now_s)
                     self._shadows_expire_s = min(self._shadows_expire_s, placed.member.shadow.expires_s)
 
-    def on_cached(self, request: RequestId, cached_tokens: int) -> None:
-        """The engine reports how many of the prompt's tokens it had."""
+    def on_cached(self, request: RequestId, cached_tokens: int, prompt_tokens: int | None = None) -> None:
+        """The engine reports how many of the prompt's tokens it had.
+
+        Args:
+            prompt_tokens: as it counts them; None: as we do. Ours are no tokens where we have no tokenizer of it.
+        """
         placed = self._placed.get(request)
         if placed is not None:
-            placed.cached_tokens = cached_tokens
+            placed.cached_tokens, placed.cached_share = cached_tokens, None
+            if prompt_tokens:
+                placed.cached_share = cached_tokens / prompt_tokens
 
     def on_beat(self, worker: WorkerId, now_s: float, step: StepReport | None = None) -> None:
         """A worker lives, and its `step` in progress has run so long.
@@ -323,6 +330,8 @@ class Router:
             else:
                 self._unwait(placed)
             self._learn(placed.member, placed)
+            if placed.cached_tokens is not None:
+                self._book.confirm(placed.member.number, placed.claimed_tokens, placed.found_tokens)
         if placed.decode is not None and self._is_current(placed.decode):
             placed.decode.promised -= 1
             self._book.count_decode(placed.decode.number, -1, placed.promised)
@@ -488,6 +497,7 @@ class Router:
             slot=self._book.wait(worker.number, prompt_tokens, placement.cached_tokens, names),
             names=names,
             prompt_tokens=prompt_tokens,
+            claimed_tokens=int(c["depth"]) * int(c["block_size"]),
             hashes=[] if named is None else named.hashes,
             placed_s=ask.now_s,
             ahead=Load(
@@ -565,6 +575,7 @@ class Router:
             prefill_tokens_per_s=prices.prefill_rate,
             step_s=prices.per_step_s,
             measurements=worker.learned.samples,
+            index_confidence=float(confidence(w)),
             tier_counts=worker.tier_counts,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )

@@ -24,6 +24,9 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: float  # learned so far, of a long run of short prompts
     step_s: float  # learned so far, an empty step
     measurements: int
+    index_confidence: (
+        float  # share of the cached tokens its index claims that is expected to be there, by what it reported
+    )
     event_counts: dict[str, int]
     tier_counts: dict[str, int]  # pages saved, and those that could not be brought, by reason
 

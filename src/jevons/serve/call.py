@@ -183,9 +183,10 @@ class Placements:
         """Its whole answer is here; when its first token came is not known."""
         self._router.on_answered(id, self.now_s())
 
-    def cached(self, id: RequestId, tokens: int | None) -> None:
+    def cached(self, id: RequestId, tokens: int | None, prompt_tokens: int | None = None) -> None:
+        """Its engine says how many of its prompt's tokens it had, of how many as it counts them (None: as we do)."""
         if tokens is not None:
-            self._router.on_cached(id, tokens)
+            self._router.on_cached(id, tokens, prompt_tokens)
 
     def finished(self, call: Call, sequence: Finished) -> None:
         """A sequence of `call` came to its end."""

@@ -113,6 +113,9 @@ class _FleetCollector(Collector):
             "exact": GaugeMetricFamily(
                 "jevons_worker_index_exact", "1 if its blocks are known from events without a hole.", labels=["worker"]
             ),
+            "confidence": GaugeMetricFamily(
+                "jevons_worker_index_confidence", "Share of cached tokens predicted that was there.", labels=["worker"]
+            ),
             "blocks": GaugeMetricFamily("jevons_worker_blocks", "Blocks it holds.", labels=["worker"]),
             "queued": GaugeMetricFamily(
                 "jevons_worker_queued_tokens", "Prompt tokens placed and not computed.", labels=["worker"]
@@ -131,6 +134,7 @@ class _FleetCollector(Collector):
             values = {
                 "up": worker.health is Health.UP,
                 "exact": worker.index is IndexMode.EXACT,
+                "confidence": worker.index_confidence,
                 "blocks": worker.held_blocks,
                 "queued": worker.queued_tokens,
                 "requests": worker.requests,

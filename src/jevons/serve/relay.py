@@ -78,7 +78,7 @@ class Relay:
         if answer.status == 200:
             self._placements.answered(id)
             if answer.usage is not None:
-                self._placements.cached(id, answer.usage.cached_tokens)
+                self._placements.cached(id, answer.usage.cached_tokens, answer.usage.prompt_tokens)
                 self._placements.counted(id, answer.usage.completion_tokens)
                 self._metrics.output_tokens.labels(attached.id).inc(answer.usage.completion_tokens)
         self._forward(call, answer, attached, reply)
@@ -118,7 +118,7 @@ class Relay:
             if seen.first_s is None:
                 seen.first_s = self._placements.now_s()
         if event.usage is not None:
-            self._placements.cached(id, event.usage.cached_tokens)
+            self._placements.cached(id, event.usage.cached_tokens, event.usage.prompt_tokens)
             self._placements.counted(id, event.usage.completion_tokens)
             seen.usage = event.usage
 

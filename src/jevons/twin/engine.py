@@ -102,6 +102,7 @@ SEQUENCE = np.dtype(
         ("first_s", np.float64),
         ("predicted_s", np.float64),
         ("predicted_cached", np.int64),
+        ("claimed", np.int64),  # tokens that the index took for there where it was placed first
         ("brought", np.int64),  # blocks that came from the tier
         ("predicted_depth", np.int64),  # blocks the router took for there, or to come, where it was placed last
     ]

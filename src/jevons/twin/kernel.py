@@ -19,6 +19,7 @@ from jevons.control.board import (
     ANY,
     APART,
     WHOLE,
+    WORKER,
     computed,
     conclude,
     count_answer,
@@ -32,6 +33,7 @@ from jevons.control.board import (
 )
 from jevons.kv.cache import forget, has_room
 from jevons.kv.holders import drop_one, print_of, room, store_one
+from jevons.policy.belief import confirm
 from jevons.policy.route import CANDIDATE, KV
 from jevons.twin.engine import (
     BROUGHT,
@@ -282,7 +284,7 @@ def _arrival(h: Records, number: int) -> bool:
     s.request, s.at_s, s.prompt, s.output = h.base + number, h.now_s, arrival.prompt, arrival.output
     s.cached, s.computed, s.emitted, s.target, s.decode_on = -1, 0, 0, arrival.prompt, decode_on
     s.blocks = s.sealed = s.chunk = s.is_running = s.state = s.brought = 0
-    s.placed_on, s.predicted_s, s.predicted_cached = worker, predicted_s, cached
+    s.placed_on, s.predicted_s, s.predicted_cached, s.claimed = worker, predicted_s, cached, depth * h.block
     s.names_class, s.named = size_class(max(named, 1)), named
     names = view(h.names, h.names_n, INT)
     s.names = cut(names, view(h.names_spare, h.names_spare_n, INT), s.names_class)
@@ -411,6 +413,7 @@ def _done(h: Records, slot: int, now_s: float) -> None:
     if s.decode_on >= 0 and s.worker != s.decode_on:  # it was promised there, for nothing
         count_decode(h, s.decode_on, -1, 0.0)
     count_answer(h, s.output)
+    confirm(view(h.workers, h.workers_n, WORKER)[s.placed_on], s.claimed, s.cached)
     give_back(view(h.names, h.names_n, INT), view(h.names_spare, h.names_spare_n, INT), s.names, s.names_class)
     r = view(h.results, h.results_n, RESULT)[h.results_end]
     h.results_end += 1
