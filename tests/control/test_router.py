@@ -142,6 +142,69 @@ def test_answers_are_expected_to_be_as_long_as_the_last_ones_and_no_longer_than_
     assert r.answer_tokens(8) == 8
 
 
+def attached(*workers: WorkerId) -> Router:
+    """Of attached engines, which have been measured."""
+    r = router(*workers, events=False)
+    for worker in workers:
+        for i in range(3):
+            r.place(RequestId(f"{worker}{i}"), PROMPT, 0.0, avoid={A, B} - {worker})
+            r.on_first(RequestId(f"{worker}{i}"), 0.1)
+            r.done(RequestId(f"{worker}{i}"))
+    r.stalled(0.2)
+    return r
+
+
+def test_who_answers_probes_and_nothing_else_gets_no_new_work_until_it_does() -> None:
+    r = attached(A, B)
+    assert place(r, "1", now_s=1.0, avoid={B}) == A
+    for tick in range(20):
+        r.roster.heard(A, 1.0 + tick / 10)  # its probe
+        assert r.stalled(1.0 + tick / 10) == ([A] if tick == 11 else [])  # after a second, as `hang_s`
+    assert [w.is_stalled for w in r.snapshot().workers] == [True, False]
+    assert r.is_saturated(A)
+    assert {place(r, f"x{i}", now_s=3.0) for i in range(8)} == {B}
+
+    r.on_first(RequestId("1"), 3.5)
+    assert r.stalled(3.5) == []
+    assert not r.is_saturated(A)
+    assert place(r, "y", now_s=3.6) == A
+
+
+def test_who_works_on_a_long_queue_has_not_stalled() -> None:
+    r = attached(A)
+    for i in range(8):
+        place(r, str(i), now_s=1.0)
+    for i in range(8):
+        assert r.stalled(1.0 + 0.9 * i) == []
+        r.on_first(RequestId(str(i)), 1.0 + 0.9 * i)
+
+
+def test_an_answer_that_comes_whole_may_take_as_long_as_its_tokens() -> None:
+    r = attached(A)
+    r.place(RequestId("1"), PROMPT, 1.0, tells_first=False)
+
+    assert r.stalled(3.0) == []
+    assert r.stalled(30.0) == [A]
+
+
+def test_where_all_have_stalled_they_get_work_all_the_same() -> None:
+    r = attached(A)
+    place(r, "1", now_s=1.0)
+    r.stalled(1.1)
+    assert r.stalled(60.0) == [A]
+
+    assert place(r, "2", now_s=61.0) == A
+    assert r.is_saturated(A)
+
+
+def test_an_engine_that_was_never_measured_may_warm_up() -> None:
+    r = router(A, events=False)
+    place(r, "1")
+
+    assert r.stalled(0.1) == r.stalled(20.0) == []
+    assert r.stalled(31.0) == [A]
+
+
 def test_an_index_that_lies_attracts_no_more_and_one_that_is_right_again_does() -> None:
     def answered(found: int, times: int) -> float:
         for i in range(times):

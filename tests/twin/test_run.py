@@ -350,13 +350,14 @@ def test_events_that_are_lost_make_predictions_wrong_and_nothing_else() -> None:
 
 
 def test_what_an_index_that_hears_late_claims_is_believed_as_far_as_it_was_right() -> None:
-    honest, late = Kept(scenario(router="kv")), Kept(scenario(router="kv", event_lag_s=30.0))
+    fleet = [{**MOCKER, "blocks": 700}]  # so few that blocks are evicted before that is heard
+    honest, late = Kept(scenario(fleet, router="kv")), Kept(scenario(fleet, router="kv", event_lag_s=30.0))
     honest.go()
     late.go()
     told = [[float(confidence(w)) for w in kept.run.hub["workers"]] for kept in (honest, late)]
 
     assert min(told[0]) > 0.98
-    assert max(told[1]) < 0.98
+    assert max(told[1]) < 0.9
 
 
 LLAMAS = {"model": "llama-3.1-70b", "weights": "fp8", "kv_bits": 8}

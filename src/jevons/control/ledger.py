@@ -23,6 +23,8 @@ from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds
 from jevons.policy.route import ANEW, BLOCKS, Placement
 
 HERE = ""  # the node the router runs on
+# Before its first step is measured, an engine may be loading or compiling: GUESS, vLLM's first prompts take as long.
+GUESS_FIRST_S = 30.0
 _NO_NAMES: Ints = np.zeros(0, np.int64)
 
 
@@ -72,7 +74,11 @@ class Member:
         self.learned = learned
         self.reports_steps = False
         self.tier_counts: dict[str, int] = {}
-        self.waiting: dict[int, Ints] = {}  # of each request that waits, by its number, the blocks to be computed
+        self.waiting: dict[int, Placed] = {}  # requests whose prompt is not computed, by their number, oldest first
+        self.signs = 0  # of work: steps, first tokens, answers
+        self.is_stalled = False
+        self._seen = -1  # signs at the last look, and when there were new ones
+        self._quiet_s = 0.0
         self.promised = 0  # requests that run elsewhere until their first token, then here
         book.set_worker(self.number, {"step_tokens": facts.step_tokens, "whole": 1, "node": book.node(tiers.name)})
         self._set_kind()
@@ -114,6 +120,19 @@ class Member:
             },
         )
 
+    def has_stalled(self, now_s: float, least_s: float) -> bool:
+        """Whether what waits here is overdue and no work was seen here for as long, `least_s` at least.
+
+        A step, a first token, an answer and a KV event are work; to answer a probe is not.
+        """
+        signs = self.signs + (0 if self.intake is None else self.intake.counts.total())
+        oldest = next(iter(self.waiting.values()), None)
+        if oldest is None or signs != self._seen:
+            self._seen, self._quiet_s = signs, now_s
+            return False
+        patience_s = max(least_s if self.learned.samples else GUESS_FIRST_S, oldest.patience_s)
+        return now_s - max(self._quiet_s, oldest.placed_s) > patience_s
+
     def forget_blocks(self) -> None:
         """It holds nothing any more."""
         if self.intake is not None:
@@ -129,8 +148,8 @@ class Member:
 
     def _renumbered(self) -> None:
         self._book.set_worker(self.number, {"holder": self.holding.holder})
-        for names in self.waiting.values():
-            self._book.promise_again(self.number, names)
+        for placed in self.waiting.values():
+            self._book.promise_again(self.number, placed.names)
 
 
 class Placed(msgspec.Struct):
@@ -148,6 +167,7 @@ class Placed(msgspec.Struct):
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed
     promised: float  # usual streams that it counts for besides while it runs
+    patience_s: float  # so long its worker may show no sign of work
     is_running: bool = False  # its prompt is computed
     first_s: float | None = None
     cached_tokens: int | None = None

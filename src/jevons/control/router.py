@@ -34,8 +34,8 @@ from jevons.policy.route import KV, Placement, check_policy, prompt_load, usual_
 from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
 
 RECENT_OUTCOMES = 256
-# A step may take so many times its prediction before its worker counts as silent. Below is noise: on cores that
-# something else uses too, a step takes 2 to 3 times as long.
+# A step may take so many times its prediction before its worker counts as silent, and a first token before it counts as
+# stalled. Below is noise: on cores that something else uses too, a step takes 2 to 3 times as long.
 LATE_STEP = 4.0
 
 
@@ -53,6 +53,7 @@ class _Ask(NamedTuple):
     id: RequestId
     prompt: Prompt
     promised: float  # usual streams that it counts for besides while it runs
+    untold_tokens: float  # of its answer, before anything of it is heard
     now_s: float
 
 
@@ -64,6 +65,7 @@ class Router:
         self._is_kv = check_policy(policy) == KV
         self.policy = policy
         self.roster = Roster(hang_s, self._on_health)
+        self._hang_s = hang_s
         self._shadow_ttl_s = shadow_ttl_s
         self._shadows_expire_s = inf  # none before
         self._nodes: dict[str, NodeTiers] = {}
@@ -157,6 +159,7 @@ class Router:
         avoid: Collection[WorkerId] = (),
         promise: Promise = USUAL,
         output_tokens: int | None = None,
+        tells_first: bool = True,
     ) -> Placement:
         """Choose a worker, or one for the prompt and one for the rest, and count the work against it until `done`.
 
@@ -169,6 +172,7 @@ class Router:
             promise: the sooner its first token, the less streams weigh that wait for it; the sooner each token after
                 it, the more it weighs while it runs.
             output_tokens: it may have; None: not told.
+            tells_first: its first token will be told; otherwise only its answer, when that is whole.
 
         Raises:
             NoWorker: none is left.
@@ -177,11 +181,12 @@ class Router:
         self._book.count_arrival(now_s)
         self._book.promise(promise, output_tokens)
         promised = self._promised(promise, output_tokens)
+        untold = 0.0 if tells_first else self._book.answer_tokens(output_tokens)
         self._expire_shadows(now_s)
         with self._without(avoid):
             whole = self._gather(WHOLE, prompt, model, avoid)
             apart = self._gather(APART, prompt, model, avoid)
-            return self._count(_Ask(request, prompt, promised, now_s), whole, apart)
+            return self._count(_Ask(request, prompt, promised, untold, now_s), whole, apart)
 
     def rank(  # noqa: PLR0913 — as `place`
         self,
@@ -243,7 +248,7 @@ class Router:
         with self._without(avoid):
             rest = self._gather(WHOLE, prompt, model, avoid)
             apart = 0 if rest else self._gather(APART, prompt, model, avoid)
-            return self._count(_Ask(request, prompt, promised, now_s), rest, apart)
+            return self._count(_Ask(request, prompt, promised, 0.0, now_s), rest, apart)
 
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
@@ -257,6 +262,7 @@ class Router:
         placed = self._placed[request]
         if not placed.is_running:
             placed.is_running = True
+            placed.member.signs += 1
             if self._is_current(placed.member):
                 self._unwait(placed)
                 self._book.count_decode(placed.member.number, 1, placed.promised)
@@ -293,6 +299,7 @@ class Router:
         if known is None:
             return
         known.reports_steps = True
+        known.signs += 1
         self._measured(known, load_of(report), report.seconds)
         if report.tokens:
             self._book.computed(known.number, report.tokens)
@@ -348,6 +355,25 @@ class Router:
         self._recent.append(outcome)
         return outcome
 
+    def stalled(self, now_s: float) -> list[WorkerId]:
+        """Look who does nothing about what waits there: they count as saturated until they do. Costs O(workers).
+
+        Returns:
+            those that have just been found.
+        """
+        found = []
+        for id, worker in self._workers.items():
+            has_stalled = worker.has_stalled(now_s, self._hang_s)
+            if has_stalled is not worker.is_stalled:
+                worker.is_stalled = has_stalled
+                self._book.set_up(worker.number, self._may_work(worker))
+                found += [id] if has_stalled else []
+        return found
+
+    def is_saturated(self, worker: WorkerId) -> bool:
+        """Whether it gets work only where nobody else is left: what is known of it is stale."""
+        return not self._may_work(self._workers[worker])
+
     def snapshot(self) -> FleetSnapshot:
         """The state now; costs O(workers)."""
         return FleetSnapshot(
@@ -395,14 +421,18 @@ class Router:
     def _on_health(self, worker: WorkerId, health: Health) -> None:
         known = self._workers.get(worker)
         if known is not None:
-            self._book.set_up(known.number, health is Health.UP)
+            self._book.set_up(known.number, self._may_work(known))
+
+    def _is_last_resort(self, worker: Member) -> bool:
+        return not self._may_work(worker) and self.roster.health(worker.facts.id) is not Health.DOWN
+
+    def _may_work(self, worker: Member) -> bool:
+        return self.roster.health(worker.facts.id) is Health.UP and not worker.is_stalled
 
     @contextmanager
     def _without(self, avoid: Collection[WorkerId]) -> Iterator[None]:
         """These workers get no work meanwhile."""
-        those = [
-            self._workers[id].number for id in avoid if id in self._workers and self.roster.health(id) is Health.UP
-        ]
+        those = [self._workers[id].number for id in avoid if id in self._workers and self._may_work(self._workers[id])]
         for number in those:
             self._book.set_up(number, False)
         try:
@@ -420,15 +450,15 @@ class Router:
         self._shadows_expire_s = min((shadow.expires_s for shadow in shadows), default=inf)
 
     def _gather(self, desk: int, prompt: Prompt, model: str | None, avoid: Collection[WorkerId]) -> int:
-        """Candidates of a desk: of those that are up, else of suspects, for work on a slow worker beats none at all.
-        Returns how many there are."""
+        """Candidates of a desk: of those that are up, else of suspects and stalled ones, for work on a slow worker
+        beats none at all. Returns how many there are."""
         count = self._gather_up(desk, prompt, model)
         if count:
             return count
         suspects = [
             worker.number
             for id, worker in self._workers.items()
-            if worker.desk == desk and id not in avoid and self.roster.health(id) is Health.SUSPECT
+            if worker.desk == desk and id not in avoid and self._is_last_resort(worker)
         ]
         for number in suspects:
             self._book.set_up(number, True)
@@ -506,8 +536,9 @@ class Router:
             ),
             decoding=int(c["decoding"]),
             promised=ask.promised,
+            patience_s=LATE_STEP * (placement.ttft_s + ask.untold_tokens * placement.tpot_s),
         )
-        worker.waiting[placed.slot] = names
+        worker.waiting[placed.slot] = placed
         if after is not None:
             after.promised += 1
             self._book.count_decode(after.number, 1, ask.promised)
@@ -550,7 +581,7 @@ class Router:
         tokens, context = placed.ahead.tokens, placed.ahead.token_context
         if cached is not None:
             own = prompt_load(placed.prompt_tokens, placed.placement.cached_tokens)
-            real = prompt_load(placed.prompt_tokens, cached)
+            real = prompt_load(placed.prompt_tokens, placed.found_tokens)
             tokens += real.tokens - own.tokens
             context += real.token_context - own.token_context
         steps = max(1.0, -(-tokens // worker.facts.step_tokens))
@@ -566,6 +597,7 @@ class Router:
             role=worker.facts.role,
             pid=worker.facts.pid,
             health=self.roster.health(worker.facts.id),
+            is_stalled=worker.is_stalled,
             index=worker.index_mode,
             block_size=worker.block_size,
             held_blocks=len(worker.holding),

@@ -15,6 +15,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     pid: int | None
     health: Health
+    is_stalled: bool  # it answers probes and does nothing about what waits there: no new work while others have room
     index: IndexMode
     block_size: int | None
     held_blocks: int

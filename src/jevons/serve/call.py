@@ -95,6 +95,9 @@ class Placements:
             avoid=avoid,
             most=1,
         )[0]
+        if self._router.is_saturated(best.worker):
+            self._metrics.refused.inc()
+            raise TooLate("workers: none has been heard of lately that could take this; come again", RETURN_S)
         again_s = promise.verdict(best.ttft_s, best.tpot_s, self._router.answer_tokens(asked.output_limit))
         if again_s is not None:
             self._metrics.refused.inc()
@@ -112,6 +115,7 @@ class Placements:
             avoid=avoid,
             promise=call.promise,
             output_tokens=call.asked.output_limit,
+            tells_first=bool(call.asked.stream),
         )
         self._since_s[id] = call.arrived_s
         return placement

@@ -335,6 +335,8 @@ class Fleet:
                 log.warning("worker %s: silent for %.1f s, no new work for it", id, self._settings.hang_s)
                 if self.is_ready:
                     self._member(id).give_up_unstarted()
+            for id in self._router.stalled(now_s):
+                log.warning("worker %s: does nothing about what waits there, no new work for it", id)
             for id in self._router.roster.silent(now_s, self._settings.dead_s):
                 log.warning("worker %s: silent for %.0f s, given up", id, self._settings.dead_s)
                 self._member(id).drop()

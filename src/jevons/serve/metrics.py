@@ -113,6 +113,9 @@ class _FleetCollector(Collector):
             "exact": GaugeMetricFamily(
                 "jevons_worker_index_exact", "1 if its blocks are known from events without a hole.", labels=["worker"]
             ),
+            "stalled": GaugeMetricFamily(
+                "jevons_worker_stalled", "1 if it does nothing about what waits there.", labels=["worker"]
+            ),
             "confidence": GaugeMetricFamily(
                 "jevons_worker_index_confidence", "Share of cached tokens predicted that was there.", labels=["worker"]
             ),
@@ -134,6 +137,7 @@ class _FleetCollector(Collector):
             values = {
                 "up": worker.health is Health.UP,
                 "exact": worker.index is IndexMode.EXACT,
+                "stalled": worker.is_stalled,
                 "confidence": worker.index_confidence,
                 "blocks": worker.held_blocks,
                 "queued": worker.queued_tokens,

@@ -98,7 +98,7 @@ class Desk:
             id = RequestId(f"placed-{secrets.token_hex(12)}")
             now_s = self._now_s()
             counted = self._router.place(
-                id, tokens, now_s, salt=salt, model=model, promise=promise, output_tokens=limit
+                id, tokens, now_s, salt=salt, model=model, promise=promise, output_tokens=limit, tells_first=False
             )
             ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
             self._held[id] = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
