@@ -168,7 +168,7 @@ async def _on_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> N
     if root is not None and (Path(root) / "tokenizer.json").is_file():
         try:
             tokenizer = Tokenizer(Path(root))
-            prompts.serve(Served(name, local_encoder(tokenizer), context))
+            prompts.serve(Served(name, local_encoder(tokenizer), context, encode_rest=tokenizer.encode_rest))
             _hasten(tokenizer, name)
             return
         except ModelError as error:

@@ -53,7 +53,7 @@ class Front:
         self.fleet = fleet
         self.prompts = prompts
         self.now_s = now_s
-        self._relay = Relay(fleet, self.placements, self.metrics)
+        self._relay = Relay(fleet, self.placements, self.metrics, prompts)
         self._desk = Desk(router, prompts, self.metrics, now_s, fleet.url_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),

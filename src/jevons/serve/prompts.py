@@ -18,6 +18,7 @@ INLINE_BYTES = 16 << 10
 REMOTE_TIMEOUT_S = 5.0
 
 Encode = Callable[[ChatRequest | CompletionRequest], Awaitable[list[list[int]]]]
+EncodeRest = Callable[[str], list[int] | None]
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -31,6 +32,7 @@ class Served(msgspec.Struct, frozen=True):
     encode: Encode
     context_tokens: int | None
     exact_tokens: bool = True
+    encode_rest: EncodeRest | None = None  # text in the middle of an answer → its tokens; None: not known here
 
 
 class Prompts:
@@ -54,6 +56,11 @@ class Prompts:
 
     def context_tokens(self, model: str) -> int | None:
         return self._served[model].context_tokens
+
+    def encode_rest(self, model: str, text: str) -> list[int] | None:
+        """The tokens of text in the middle of an answer; None where they are not known here."""
+        encode = self._served[model].encode_rest
+        return None if encode is None else encode(text)
 
     async def encode(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
         """Every prompt of the request as token ids, at least one each.

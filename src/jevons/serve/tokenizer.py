@@ -75,6 +75,13 @@ class Tokenizer:
         """
         return self._ids(text, special, "prompt")
 
+    def encode_rest(self, text: str) -> list[int] | None:
+        """The tokens of text in the middle of an answer; None where the model's tokens know no middle.
+
+        SentencePiece puts a space before whatever it is given.
+        """
+        return self._ids(text, False, "answer") if isinstance(self._form, ByteLevelForm) else None
+
     def render(
         self,
         messages: list[dict[str, Any]],
