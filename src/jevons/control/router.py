@@ -220,14 +220,16 @@ class Router:
         best, c = self._conclude(prompt_tokens, whole, apart)
         self._book.hub.set("turn", turn)
         alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
-        others = alike[alike["worker"] != c["worker"]]
-        order = np.lexsort((others["worker"], others["waiting_s"] + others["answer_s"]))
+        order = np.lexsort((alike["worker"], alike["waiting_s"] + alike["answer_s"]))
         found = [self._placement(best, prompt_tokens, c)]
-        for o in others[order[: None if most is None else most - 1]]:
+        for at in order[:most]:  # the chosen one is among them, and passed over
+            o = alike[at]
+            if o["worker"] == c["worker"]:
+                continue
             tpot_s = float(o["tpot_s"]) if best.after is None else best.tpot_s
             chosen = _Chosen(self._members[int(o["worker"])], best.after, tpot_s)
             found.append(self._placement(chosen, prompt_tokens, o))
-        return found
+        return found[:most]
 
     def go_on(  # noqa: PLR0913 — as `place`
         self,

@@ -1,0 +1,247 @@
+"""Which endpoints can be picked, and what an exchange may hold, wait for and crowd out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from jevons.base.errors import CapacityError, ConfigError, NoWorker, RequestError
+from jevons.config import make
+from jevons.control.router import Router
+from jevons.engine.openai import parse_spec
+from jevons.facts.worker import WorkerFacts
+from jevons.serve import gateway, picker
+from jevons.serve.exchange import Room
+from jevons.serve.extproc import SERVICE, ProcessingRequest, ProcessingResponse
+from jevons.serve.fleet import Fleet
+from jevons.serve.front import Front
+from jevons.serve.gateway import Gateway, parse_listen
+from jevons.serve.http import Limits, Request
+from jevons.serve.picker import Endpoints, Picker
+from jevons.serve.prompts import Prompts, Served, pseudo_encoder
+
+
+class House:
+    """A front with attached engines that are up, though nobody listens there."""
+
+    def __init__(self, *urls: str) -> None:
+        self.router = Router()
+        settings = make({"engines": list(urls) or ["http://127.0.0.1:1"]}, "test")
+        self.fleet, self.prompts = Fleet(settings, self.router, lambda: 0.0), Prompts()
+        self.front = Front(settings, self.router, self.fleet, self.prompts, lambda: 0.0)
+        self.prompts.serve(Served("m", pseudo_encoder(), None, exact_tokens=False))
+        for url in urls:
+            attached = self.fleet.add_attached(parse_spec(url))
+            self.router.join(WorkerFacts(id=attached.id, model="m", kind="openai"))
+            self.router.roster.heard(attached.id, 0.0)
+        self.endpoints = Endpoints(self.fleet)
+
+    async def picker(self) -> Picker:
+        await self.endpoints.refresh()
+        return Picker(self.router, self.endpoints, self.prompts, self.front.placements, lambda: 0.0)
+
+
+def request(prompt: str, **headers: str) -> Request:
+    asked = Request()
+    asked.path, asked.headers = "/v1/completions", {k.replace("_", "-"): v for k, v in headers.items()}
+    asked.body = json.dumps({"model": "m", "prompt": prompt}).encode()
+    return asked
+
+
+def test_engines_are_told_as_ip_and_port_whatever_they_were_named() -> None:
+    house = House("http://10.0.0.1", "http://localhost:8001", "http://[fd00::1]:8002", "http://10.0.0.2:8000/base")
+    asyncio.run(house.endpoints.refresh())
+
+    assert list(house.endpoints.of.values()) == ["10.0.0.1:80", "127.0.0.1:8001", "[fd00::1]:8002"]
+
+
+def test_two_engines_at_one_address_are_one_to_a_gateway(caplog: pytest.LogCaptureFixture) -> None:
+    house = House("http://127.0.0.1:8001", "http://localhost:8001")
+    asyncio.run(house.endpoints.refresh())
+    asyncio.run(house.endpoints.refresh())
+
+    assert list(house.endpoints.of.values()) == ["127.0.0.1:8001"]
+    assert len([r for r in caplog.records if "another engine's too" in r.message]) == 1  # said once
+
+
+def test_a_name_that_is_not_found_any_more_keeps_its_last_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House("http://engine-0.pool:8000")
+    addresses = iter(["10.0.0.7", "10.0.0.8"])
+
+    async def look_up(*_: Any, **__: Any) -> list[Any]:
+        try:
+            return [(0, 0, 0, "", (next(addresses), 8000))]
+        except StopIteration:
+            raise OSError(2, "no such name") from None
+
+    async def refresh() -> str:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        await house.endpoints.refresh()
+        return house.endpoints.of[house.router.workers()[0]]
+
+    assert [asyncio.run(refresh()) for _ in range(3)] == ["10.0.0.7:8000", "10.0.0.8:8000", "10.0.0.8:8000"]
+
+
+def test_a_pick_counts_until_it_is_over_and_the_next_goes_elsewhere() -> None:
+    async def go() -> list[str]:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")
+        pick = await house.picker()
+        picks = [await pick.pick(request(f"{n} " * 500), None, 0.0) for n in range(3)]
+        assert sum(worker.requests for worker in house.router.snapshot().workers) == 3
+        for each in picks:
+            house.front.placements.done(each.id)
+        assert sum(worker.requests for worker in house.router.snapshot().workers) == 0
+        return [each.endpoints.split(",")[0] for each in picks]
+
+    assert sorted(asyncio.run(go())) == ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]
+
+
+def test_an_engine_outside_the_subset_is_not_even_a_fallback() -> None:
+    async def go() -> list[str]:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")
+        pick = await house.picker()
+        subset = frozenset({"10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"})
+        told = [(await pick.pick(request("a"), subset, 0.0)).endpoints, pick.pick_by_load(Request(), subset).endpoints]
+        with pytest.raises(NoWorker, match=r"none of .*-subset is attached: 10\.0\.0\.4:80"):
+            pick.pick_by_load(Request(), frozenset({"10.0.0.4:80"}))
+        return told
+
+    for endpoints in asyncio.run(go()):
+        assert sorted(endpoints.split(",")) == ["10.0.0.2:80", "10.0.0.3:80"]
+
+
+def test_no_more_than_four_endpoints_are_told() -> None:
+    async def go() -> str:
+        house = House(*(f"http://10.0.0.{n}:80" for n in range(1, 9)))
+        return (await (await house.picker()).pick(request("a"), None, 0.0)).endpoints
+
+    assert len(asyncio.run(go()).split(",")) == 4
+
+
+def test_bodies_that_come_share_one_bound() -> None:
+    room = Room(total_bytes=100, body_bytes=60)
+    room.take(0, 60)
+    with pytest.raises(RequestError, match="at most 60 bytes") as too_large:
+        room.take(60, 1)
+    assert too_large.value.status == 413
+    with pytest.raises(CapacityError, match="60 bytes of other requests"):
+        room.take(0, 50)
+    room.free(60)
+    room.take(0, 50)
+    assert room.held_bytes == 50
+
+
+def exchange(house: House, limits: Limits, talk: Callable[[Any], Awaitable[Any]]) -> Any:
+    """What `talk` makes of a stream to a gateway with these limits."""
+
+    async def go() -> Any:
+        served = Gateway(house.front, limits)
+        await served.listen(parse_listen("127.0.0.1:0"))
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+                return await talk(channel.stream_stream(f"/{SERVICE}/Process"))
+        finally:
+            await served.close(0)
+
+    return asyncio.run(go())
+
+
+def faults(house: House, reason: str) -> float:
+    value = house.front.metrics.registry.get_sample_value("jevons_picker_faults_total", {"reason": reason})
+    return value or 0.0
+
+
+def test_a_body_that_does_not_come_to_its_end_in_time_is_answered_408() -> None:
+    house = House("http://10.0.0.1:80")
+
+    async def talk(process: Any) -> Any:
+        call = process(timeout=30)
+        await call.write(ProcessingRequest(request_headers={}).SerializeToString())
+        await call.write(ProcessingRequest(request_body={"body": b"{"}).SerializeToString())
+        answer = ProcessingResponse.FromString(await call.read())
+        assert await call.read() is grpc.aio.EOF
+        return answer.immediate
+
+    immediate = exchange(house, Limits(body_s=0.2), talk)
+    assert immediate.status.code == 408
+    assert "body: must arrive within 0.2 s" in json.loads(immediate.body)["error"]["message"]
+    assert faults(house, "slow") == 1
+
+
+def test_requests_beyond_the_most_are_refused_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House("http://10.0.0.1:80")
+    monkeypatch.setattr(gateway, "MAX_STREAMS", 1)
+
+    async def talk(process: Any) -> Any:
+        one = process(timeout=30)
+        head = ProcessingRequest(request_headers={"end_of_stream": True}).SerializeToString()
+        await one.write(head)
+        first = ProcessingResponse.FromString(await one.read())
+        two = process(timeout=30)
+        await two.write(head)
+        second = ProcessingResponse.FromString(await two.read())
+        assert first.HasField("request_headers")
+        await one.done_writing()
+        return second.immediate
+
+    immediate = exchange(house, Limits(), talk)
+    assert immediate.status.code == 503
+    assert faults(house, "full") == 1
+
+
+def test_what_is_held_too_long_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House("http://10.0.0.1:80")
+    monkeypatch.setattr(gateway, "MAX_HOLD_S", 0.2)
+
+    async def talk(process: Any) -> Any:
+        call = process(timeout=30)
+        await call.write(ProcessingRequest(request_headers={"end_of_stream": True}).SerializeToString())
+        await call.read()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+
+    exchange(house, Limits(), talk)
+    assert sum(worker.requests for worker in house.router.snapshot().workers) == 0
+    assert house.front.metrics.registry.get_sample_value("jevons_placements_expired_total") == 1
+
+
+@pytest.mark.parametrize("text", ["9002", "host:", ":9002", "host:port", "host:70000"])
+def test_an_address_that_is_none_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"picker: must look like HOST:PORT, got '{text}'"):
+        parse_listen(text)
+
+
+def test_a_picker_without_engines_or_on_a_taken_port_is_an_error(tmp_path: Any) -> None:
+    async def go() -> None:
+        with pytest.raises(ConfigError, match="picker, engines: a gateway sends to attached engines, got none"):
+            await Gateway(House().front, Limits()).listen(parse_listen("127.0.0.1:0"))
+        front = House("http://10.0.0.1:80").front
+        with pytest.raises(ConfigError, match=f"picker-tls: must be a folder with tls.crt and tls.key, got {tmp_path}"):
+            await Gateway(front, Limits()).listen(parse_listen("127.0.0.1:0", tmp_path))
+        one, two = Gateway(front, Limits()), Gateway(House("http://10.0.0.1:80").front, Limits())
+        await one.listen(parse_listen("127.0.0.1:0"))
+        with pytest.raises(ConfigError, match=f"picker: cannot listen on 127.0.0.1:{one.port}"):
+            await two.listen(parse_listen(f"127.0.0.1:{one.port}"))
+        await one.close(0)
+        await two.close(0)
+
+    asyncio.run(go())
+
+
+def test_an_unknown_prompt_is_weighed_by_its_size() -> None:
+    async def go() -> tuple[int, int]:
+        house = House("http://10.0.0.1:80")
+        pick, asked = await house.picker(), Request()
+        asked.headers = {"content-length": "4000"}
+        pick.pick_by_load(asked, None)
+        first = house.router.snapshot().workers[0].queued_tokens
+        asked.headers = {"content-length": "99999999999"}
+        pick.pick_by_load(asked, None)
+        return first, house.router.snapshot().workers[0].queued_tokens - first
+
+    assert asyncio.run(go()) == (1_000, picker.UNKNOWN_MOST_TOKENS)
