@@ -34,6 +34,17 @@ class Roster:
         self._heard_s[worker] = now_s - silent_s
         return self._set(worker, Health.UP if silent_s <= self._hang_s else Health.SUSPECT)
 
+    def rests(self, worker: WorkerId, now_s: float, for_s: float) -> bool:
+        """`worker` made itself known and has nothing to do: that it is not heard of for so long means nothing.
+
+        Returns whether that changed its health.
+        """
+        return self.heard(worker, now_s, -for_s)
+
+    def expect(self, worker: WorkerId, now_s: float) -> None:
+        """Something is asked of `worker`: its silence counts from now on, if it did not already."""
+        self._heard_s[worker] = min(self._heard_s.get(worker, now_s), now_s)
+
     def gone(self, worker: WorkerId) -> bool:
         """`worker` is known to have ended. Returns whether that changed its health."""
         return self._set(worker, Health.DOWN)

@@ -9,7 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
@@ -91,8 +91,10 @@ class Scope:
 class HttpClient:
     """Requests to one server. For one event loop; no limit on connections, idle ones are kept."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, on_idle_lost: Callable[[], None] | None = None) -> None:
+        """`on_idle_lost` is told when a connection is closed that was kept for later: the server may have ended."""
         self.address = address
+        self._on_idle_lost = on_idle_lost
         self._idle: list[_Connection] = []
         self._tls = ssl.create_default_context() if address.tls else None
 
@@ -112,19 +114,28 @@ class HttpClient:
         finally:
             scope.unbind()
             if connection.reusable:
+                connection.on_lost = self._lost
                 self._idle.append(connection)
             else:
                 connection.abort()
 
     def close(self) -> None:
+        self._on_idle_lost = None
         for connection in self._idle:
             connection.abort()
         self._idle.clear()
+
+    def _lost(self, connection: _Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if self._on_idle_lost is not None:
+            self._on_idle_lost()
 
     async def _send(self, message: bytes, scope: Scope) -> _Connection:
         """A kept connection may have been closed by the server at that very moment: then once more on a fresh one."""
         while self._idle:
             connection = self._idle.pop()
+            connection.on_lost = None
             if connection.is_open and await self._exchange(connection, message, scope, kept=True):
                 return connection
         connection = await self._connect()
@@ -167,6 +178,7 @@ class HttpClient:
 
 class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
+        self.on_lost: Callable[[_Connection], None] | None = None  # while it is kept for later
         self._transport: asyncio.Transport | None = None
         self._reset()
         self._error: str | None = None
@@ -256,6 +268,8 @@ class _Connection(asyncio.Protocol):
         elif self._error is None:
             self._error = f"engine: connection ended: {_said(exc) if exc else 'closed by the engine'}"
         self._wake()
+        if self.on_lost is not None:
+            self.on_lost(self)
 
     def _until_close(self) -> bool:
         """Whether the end of the connection is the proper end of this body."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,11 @@ _read_body = msgspec.json.Decoder(_Body).decode
 class OpenAIEngine:
     """One server. Its methods raise EngineGone when it cannot be reached or ends in the middle."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, on_idle_lost: Callable[[], None] | None = None) -> None:
+        """For `on_idle_lost` see `HttpClient`."""
         self.spec = spec
-        self._http = HttpClient(spec.address)
+        self._http = HttpClient(spec.address, on_idle_lost)
+        self._roots: dict[str, str] = {}  # as it told when it was last asked for its models
 
     async def models(self) -> dict[str, int | None]:
         """Served names, with their context in tokens where it is told.
@@ -132,16 +134,15 @@ class OpenAIEngine:
         try:
             rows = raw["data"]
             found = {row["id"]: row.get("max_model_len") or (row.get("meta") or {}).get("n_ctx_train") for row in rows}
+            self._roots = {row["id"]: row["root"] for row in rows if isinstance(row.get("root"), str)}
         except (KeyError, TypeError, AttributeError) as error:
             text = str(raw)[:120]
             raise EngineError(f"engine {self.spec.url}: /v1/models is not a list of models: {text}") from error
         return found
 
-    async def model_root(self, model: str) -> str | None:
-        """The directory or repository the engine says it loaded `model` from."""
-        raw = await self.get_json("/v1/models")
-        roots = [row.get("root") for row in raw.get("data", ()) if row.get("id") == model]
-        return roots[0] if roots and isinstance(roots[0], str) else None
+    def model_root(self, model: str) -> str | None:
+        """The directory or repository the engine said it loaded `model` from, when it was asked for its models."""
+        return self._roots.get(model)
 
     async def get_json(self, path: str) -> Any:
         """Raises EngineError unless it answers 200 with JSON."""

@@ -164,11 +164,15 @@ async def _on_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> N
     """An attached engine came up: serve its model, with the best tokenizer there is."""
     assert attached.model is not None
     name, context = attached.model, attached.context_tokens
-    root = spec.tokenizer or await attached.engine.model_root(name)
+    root, known = spec.tokenizer or attached.engine.model_root(name), prompts.served(name)
+    if known is not None and known.source and known.source == root:  # as of the thousand others
+        prompts.serve(msgspec.structs.replace(known, context_tokens=context))
+        return
     if root is not None and (Path(root) / "tokenizer.json").is_file():
         try:
             tokenizer = Tokenizer(Path(root))
-            prompts.serve(Served(name, local_encoder(tokenizer), context, encode_rest=tokenizer.encode_rest))
+            rest = tokenizer.encode_rest
+            prompts.serve(Served(name, local_encoder(tokenizer), context, encode_rest=rest, source=root))
             _hasten(tokenizer, name)
             return
         except ModelError as error:
@@ -177,7 +181,8 @@ async def _on_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> N
         log.warning("engine %s: no local tokenizer for %s: asking its /tokenize for every request", spec.url, name)
         prompts.serve(Served(name, remote_encoder(attached.engine), context))
         return
-    log.warning("engine %s: no tokenizer for %s: prompts are matched by their bytes, approximately", spec.url, name)
+    if known is None or known.exact_tokens:
+        log.warning("engine %s: no tokenizer for %s: prompts are matched by their bytes, approximately", spec.url, name)
     prompts.serve(Served(name, pseudo_encoder(), context, exact_tokens=False))
 
 

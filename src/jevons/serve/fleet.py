@@ -25,6 +25,7 @@ from jevons.engine.http_client import Scope
 from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import Health, WorkerFacts
+from jevons.serve.pulse import PROBE_S, Pulse, Turnstile
 from jevons.serve.substrate import Process
 from jevons.wire.channel import TO_FRONT, AgentConfig, Beat, Cancel, Channel, Hello, Steps, Submit, ToFront
 from jevons.wire.events import Subscriber
@@ -34,8 +35,8 @@ log = logging.getLogger("jevons.fleet")
 HOST = "127.0.0.1"
 GONE = "gone"  # the finish of a step that tells: your worker was lost
 TICK_S = 0.1
-PROBE_S = 0.2
 PROBE_TIMEOUT_S = 0.5
+RETRY_S = 1.0  # an engine that is down is looked for so often at least
 REPLAY_TIMEOUT_S = 2.0
 JOIN_S = 0.1  # a ZMQ subscription takes a moment to hold; the replay asked for after it overlaps, nothing falls between
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # waits before starting a worker again, one after another
@@ -178,39 +179,52 @@ class Link:
 class Attached:
     """The front's end of one attached engine."""
 
-    def __init__(self, spec: EngineSpec, router: Router, now_s: Clock) -> None:
+    def __init__(self, spec: EngineSpec, router: Router, now_s: Clock, turns: Turnstile) -> None:
         self.id = WorkerId(spec.address.authority + spec.address.base)
         self.url = spec.url
-        self.engine = OpenAIEngine(spec)
+        self.pulse = Pulse(self.id, router.roster, now_s)
+        self.engine = OpenAIEngine(spec, self.pulse.wake)
         self.model: str | None = None
         self.context_tokens: int | None = None
         self._spec = spec
         self._router = router
         self._now_s = now_s
+        self._turns = turns
         self._active: dict[RequestId, Scope] = {}
         self._started: set[RequestId] = set()
 
     async def watch(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
         """Probe the engine until cancelled; `on_model` is called whenever it has come up."""
+        pause_s = PROBE_S
         while True:
             with contextlib.suppress(EngineError, TimeoutError):
+                await self._turns.pass_through()
                 await self._introduce()
+                pause_s = PROBE_S
                 await on_model(self)
                 await self._probe()
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(RETRY_S, 1.5 * pause_s)
 
     def enter(self, id: RequestId) -> Scope:
         """A request begins here."""
         self._active[id] = scope = Scope()
+        self.pulse.asked()
         return scope
 
     def started(self, id: RequestId) -> None:
         """Something of its answer was sent to the client."""
         self._started.add(id)
 
+    def heard(self) -> None:
+        """Something of an answer came."""
+        self.pulse.is_heard = True
+
     def leave(self, id: RequestId) -> None:
         self._active.pop(id, None)
         self._started.discard(id)
+        if not self._active:
+            self.pulse.rests()
 
     def give_up_unstarted(self) -> None:
         for id, scope in list(self._active.items()):
@@ -227,8 +241,9 @@ class Attached:
             raise EngineError(f"engine {self._spec.url}: serves no model")
         self.model, self.context_tokens = next(iter(models.items()))
         facts = WorkerFacts(id=self.id, model=self.model, kind="openai", sends_events=self._spec.events is not None)
+        await self._turns.pass_through()
         self._router.join(facts)
-        self._router.roster.heard(self.id, self._now_s())
+        self.pulse.heard()
 
     async def _probe(self) -> None:
         """Returns, or raises EngineGone, when the engine is gone."""
@@ -238,9 +253,10 @@ class Attached:
             events = asyncio.create_task(feed(self._router, self.id, subscriber))
         try:
             while True:
+                await self.pulse.due()
+                await self._turns.pass_through()
                 if await self.engine.is_alive(PROBE_TIMEOUT_S):
-                    self._router.roster.heard(self.id, self._now_s())
-                await asyncio.sleep(PROBE_S)
+                    self.pulse.heard()
         finally:
             if events is not None:
                 events.cancel()
@@ -293,6 +309,7 @@ class Fleet:
         self._settings = settings
         self._router = router
         self._now_s = now_s
+        self._turns = Turnstile()
 
     @property
     def is_ready(self) -> bool:
@@ -309,7 +326,7 @@ class Fleet:
         return link
 
     def add_attached(self, spec: EngineSpec) -> Attached:
-        attached = Attached(spec, self._router, self._now_s)
+        attached = Attached(spec, self._router, self._now_s, self._turns)
         self.attached[attached.id] = attached
         return attached
 
@@ -327,8 +344,11 @@ class Fleet:
 
     async def tick(self) -> None:
         """Notice who has gone silent, until cancelled."""
+        given_up: set[WorkerId] = set()
         while True:
             await asyncio.sleep(TICK_S)
+            for attached in self.attached.values():
+                attached.pulse.look()
             now_s = self._now_s()
             late = self._router.roster.suspects(now_s)
             for id in late:
@@ -337,9 +357,12 @@ class Fleet:
                     self._member(id).give_up_unstarted()
             for id in self._router.stalled(now_s):
                 log.warning("worker %s: does nothing about what waits there, no new work for it", id)
-            for id in self._router.roster.silent(now_s, self._settings.dead_s):
-                log.warning("worker %s: silent for %.0f s, given up", id, self._settings.dead_s)
+            silent = self._router.roster.silent(now_s, self._settings.dead_s)
+            for id in silent:
+                if id not in given_up:
+                    log.warning("worker %s: silent for %.0f s, given up", id, self._settings.dead_s)
                 self._member(id).drop()
+            given_up = set(silent)
 
     def _member(self, id: WorkerId) -> Link | Attached:
         return self.links.get(id) or self.attached[id]

@@ -77,6 +77,11 @@ class Reply:
         self.ended = False
         self.chunked = False
 
+    @property
+    def connection(self) -> Connection:
+        """That it goes out on."""
+        return self._connection
+
     def send(self, status: int, body: bytes, content_type: bytes = JSON, headers: bytes = b"") -> None:
         """The whole answer at once. `headers` are further lines, each ended by CRLF."""
         head = _head(status, content_type, self._request.keep_alive, headers)
@@ -294,9 +299,12 @@ class Connection(asyncio.Protocol):
             await self._handler(request, reply)
             if not reply.ended:
                 raise RuntimeError("the handler left its answer unfinished")
-        except (asyncio.CancelledError, ClientGone):
+        except asyncio.CancelledError:
             self.abort()
             raise
+        except ClientGone:  # nobody awaits this task: what it raised would be told as never retrieved
+            self.abort()
+            return
         except Exception:  # the edge: a bug must cost one request, not the process
             log.exception("%s %s failed", request.method, request.path)
             if reply.started:

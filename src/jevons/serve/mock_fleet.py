@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
+from weakref import WeakSet
 
 import msgspec
 import zmq.asyncio
@@ -21,7 +22,7 @@ import zmq.asyncio
 from jevons.base.errors import ConfigError, JevonsError, RequestError
 from jevons.engine.mock_engine import Faults, MockEngine, MockFacts
 from jevons.perf.pace import Pace
-from jevons.serve.http import Door, Reply, Request
+from jevons.serve.http import Connection, Door, Reply, Request
 from jevons.serve.mock import MockServer, Words
 from jevons.serve.openai import error_body, refusal
 
@@ -63,6 +64,7 @@ class _Member:
         self.server = MockServer(engine, words)
         self.door: Door | None = None
         self.port = 0
+        self.connections: WeakSet[Connection] = WeakSet()  # that were used for it, where all share a door
 
     async def start(self, host: str, own_port: bool) -> None:
         await self.engine.start()
@@ -73,6 +75,8 @@ class _Member:
 
     async def crash(self) -> None:
         self.engine.crash()
+        for connection in list(self.connections):
+            connection.abort()
         if self.door is not None:
             await self.door.close(0.0)
 
@@ -177,6 +181,7 @@ class MockFleet:
         member = self._members.get(id)
         if member is None or self._plan.own_ports:
             raise RequestError(f"path: no engine {id!r} here", status=404)
+        member.connections.add(reply.connection)
         await member.server.answer(request, reply, f"/{path}")
 
     def _page(self, request: Request, reply: Reply) -> None:

@@ -25,7 +25,7 @@ class Served(msgspec.Struct, frozen=True):
     """One model under the name clients ask for.
 
     `context_tokens` None: the engine has not told, and checks itself. `exact_tokens` False: prompts are cut into
-    pseudo-tokens, good enough to recognise a shared prefix, not to count.
+    pseudo-tokens, good enough to recognise a shared prefix, not to count. `source`: where its tokenizer was read from.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Served(msgspec.Struct, frozen=True):
     context_tokens: int | None
     exact_tokens: bool = True
     encode_rest: EncodeRest | None = None  # text in the middle of an answer → its tokens; None: not known here
+    source: str = ""
 
 
 class Prompts:
@@ -43,6 +44,9 @@ class Prompts:
 
     def serve(self, served: Served) -> None:
         self._served[served.name] = served
+
+    def served(self, name: str) -> Served | None:
+        return self._served.get(name)
 
     def limit(self, name: str, context_tokens: int) -> None:
         """A worker that serves this model holds no longer sequences."""

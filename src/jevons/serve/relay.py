@@ -131,6 +131,7 @@ class Relay:
         self, call: Call, id: RequestId, attached: Attached, scope: Scope, reply: Reply, seen: _Seen
     ) -> None:
         answer = await attached.engine.whole(call.path, call.body, scope)
+        attached.heard()
         if answer.status == 200:
             self._placements.answered(id)
             if answer.usage is not None:
@@ -158,6 +159,7 @@ class Relay:
                 if not reply.started:
                     reply.start(200, EVENT_STREAM, NO_CACHE + call.headers(attached.id))
                 attached.started(id)
+                attached.heard()
                 self._book(id, attached, event, seen)
                 self._send(call, event, reply, seen)
                 await reply.drain()

@@ -1,0 +1,98 @@
+"""When to look whether an attached engine lives, so that a thousand of them cost little.
+
+nothing asked of it    every REST_S: the closing of a kept connection tells at once if it ends, and that it hangs
+                       concerns nobody yet
+asked something        every PROBE_S, unless something of an answer came meanwhile: that is proof enough
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from zlib import crc32
+
+from jevons.base.ids import WorkerId
+from jevons.control.roster import Roster
+
+PROBE_S = 0.2
+REST_S = 2.0  # below the 5 s after which usual servers close a connection without requests
+
+
+class Turnstile:
+    """Lets one pass in each turn of the event loop: a thousand at once would hold up everybody's streams."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def pass_through(self) -> None:
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._open)
+        await turn
+
+    def _open(self) -> None:
+        turn = self._waiting.popleft()
+        if not turn.done():
+            turn.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._open)
+
+
+class Pulse:
+    """Of one engine. `look` is to be called every `PROBE_S` or more often."""
+
+    def __init__(self, worker: WorkerId, roster: Roster, now_s: Callable[[], float]) -> None:
+        self.is_heard = False  # something of an answer came since the last look
+        self._worker = worker
+        self._roster = roster
+        self._now_s = now_s
+        self._is_asked = False
+        self._probe_s = 0.0  # when the next probe is due
+        self._woken: asyncio.Future[None] | None = None
+        self._spread = crc32(worker.encode()) / 2**32  # who joined together is not probed together
+
+    def asked(self) -> None:
+        """Something is asked of it that was at rest: its silence counts from now on."""
+        if not self._is_asked:
+            self._is_asked = True
+            now_s = self._now_s()
+            self._roster.expect(self._worker, now_s)
+            self._probe_s = min(self._probe_s, now_s + PROBE_S)
+
+    def rests(self) -> None:
+        """Nothing is asked of it any more."""
+        self._is_asked = False
+
+    def heard(self) -> None:
+        """It lives: it answered a probe, or a request."""
+        self.is_heard = False
+        now_s = self._now_s()
+        if self._is_asked:
+            self._roster.heard(self._worker, now_s)
+            self._probe_s = now_s + PROBE_S
+        else:
+            self._roster.rests(self._worker, now_s, REST_S)
+            self._probe_s = now_s + REST_S * (1 - self._spread / 2)
+
+    def look(self) -> None:
+        """Whether it lives, as far as can be seen from here; wakes who probes it where that is not enough."""
+        if self.is_heard:
+            self.heard()
+        elif self._now_s() >= self._probe_s:
+            self.wake()
+
+    def wake(self) -> None:
+        """A probe is due."""
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def due(self) -> None:
+        """Wait until a probe is due."""
+        self._woken = asyncio.get_running_loop().create_future()
+        try:
+            await self._woken
+        finally:
+            self._woken = None
