@@ -12,7 +12,7 @@ from tests.policy.plain import Candidate, answer_s, route, split, tpot_s, ttft_s
 
 from jevons.base.hub import Hub
 from jevons.control import board
-from jevons.kv import holders
+from jevons.kv import entries, holders
 from jevons.perf.measured import Load, Prices
 from jevons.policy import disagg
 from jevons.policy import route as rules
@@ -51,7 +51,7 @@ class Book:
 
     def __init__(self, prices: list[Prices], policy: int = rules.KV, kinds: list[int] | None = None) -> None:
         count, kinds = len(prices), kinds or [0] * len(prices)
-        index, index_numbers = holders.index_arrays(count, 4_096)
+        index, index_numbers = entries.index_arrays(count, 4_096)
         workers = workers_of(prices)
         workers["kind"] = kinds
         rows = board.kinds_of([(0, kind == 1, SIZE) for kind in range(max(kinds) + 1)])

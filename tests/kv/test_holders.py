@@ -12,7 +12,7 @@ from tests.kv.dict_index import DictIndex
 
 from jevons.base.hub import Hub
 from jevons.base.ids import BlockHash, WorkerId
-from jevons.kv import holders, overlaps
+from jevons.kv import entries, holders, overlaps
 
 WORKERS = 6
 # A few chains that share heads: a name stands for its block and all before it.
@@ -44,12 +44,12 @@ class Kernels:
     """The kernels under test, with room for little, so that they grow."""
 
     def __init__(self, workers: int = WORKERS) -> None:
-        self.hub = Hub(*holders.index_arrays(workers, 4))
+        self.hub = Hub(*entries.index_arrays(workers, 4))
 
     def apply(self, kind: str, worker: int, names: list[int]) -> int:
         h, unknown = self.hub.record[0], 0
-        if holders.room(h) < len(names):
-            holders.grow_index(self.hub, len(names))
+        if entries.room(h) < len(names):
+            entries.grow_index(self.hub, len(names))
         if kind == "store":
             holders.store(h, worker, np.array(names, np.int64))
         elif kind == "drop":

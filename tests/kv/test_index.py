@@ -68,7 +68,7 @@ def test_what_was_cleared_is_swept_away_and_its_room_is_used_again() -> None:
     assert index.overlaps(CHAINS[0]) == {}
     index.sweep(1 << 20)
     assert len(index) == 0
-    assert len(index.hub["blocks"]) == 1 << 14  # as at the beginning
+    assert index.hub.number("blocks_used") < 8_000, "entries are used again"
     assert len(index.hub["held"]) <= 64, "numbers of holders are used again"
 
 

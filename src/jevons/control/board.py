@@ -17,7 +17,8 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import Hub, view
-from jevons.kv.holders import print_of, promise, settle
+from jevons.kv.entries import print_of
+from jevons.kv.holders import promise, settle
 from jevons.kv.overlaps import depth_on, overlaps
 from jevons.policy.belief import confidence
 from jevons.policy.disagg import choose_apart

@@ -13,7 +13,7 @@ import numpy as np
 from jevons.base.compiled import Ints, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.control import board
-from jevons.kv.holders import index_arrays, room
+from jevons.kv.entries import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
 from jevons.policy.admit import Promise

@@ -6,6 +6,7 @@ differ are taken for the same once in 2^64, and then a prompt is sent where less
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,11 +14,16 @@ import numpy as np
 from jevons.base.compiled import SMALL, Ints, Places, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.base.ids import BlockHash
-from jevons.kv import holders, overlaps
+from jevons.kv import entries, forget, holders, overlaps
 
+# Entries of an index that is told no other limit: blocks, and as many (block, worker) pairs. They take 2 GB when all
+# are in use; until then only the address space is taken.
+MOST_ENTRIES = 1 << 25
+ENTRY_BYTES = 62  # of a block and a pair, a quarter of a set, and their heads
 _SWEPT = 4  # places looked at for what nobody has any more, for each block that comes
 _SWEPT_AT_LEAST = 256
-_FIRST_ROOM = 1 << 14  # (block, worker) pairs
+_FIRST_ROOM = 1 << 10  # (block, worker) pairs
+_LEAST_ENTRIES = 1 << 14
 
 
 def names_of(hashes: Sequence[BlockHash]) -> Ints:
@@ -29,7 +35,7 @@ def names_of(hashes: Sequence[BlockHash]) -> Ints:
 def _store(hubs: Records, holder: int, names: Ints) -> bool:
     """Returns whether there was room; if not, nothing was stored."""
     h = hubs[0]
-    if holders.room(h) < len(names):
+    if entries.room(h) < len(names):
         return False
     holders.store(h, holder, names)
     return True
@@ -41,8 +47,8 @@ def _drop(hubs: Records, holder: int, names: Ints) -> int:
 
 
 @compiled
-def _room(hubs: Records) -> int:
-    return holders.room(hubs[0])
+def _forget(hubs: Records, count: int) -> bool:
+    return forget.forget(hubs[0], count)
 
 
 @compiled
@@ -70,17 +76,27 @@ def _has(hubs: Records, holder: int, name: int) -> bool:
 
 
 class PrefixIndex:
-    """Exact as long as it hears every event.
+    """Exact as long as it hears every event and need not forget.
+
+    Its memory is bounded. What does not fit makes room by what nobody stored or asked for longest, a little at a time;
+    `forgotten` counts it. Nothing costs more when much is known: no table is ever rehashed or copied in one go.
 
     Args:
-        hub: with the arrays of `kv.holders.index_arrays`; none: one of its own.
+        hub: with the arrays of `kv.entries.index_arrays`; none: one of its own.
+        most: blocks it may know, and (block, worker) pairs; at least 16,384.
     """
 
-    def __init__(self, hub: Hub | None = None) -> None:
-        self.hub = hub or Hub(*holders.index_arrays(0, _FIRST_ROOM))
-        self._workers, self._depths = np.zeros(0, np.int32), np.zeros(0, np.int32)  # what was found last
+    def __init__(self, hub: Hub | None = None, most: int = MOST_ENTRIES) -> None:
+        self.hub = hub or Hub(*entries.index_arrays(0, _FIRST_ROOM))
+        most = max(most, _LEAST_ENTRIES)
+        for name, count in (("block", most), ("pair", most), ("set", most // 4)):
+            entries.widen_index(self.hub, name, count)
+        self._found: tuple[Places, Places] = np.zeros(0, np.int32), np.zeros(0, np.int32)  # workers and depths
         self._numbers = 0  # of holders ever given
-        self._dead: list[list[int]] = []  # holder, places still to be looked at before its number is used again
+        self._swept = 0  # places looked at for what nobody has any more
+        self._dead: deque[tuple[int, int]] = (
+            deque()
+        )  # holders whose numbers can be used again, and `_swept` when they died
 
     def __len__(self) -> int:
         """Distinct blocks known."""
@@ -100,31 +116,32 @@ class PrefixIndex:
 
         Both arrays are overwritten by the next call. Costs a microsecond, and one or two ns for each block of `names`.
         """
-        if len(self._workers) < 2 * most:
-            self._workers, self._depths = np.zeros(2 * most, np.int32), np.zeros(2 * most, np.int32)
-        count = _overlaps(self.hub.record, names, self._workers, self._depths, most)
-        return self._workers[:count], self._depths[:count]
+        workers, depths = self._found
+        if len(workers) < 2 * most:
+            workers, depths = self._found = np.zeros(2 * most, np.int32), np.zeros(2 * most, np.int32)
+        count = _overlaps(self.hub.record, names, workers, depths, most)
+        return workers[:count], depths[:count]
+
+    @property
+    def forgotten(self) -> int:
+        """Blocks of workers that were forgotten because memory was short."""
+        return int(self.hub.number("forgotten"))
 
     def make_room(self, names: int) -> None:
-        """So many more blocks can be stored or promised."""
-        if _room(self.hub.record) < names:
-            self.sweep(max(int(self.hub.number("blocks_used")), int(self.hub.number("pairs_used"))))
-            holders.grow_index(self.hub, names)
+        """So many more blocks can be promised: what is promised is never refused, if need be beyond the limit."""
+        if not _forget(self.hub.record, names):
+            entries.grow_index(self.hub, names)
 
     def sweep(self, places: int) -> None:
         """Give back what was held by those who hold nothing any more, as far as it lies in the next so many places."""
-        if not self._dead:
-            return
-        _sweep(self.hub.record, places)
-        for dead in self._dead:
-            dead[1] -= places
+        if self._dead:
+            _sweep(self.hub.record, places)
+            self._swept += places
 
     def _new_holder(self, worker: int) -> int:
         size = max(int(self.hub.number("blocks_used")), int(self.hub.number("pairs_used")))
-        clean = next((dead for dead in self._dead if dead[1] + size <= 0), None)
-        if clean is not None:
-            self._dead.remove(clean)
-            holder = clean[0]
+        if self._dead and self._swept - self._dead[0][1] >= size:
+            holder, _ = self._dead.popleft()
         else:
             holder = self._numbers
             self._numbers += 1
@@ -136,7 +153,7 @@ class PrefixIndex:
 
     def _end(self, holder: int) -> None:
         self.hub["whose"][holder] = -1
-        self._dead.append([holder, 0])
+        self._dead.append((holder, self._swept))
 
 
 class Holding:
@@ -159,11 +176,11 @@ class Holding:
 
     def store_names(self, names: Ints) -> None:
         """As `store`, of blocks that are named as the kernels name them."""
-        hub = self._index.hub
-        if not _store(hub.record, self.holder, names):
-            self._index.make_room(len(names))
-            _store(hub.record, self.holder, names)
-        self._index.sweep(_SWEPT * len(names) + _SWEPT_AT_LEAST)
+        index = self._index
+        if not _store(index.hub.record, self.holder, names):
+            index.make_room(len(names))
+            _store(index.hub.record, self.holder, names)
+        index.sweep(_SWEPT * len(names) + _SWEPT_AT_LEAST)
 
     def remove(self, hashes: Sequence[BlockHash]) -> int:
         """It has one copy less of each of `hashes`. Returns how many of them it was not known to hold."""
@@ -190,4 +207,8 @@ class Holding:
 
     def depth(self, hashes: Sequence[BlockHash]) -> int:
         """Leading blocks of `hashes` held, or to be computed."""
-        return _depth(self._index.hub.record, self.holder, names_of(hashes)) if hashes else 0
+        return self.depth_of(names_of(hashes)) if hashes else 0
+
+    def depth_of(self, names: Ints) -> int:
+        """As `depth`, of blocks that are named as the kernels name them."""
+        return _depth(self._index.hub.record, self.holder, names)

@@ -1,8 +1,8 @@
 """Kernels that ask the prefix index: how much of a prompt who holds.
 
-A prompt is walked block by block with the workers still matching. Where a block's set has the count and fingerprint of
-the set of the block before, it is the same set and nothing has to be looked at; where it has not, each of the workers
-is looked up. So a hole in mid-chain ends an overlap there. Blocks that were stored one after another lie so: mostly the
+A prompt is walked block by block with the workers still matching. Where a block has the same set of workers as the one
+before, nothing has to be looked at; where it has not, each of the workers is looked up. So a hole in mid-chain ends an
+overlap there. Blocks that were stored one after another lie so: mostly the
 next block of a prompt is the next entry, which costs a comparison instead of a look into the hash table.
 
 Of a prefix that thousands hold only some are told: those that hold more of the prompt than the crowd, and a few of the
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from jevons.base.compiled import Ints, Places, Records, compiled
 from jevons.base.hub import view
-from jevons.kv.holders import BLOCK, PAIR, SET, find_block, find_pair, holders_of, set_at, set_of
-from jevons.kv.table import key_of
+from jevons.kv.entries import BLOCK, PAIR, find_after, find_block, find_pair, holders_of
 
 
 @compiled
@@ -43,7 +42,7 @@ def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int
     depth, block = 0, first
     while block >= 0 and holders_of(h, block) > most and depth + 1 < len(names):
         depth += 1
-        block = _after(h, block, names[depth])
+        block = find_after(h, block, names[depth])
     still = 0
     if block >= 0 and holders_of(h, block) <= most:
         still = _list_holders(h, block, workers, most)
@@ -66,7 +65,7 @@ def depth_on(h: Records, worker: int, names: Ints) -> int:
         block, depth = _run(h, names, block, depth + 1)
         if depth == len(names):
             return depth
-        block = _after(h, block, names[depth])
+        block = find_after(h, block, names[depth])
         if block < 0 or not _has(h, worker, block):
             return depth
 
@@ -83,7 +82,7 @@ def _follow(h: Records, names: Ints, begin: tuple[int, int, int], workers: Place
         block, depth = _run(h, names, block, depth)
         if depth == len(names):
             break
-        block = _after(h, block, names[depth])
+        block = find_after(h, block, names[depth])
         kept = _keep(h, block, workers, still) if block >= 0 else 0
         for i in range(kept, still):
             depths[i] = depth
@@ -101,7 +100,7 @@ def _measure(h: Records, names: Ints, first: int, workers: Places, depths: Place
     while still > 0:
         block, depth = _run(h, names, block, depth)
         if depth < len(names):
-            block = _after(h, block, names[depth])
+            block = find_after(h, block, names[depth])
         for i in range(len(workers)):
             if depths[i] < 0 and (depth == len(names) or block < 0 or not _has(h, workers[i], block)):
                 depths[i] = depth
@@ -113,50 +112,45 @@ def _measure(h: Records, names: Ints, first: int, workers: Places, depths: Place
 def _run(h: Records, names: Ints, block: int, depth: int) -> tuple[int, int]:
     """Go on from `block`, the one before `depth`, to the last of those that the same workers have.
 
-    What was stored together lies together: the next block is mostly the next entry, and is not looked for.
     Returns the last block of the run, and the depth after it.
     """
-    blocks, used = view(h.blocks, h.blocks_n, BLOCK), h.blocks_used
+    blocks = view(h.blocks, h.blocks_n, BLOCK)
+    workers = blocks[block].worker
     while depth < len(names):
-        only = blocks[block].worker
-        if only >= 0:
-            while block + 1 < used and blocks[block + 1].key == names[depth] and blocks[block + 1].worker == only:
-                block += 1
-                depth += 1
-                if depth == len(names):
-                    return block, depth
-        after = _after(h, block, names[depth])
-        if after < 0 or not _alike(h, block, after):
-            return block, depth
+        more = min(len(names) - depth, h.blocks_used - 1 - block)
+        same = _count_same(blocks[block + 1 : block + 1 + more], names[depth : depth + more], workers)
+        block += same
+        depth += same
+        if depth == len(names):
+            break
+        after = find_block(h, names[depth])
+        if after < 0 or blocks[after].worker != workers:
+            break
         block = after
         depth += 1
     return block, depth
 
 
 @compiled
-def _after(h: Records, block: int, name: int) -> int:
-    """The entry of `name`, most likely that after `block`; -1 if there is none."""
-    blocks = view(h.blocks, h.blocks_n, BLOCK)
-    if block + 1 < h.blocks_used and blocks[block + 1].key == name and blocks[block + 1].worker != -1:
-        return block + 1
-    return find_block(h, name)
-
-
-@compiled
-def _alike(h: Records, block: int, other: int) -> bool:
-    """Whether the same workers have both."""
-    blocks, sets = view(h.blocks, h.blocks_n, BLOCK), view(h.sets, h.sets_n, SET)
-    a, b = blocks[block].worker, blocks[other].worker
-    if a >= 0 or b >= 0:
-        return bool(a == b)
-    one, two = sets[set_at(a)], sets[set_at(b)]
-    return bool(one.holders == two.holders and one.print == two.print)
+def _count_same(blocks: Records, names: Ints, workers: int) -> int:
+    """How many of `blocks` are those of `names` and `workers` have: of eight at a time, then one by one."""
+    count = 0
+    for i in range(0, len(names) - 7, 8):
+        differ = 0
+        for j in range(8):
+            differ |= (blocks[i + j].key ^ names[i + j]) | (blocks[i + j].worker ^ workers)
+        if differ != 0:
+            break
+        count = i + 8
+    while count < len(names) and blocks[count].key == names[count] and blocks[count].worker == workers:
+        count += 1
+    return count
 
 
 @compiled
 def _has(h: Records, worker: int, block: int) -> bool:
-    blk = view(h.blocks, h.blocks_n, BLOCK)[block]
-    return bool(blk.worker == worker) if blk.worker >= 0 else find_pair(h, key_of(blk.key, worker)) >= 0
+    only = view(h.blocks, h.blocks_n, BLOCK)[block].worker
+    return bool(only == worker) if only >= 0 else find_pair(h, block, worker) >= 0
 
 
 @compiled
@@ -180,7 +174,7 @@ def _keep_reaching(h: Records, names: Ints, workers: Places, count: int) -> int:
         block, depth = _run(h, names, block, depth + 1)
         if depth == len(names):
             return count
-        block = _after(h, block, names[depth])
+        block = find_after(h, block, names[depth])
         count = _keep(h, block, workers, count) if block >= 0 else 0
     return count
 
@@ -192,7 +186,7 @@ def _list_holders(h: Records, block: int, workers: Places, most: int) -> int:
     if only >= 0:
         workers[0] = only
         return 1
-    pairs, count, pair = view(h.pairs, h.pairs_n, PAIR), 0, set_of(h, block).first
+    pairs, count, pair = view(h.pairs, h.pairs_n, PAIR), 0, view(h.blocks, h.blocks_n, BLOCK)[block].first
     while pair >= 0 and count < most:
         workers[count] = pairs[pair].worker
         count += 1

@@ -33,16 +33,42 @@ def name_of(key: int, owner: int) -> int:
 
 
 @compiled
-def head_of(heads: Places, key: int) -> int:
+def spread(key: int) -> int:
+    """Its last bits say which head a key has."""
     mixed = (key >> 3) * _GOLDEN
     mixed ^= (mixed >> 29) & _LOW
-    return ((mixed << 3) + (key & 7)) & (len(heads) - 1)
+    return (mixed << 3) + (key & 7)
+
+
+@compiled
+def head_of(heads: Places, key: int) -> int:
+    return spread(key) & (len(heads) - 1)
+
+
+@compiled
+def head_among(used: int, mask: int, key: int) -> int:
+    """The head of a key where any number of heads are in use, from two on.
+
+    The last of them share their keys with those that have no number of their own yet: one head more takes over keys of
+    one other, see `split`, so a table grows by one head at a time.
+
+    Args:
+        mask: ones, as many as it takes to write the number of the last.
+    """
+    head = spread(key) & mask
+    return head if head < used else head & (mask >> 1)
 
 
 @compiled
 def find(heads: Places, entries: Records, key: int) -> int:
     """The entry of `key`, or -1."""
-    entry = int(heads[head_of(heads, key)]) - 1
+    return find_from(heads[head_of(heads, key)], entries, key)
+
+
+@compiled
+def find_from(first: int, entries: Records, key: int) -> int:
+    """The entry of `key`, or -1, where its head says `first`."""
+    entry = int(first) - 1
     while entry >= 0 and entries[entry].key != key:
         entry = int(entries[entry].link)
     return entry
@@ -51,7 +77,12 @@ def find(heads: Places, entries: Records, key: int) -> int:
 @compiled
 def insert(heads: Places, entries: Records, entry: int) -> None:
     """Make `entry` findable by its key, which no other entry has."""
-    head = head_of(heads, entries[entry].key)
+    insert_at(heads, head_of(heads, entries[entry].key), entries, entry)
+
+
+@compiled
+def insert_at(heads: Places, head: int, entries: Records, entry: int) -> None:
+    """As `insert`, where it is known which head its key has."""
     entries[entry].link = heads[head] - 1
     heads[head] = entry + 1
 
@@ -59,7 +90,12 @@ def insert(heads: Places, entries: Records, entry: int) -> None:
 @compiled
 def remove(heads: Places, entries: Records, gone: int) -> None:
     """Entry `gone` is found no more."""
-    head = head_of(heads, entries[gone].key)
+    remove_at(heads, head_of(heads, entries[gone].key), entries, gone)
+
+
+@compiled
+def remove_at(heads: Places, head: int, entries: Records, gone: int) -> None:
+    """As `remove`, where it is known which head its key has."""
     entry = heads[head] - 1
     if entry == gone:
         heads[head] = entries[gone].link + 1
@@ -67,6 +103,17 @@ def remove(heads: Places, entries: Records, gone: int) -> None:
     while entries[entry].link != gone:
         entry = entries[entry].link
     entries[entry].link = entries[gone].link
+
+
+@compiled
+def split(heads: Places, used: int, mask: int, entries: Records) -> None:
+    """Of so many heads in use the last is new: it takes over what is its of the one that had it."""
+    old, new = (used - 1) & (mask >> 1), used - 1
+    entry, heads[old] = heads[old] - 1, 0
+    while entry >= 0:
+        after = entries[entry].link
+        insert_at(heads, new if spread(entries[entry].key) & mask == new else old, entries, entry)
+        entry = after
 
 
 @compiled

@@ -17,7 +17,7 @@ from jevons.control import board
 from jevons.facts.hardware import Chip
 from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
 from jevons.kv.cache import pool_arrays
-from jevons.kv.holders import index_arrays
+from jevons.kv.entries import index_arrays
 from jevons.perf import pace as paces
 from jevons.perf.afd import GUESS_SRAM_SHARE, Rest, Way, afd_step, chips_needed
 from jevons.perf.calibration import Calibrated, Calibration, Key, family_of, look_up

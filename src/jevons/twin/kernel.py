@@ -32,7 +32,8 @@ from jevons.control.board import (
     wait,
 )
 from jevons.kv.cache import forget, has_room
-from jevons.kv.holders import drop_one, print_of, room, store_one
+from jevons.kv.entries import print_of, room
+from jevons.kv.holders import drop_one, store_one
 from jevons.policy.belief import confirm
 from jevons.policy.route import CANDIDATE, KV
 from jevons.twin.engine import (

@@ -16,7 +16,7 @@ from jevons.config.catalog import Catalog
 from jevons.config.scenario import Event, Scenario
 from jevons.control import board
 from jevons.kv.cache import grow_log, grow_places
-from jevons.kv.holders import grow_index
+from jevons.kv.entries import grow_index
 from jevons.perf.calibration import Calibration
 from jevons.perf.energy import GUESS_IDLE_SHARE, draw
 from jevons.perf.roofline import Work
