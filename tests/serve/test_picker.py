@@ -140,7 +140,7 @@ def exchange(house: House, limits: Limits, talk: Callable[[Any], Awaitable[Any]]
     """What `talk` makes of a stream to a gateway with these limits."""
 
     async def go() -> Any:
-        served = Gateway(house.front, limits)
+        served = Gateway(house.front, limits, 60.0)
         await served.listen(parse_listen("127.0.0.1:0"))
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
@@ -219,11 +219,11 @@ def test_an_address_that_is_none_is_an_error(text: str) -> None:
 def test_a_picker_without_engines_or_on_a_taken_port_is_an_error(tmp_path: Any) -> None:
     async def go() -> None:
         with pytest.raises(ConfigError, match="picker, engines: a gateway sends to attached engines, got none"):
-            await Gateway(House().front, Limits()).listen(parse_listen("127.0.0.1:0"))
+            await Gateway(House().front, Limits(), 60.0).listen(parse_listen("127.0.0.1:0"))
         front = House("http://10.0.0.1:80").front
         with pytest.raises(ConfigError, match=f"picker-tls: must be a folder with tls.crt and tls.key, got {tmp_path}"):
-            await Gateway(front, Limits()).listen(parse_listen("127.0.0.1:0", tmp_path))
-        one, two = Gateway(front, Limits()), Gateway(House("http://10.0.0.1:80").front, Limits())
+            await Gateway(front, Limits(), 60.0).listen(parse_listen("127.0.0.1:0", tmp_path))
+        one, two = Gateway(front, Limits(), 60.0), Gateway(House("http://10.0.0.1:80").front, Limits(), 60.0)
         await one.listen(parse_listen("127.0.0.1:0"))
         with pytest.raises(ConfigError, match=f"picker: cannot listen on 127.0.0.1:{one.port}"):
             await two.listen(parse_listen(f"127.0.0.1:{one.port}"))
@@ -245,3 +245,40 @@ def test_an_unknown_prompt_is_weighed_by_its_size() -> None:
         return first, house.router.snapshot().workers[0].queued_tokens - first
 
     assert asyncio.run(go()) == (1_000, picker.UNKNOWN_MOST_TOKENS)
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["the client leaves", "the time is over"])
+def test_a_request_that_waits_to_be_placed_waits_no_longer_than_it_may(leaves: bool) -> None:
+    house = House("http://10.0.0.1:80")
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(_: Any) -> Any:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def go() -> Any:
+        house.prompts.serve(Served("m", never, None))
+        served = Gateway(house.front, Limits(), 30.0 if leaves else 0.2)
+        await served.listen(parse_listen("127.0.0.1:0"))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            call: Any = channel.stream_stream(f"/{SERVICE}/Process")(timeout=60)
+            path = {"key": b":path", "raw_value": b"/v1/completions"}
+            await call.write(ProcessingRequest(request_headers={"headers": {"headers": [path]}}).SerializeToString())
+            body = {"body": request("a").body, "end_of_stream": True}
+            await call.write(ProcessingRequest(request_body=body).SerializeToString())
+            await asyncio.wait_for(began.wait(), 20)
+            answer = None
+            if leaves:
+                call.cancel()
+            else:
+                answer = ProcessingResponse.FromString(await call.read()).immediate
+            await asyncio.wait_for(ended.wait(), 20)
+        await served.close(0)
+        return answer
+
+    answer = asyncio.run(go())
+    assert leaves or answer.status.code == 504
+    assert house.front.metrics.registry.get_sample_value("jevons_picker_streams") == 0

@@ -206,7 +206,7 @@ async def picking(server: Server, settings: Settings, at: str, tls: Path | None 
         raise ConfigError(
             f"picker: needs a package that is not installed: {error}: pip install 'jevons[gateway]'"
         ) from error
-    gateway = Gateway(server.front, Limits(body_bytes=settings.max_body_bytes))
+    gateway = Gateway(server.front, Limits(body_bytes=settings.max_body_bytes), settings.request_timeout_s)
     listen = parse_listen(at, tls)
     await gateway.listen(listen)
     log.info("picking endpoints for gateways at %s:%d", listen.host, gateway.port)

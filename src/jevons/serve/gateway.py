@@ -62,12 +62,14 @@ class Gateway:
     Args:
         front: whose router, models and metrics it shares.
         limits: of a body, as at our own door.
+        timeout_s: for a whole request to be placed, once it waits in front.
     """
 
-    def __init__(self, front: Front, limits: Limits) -> None:
+    def __init__(self, front: Front, limits: Limits, timeout_s: float) -> None:
         self.port = 0
         self._front = front
         self._limits = limits
+        self._timeout_s = timeout_s
         self._room = Room(MAX_BODIES * limits.body_bytes, limits.body_bytes)
         self._endpoints = Endpoints(front.fleet)
         self._picker = Picker(front.router, self._endpoints, front.prompts, front.placements, front.now_s)
@@ -137,21 +139,32 @@ class Gateway:
             self._streams -= 1
 
     async def _talk(self, exchange: Exchange, context: Context) -> None:
+        """Hear and answer, until either side has said all."""
+        began_s = asyncio.get_running_loop().time()
+        while not exchange.is_refused and (raw := await self._heard(exchange, context, began_s)) is not None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    replies = await exchange.on(read(raw))
+            except TimeoutError:
+                replies = [exchange.refuse(TimeoutError(f"request: not placed within {self._timeout_s:g} s"))]
+            for reply in replies:
+                await context.write(reply)
+
+    async def _heard(self, exchange: Exchange, context: Context, began_s: float) -> bytes | None:
+        """The next message; None if the gateway has said all, or has had its time."""
+        longest_s = self._limits.body_s if exchange.pick is None else MAX_HOLD_S
         try:
-            async with asyncio.timeout(self._limits.body_s) as until:
-                last_s = asyncio.get_running_loop().time() + MAX_HOLD_S
-                while not exchange.is_refused and isinstance(raw := await context.read(), bytes):
-                    for reply in await exchange.on(read(raw)):
-                        await context.write(reply)
-                    if exchange.pick is not None and until.when() != last_s:
-                        until.reschedule(last_s)
+            async with asyncio.timeout_at(began_s + longest_s):
+                raw = await context.read()
+                return raw if isinstance(raw, bytes) else None
         except TimeoutError:
             if exchange.pick is not None:
                 self._front.metrics.expired.inc()  # ending the stream well leaves the request to the gateway
-                return
-            self._front.metrics.picker_faults.labels("slow").inc()
-            late = RequestError(f"body: must arrive within {self._limits.body_s:g} s", status=408)
-            await context.write(exchange.refuse(late))
+                return None
+        self._front.metrics.picker_faults.labels("slow").inc()
+        late = RequestError(f"body: must arrive within {self._limits.body_s:g} s", status=408)
+        await context.write(exchange.refuse(late))
+        return None
 
     # Health
 
