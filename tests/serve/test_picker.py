@@ -30,10 +30,10 @@ class House:
     """A front with attached engines that are up, though nobody listens there."""
 
     def __init__(self, *urls: str) -> None:
-        self.router = Router()
+        self.router, self.now_s = Router(), 0.0
         settings = make({"engines": list(urls) or ["http://127.0.0.1:1"]}, "test")
-        self.fleet, self.prompts = Fleet(settings, self.router, lambda: 0.0), Prompts()
-        self.front = Front(settings, self.router, self.fleet, self.prompts, lambda: 0.0)
+        self.fleet, self.prompts = Fleet(settings, self.router, lambda: self.now_s), Prompts()
+        self.front = Front(settings, self.router, self.fleet, self.prompts, lambda: self.now_s)
         self.prompts.serve(Served("m", pseudo_encoder(), None, exact_tokens=False))
         for url in urls:
             attached = self.fleet.add_attached(parse_spec(url))
@@ -43,7 +43,7 @@ class House:
 
     async def picker(self) -> Picker:
         await self.endpoints.refresh()
-        return Picker(self.router, self.endpoints, self.prompts, self.front.placements, lambda: 0.0)
+        return Picker(self.router, self.endpoints, self.prompts, self.front.placements, lambda: self.now_s)
 
 
 def request(prompt: str, **headers: str) -> Request:
@@ -99,6 +99,24 @@ def test_a_pick_counts_until_it_is_over_and_the_next_goes_elsewhere() -> None:
         return [each.endpoints.split(",")[0] for each in picks]
 
     assert sorted(asyncio.run(go())) == ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_an_engine_that_owes_an_answer_is_expected_to_live_and_one_at_rest_is_let_be(is_over: bool) -> None:
+    async def go() -> list[str]:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
+        for attached in house.fleet.attached.values():
+            attached.pulse.heard()
+        pick = await house.picker()
+        house.now_s = 0.1
+        picked = await pick.pick(request("a"), None, 0.1)
+        if is_over:
+            pick.over(picked)
+            house.fleet.attached[picked.worker].pulse.heard()
+        house.now_s = 1.5  # more than a worker may hang, less than one at rest is left alone
+        return [id for id in house.router.roster.suspects(1.5) if id == picked.worker]
+
+    assert bool(asyncio.run(go())) is not is_over
 
 
 def test_an_engine_outside_the_subset_is_not_even_a_fallback() -> None:

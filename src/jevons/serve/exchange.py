@@ -123,7 +123,7 @@ class Exchange:
         self._free()
         if self.pick is None:
             return False
-        self._placements.done(self.pick.id)
+        self._picker.over(self.pick)
         return self._answer is None or self._answer.is_missed
 
     # The request
@@ -213,7 +213,7 @@ class Exchange:
             if self.pick is not was:
                 self._metrics.retries.labels(was.worker).inc()
         comes = self._modes.response is not Mode.NONE and not said.is_last
-        self._answer = _Answer(self.pick, self._placements, self._metrics, self._room.body_bytes)
+        self._answer = _Answer(self.pick, self._picker, self._placements, self._metrics, self._room.body_bytes)
         self._answer.on_headers(said.headers, comes)
         if said.is_last:
             self._answer.done()
@@ -235,9 +235,10 @@ class Exchange:
 class _Answer:
     """What is learned from an answer as it goes by: when its first token came, what was cached, when it ended."""
 
-    def __init__(self, pick: Pick, placements: Placements, metrics: Metrics, most_bytes: int) -> None:
+    def __init__(self, pick: Pick, picker: Picker, placements: Placements, metrics: Metrics, most_bytes: int) -> None:
         self.is_missed = True  # more of it is to come
         self._pick = pick
+        self._picker = picker
         self._placements = placements
         self._metrics = metrics
         self._most_bytes = most_bytes
@@ -247,6 +248,7 @@ class _Answer:
         self._first_s: float | None = None
 
     def on_headers(self, headers: dict[str, str], body_comes: bool) -> None:
+        self._picker.heard(self._pick)
         self._is_good = headers.get(":status", "200").startswith("2")
         self._is_stream = "text/event-stream" in headers.get("content-type", "")
         self._is_readable = headers.get("content-encoding", "identity") == "identity" and self._pick.call is not None
@@ -255,6 +257,7 @@ class _Answer:
             self._begun()
 
     def on_body(self, data: bytes) -> None:
+        self._picker.heard(self._pick)
         if not data or not self._is_good:
             return
         if not (self._is_readable and self._is_stream):
@@ -280,7 +283,7 @@ class _Answer:
         if call is not None and self._usage is not None and len(call.prompts) == 1:
             finished = as_finished(call, self._pick.placement, self._usage, self._first_s)
             self._placements.finished(call, finished)
-        self._placements.done(self._pick.id)
+        self._picker.over(self._pick)
 
     def _begun(self) -> None:
         """The engine has computed the prompt. When, a stream tells; a whole answer comes at its end."""

@@ -23,7 +23,7 @@ from jevons.facts.worker import Health
 from jevons.policy.route import Placement
 from jevons.serve.call import CHAT, COMPLETIONS, MAX_ATTEMPTS, Call, Placements
 from jevons.serve.extproc import SUBSET
-from jevons.serve.fleet import Fleet
+from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.http import Request
 from jevons.serve.prompts import Prompts
 
@@ -67,6 +67,9 @@ class Endpoints:
         while True:
             await asyncio.sleep(RESOLVE_S)
             await self.refresh()
+
+    def engine(self, worker: WorkerId) -> Attached:
+        return self._fleet.attached[worker]
 
     async def refresh(self) -> None:
         found: dict[WorkerId, str] = {}
@@ -168,7 +171,7 @@ class Picker:
             most=MAX_ATTEMPTS,
         )
         id = call.attempt()
-        return Pick(
+        pick = Pick(
             id=id,
             placement=(placement := self._placements.place(call, id, prompt, avoid)),
             endpoints=self._named(placement, ranked),
@@ -177,6 +180,7 @@ class Picker:
             headers={"x-request-id": call.id} if "x-request-id" not in request.headers else {},
             body=None if request.body is sent else request.body,
         )
+        return self._begun(pick)
 
     def pick_by_load(self, request: Request, subset: frozenset[str] | None) -> Pick:
         """Pick for a request whose prompt is not known, or that has none: the engine where it waits least.
@@ -184,6 +188,9 @@ class Picker:
         Raises:
             NoWorker: none of those that may be picked is there.
         """
+        return self._begun(self._by_load(request, subset))
+
+    def _by_load(self, request: Request, subset: frozenset[str] | None) -> Pick:
         avoid, model = self._others(subset), self._model(request)
         id = RequestId(f"picked-{secrets.token_hex(12)}")
         tokens = [0] * _guessed_tokens(request)
@@ -205,15 +212,29 @@ class Picker:
         avoid = [id for id in self._router.workers() if id != worker]
         try:
             if pick.call is None:
-                again = self.pick_by_load(pick.request, frozenset((endpoint,)))
+                again = self._by_load(pick.request, frozenset((endpoint,)))
             else:
                 id = pick.call.attempt()
                 placement = self._placements.place(pick.call, id, pick.call.prompts[0], avoid)
                 again = msgspec.structs.replace(pick, id=id, placement=placement)
         except NoWorker:
             return pick
+        self.over(pick)
+        return self._begun(again)
+
+    def heard(self, pick: Pick) -> None:
+        """Something of its answer went by: its engine lives."""
+        self._endpoints.engine(pick.worker).heard()
+
+    def over(self, pick: Pick) -> None:
+        """It is over, whichever way; may be told twice."""
         self._placements.done(pick.id)
-        return again
+        self._endpoints.engine(pick.worker).leave(pick.id)
+
+    def _begun(self, pick: Pick) -> Pick:
+        """Its engine owes an answer: whether it lives is looked at more often."""
+        self._endpoints.engine(pick.worker).enter(pick.id)
+        return pick
 
     def _others(self, subset: frozenset[str] | None) -> Collection[WorkerId]:
         """Workers that cannot be picked: those behind our own door, and those outside the subset."""
