@@ -6,8 +6,8 @@ from jevons.base.ids import WorkerId
 from jevons.control.intake import Intake
 from jevons.control.router import Router
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
-from jevons.facts.state import SourceState
-from jevons.facts.worker import IndexMode, WorkerFacts
+from jevons.facts.state import SourceState, WorkerState
+from jevons.facts.worker import IndexMode, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
 from jevons.kv.index import Holding, PrefixIndex
 
@@ -144,12 +144,29 @@ def test_batches_without_a_time_cannot_be_known_again() -> None:
 
 def test_a_router_recalls_a_worker_when_it_joins_and_hands_on_what_it_recalls() -> None:
     router, id = Router(), WorkerId("a")
-    router.recall(id, before())
-    assert router.state(id) == before()
+    state = WorkerState(id, before(), [])
+    router.recall(state)
+    assert router.state(id) == state
 
     router.join(WorkerFacts(id=id, model="m", kind="openai"))
-    assert router.state(id) == before()
+    assert router.state(id) == state
     assert router.intake(id).begin_replay() == 1
 
     router.gone(id)
     assert router.intake(id).begin_replay() == 0
+
+
+def test_what_was_measured_before_is_known_at_once() -> None:
+    old, new, id = Router(), Router(), WorkerId("a")
+    facts = WorkerFacts(id=id, model="m", kind="openai")
+    old.join(facts)
+    for tokens in range(100, 2_000, 100):
+        old.on_step(id, StepReport(seconds=0.01 + tokens * 1e-5, tokens=tokens, token_context=0, decodes=0))
+    state = old.state(id)
+    assert state is not None
+    new.recall(state)
+    new.join(facts)
+
+    (before_restart,), (after,) = old.snapshot().workers, new.snapshot().workers
+    assert after.prefill_tokens_per_s == pytest.approx(before_restart.prefill_tokens_per_s)
+    assert after.measurements == before_restart.measurements

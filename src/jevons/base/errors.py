@@ -80,6 +80,10 @@ class StoreError(JevonsError):
         self.reason = reason
 
 
+class StateError(JevonsError):
+    """What was kept of an earlier life cannot be used. Whoever wanted it begins with nothing, and counts that."""
+
+
 class EngineError(JevonsError):
     """An engine broke its contract."""
 

@@ -47,6 +47,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--own-ports", is_flag=True, help="A port for each engine, instead of a path of that one.")
 @click.option("--event-loss", type=click.FloatRange(0, 1), default=0.0, help="Share of event batches that are lost.")
 @click.option("--event-lag-ms", type=click.FloatRange(0), default=0.0, help="Until events are sent.")
+@click.option("--replay-batches", type=click.IntRange(0), default=10_000, show_default=True, help="Kept for replays.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=_FILE, help="Write the engines there, for `jevons serve --engine @FILE`.")
 def command(**flags: Any) -> None:
@@ -119,7 +120,8 @@ def _shaped(flags: dict[str, Any], group: Group) -> dict[str, Any]:
 
 def _facts(flags: dict[str, Any], blocks: int) -> MockFacts:
     shape = {name: flags[name] for name in _SHAPE}
-    return MockFacts(id="", model=flags["served_name"], blocks=blocks, **shape)
+    replays = flags["replay_batches"]
+    return MockFacts(id="", model=flags["served_name"], blocks=blocks, replay_batches=replays, **shape)
 
 
 def _numbered(kinds: Iterable[tuple[MockFacts, Pace, int]]) -> list[Made]:

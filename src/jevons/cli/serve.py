@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
 
+from jevons.base.errors import ConfigError
 from jevons.cli.options import find_model, log_to_stderr, make_settings, settings_options
 from jevons.config import Settings
+from jevons.engine.openai import read_specs
+
+# Not settings: what serves and what is served stay the same, whichever these are.
+FRONTENDS = "Processes that serve the port together; for attached engines."
+STATE = (
+    "File of what is known of attached engines, saved now and then and read at the start. "
+    "[default: ~/.local/state/jevons/HOST-PORT.state, where engines have a replay endpoint]"
+)
 
 
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,17 +31,56 @@ from jevons.config import Settings
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder with tls.crt and tls.key for it; without one it speaks plain HTTP/2.",
 )
+@click.option("--frontends", type=click.IntRange(1, 256), default=1, help=FRONTENDS, show_default=True)
+@click.option("--state", type=click.Path(path_type=Path, dir_okay=False), help=STATE)
+@click.option("--no-state", is_flag=True, help="Keep nothing.")
 @click.option("--verbose", is_flag=True, help="Tell more on standard error.")
-def command(file: Path | None, picker: str | None, picker_tls: Path | None, verbose: bool, **flags: Any) -> None:
+def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     """Serve a model over several workers, behind one OpenAI-compatible door.
 
     Without options: the embedded model on two workers at http://127.0.0.1:8000/v1.
     """
+    how = _How(**{name: flags.pop(name) for name in _How._fields})
     settings = make_settings(file, flags)
     log_to_stderr(verbose)
+    path = None if how.no_state else how.state or _state_file(settings)
+    if how.frontends > 1:
+        _serve_together(settings, how, path)
+        return
     model_dir = find_model(settings)
     import uvloop
 
     from jevons.serve.app import run
+    from jevons.serve.kept import Kept
 
-    uvloop.run(run(settings, model_dir, picker=picker, picker_tls=picker_tls))
+    kept = None if path is None else Kept(path)
+    uvloop.run(run(settings, model_dir, picker=how.picker, picker_tls=how.picker_tls, kept=kept))
+
+
+class _How(NamedTuple):
+    """Options that are no settings."""
+
+    picker: str | None
+    picker_tls: Path | None
+    frontends: int
+    state: Path | None
+    no_state: bool
+
+
+def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:
+    if how.picker is not None:
+        raise ConfigError("--frontends, --picker: endpoints are picked by one process; leave --frontends at 1")
+    import uvloop
+
+    from jevons.serve.frontends import run_frontends
+
+    uvloop.run(run_frontends(settings, how.frontends, path))
+
+
+def _state_file(settings: Settings) -> Path | None:
+    """Where a server at this address keeps what it knows; None: its engines cannot be known again."""
+    if not settings.port or not any(spec.replays for spec in read_specs(settings.engines)):
+        return None
+    xdg = os.environ.get("XDG_STATE_HOME")
+    folder = (Path(xdg) if xdg else Path.home() / ".local" / "state") / "jevons"
+    return folder / f"{settings.host.replace(':', '_')}-{settings.port}.state"

@@ -74,7 +74,7 @@ class Member:
         self.learned = learned
         self.reports_steps = False
         self.tier_counts: dict[str, int] = {}
-        self.waiting: dict[int, Placed] = {}  # requests whose prompt is not computed, by their number, oldest first
+        self.waiting: dict[int, Counted] = {}  # requests whose prompt is not computed, by their number, oldest first
         self.signs = 0  # of work: steps, first tokens, answers
         self.is_stalled = False
         self._seen = -1  # signs at the last look, and when there were new ones
@@ -148,27 +148,32 @@ class Member:
 
     def _renumbered(self) -> None:
         self._book.set_worker(self.number, {"holder": self.holding.holder})
-        for placed in self.waiting.values():
-            self._book.promise_again(self.number, placed.names)
+        for counted in self.waiting.values():
+            self._book.promise_again(self.number, counted.names)
 
 
-class Placed(msgspec.Struct):
-    """A request on its worker, until it is done."""
+class Counted(msgspec.Struct, kw_only=True):
+    """A request that counts against its worker, until it is done."""
 
-    placement: Placement
     member: Member
     decode: Member | None
     slot: int  # its number in the book
     names: Ints  # of the blocks its worker was to compute
-    prompt_tokens: int
-    claimed_tokens: int  # of them its worker's device holds, or will, by the index
     hashes: list[BlockHash]  # in the worker's block size
-    placed_s: float
-    ahead: Load  # queued before it, and its own part
-    decoding: int  # sequences decoding when it was placed
     promised: float  # usual streams that it counts for besides while it runs
+    placed_s: float
     patience_s: float  # so long its worker may show no sign of work
     is_running: bool = False  # its prompt is computed
+
+
+class Placed(Counted, kw_only=True):
+    """A request placed here."""
+
+    placement: Placement
+    prompt_tokens: int
+    claimed_tokens: int  # of them its worker's device holds, or will, by the index
+    ahead: Load  # queued before it, and its own part
+    decoding: int  # sequences decoding when it was placed
     first_s: float | None = None
     cached_tokens: int | None = None
     cached_share: float | None = None  # of the prompt, where the engine counts its tokens otherwise than we do

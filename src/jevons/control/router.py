@@ -19,12 +19,12 @@ from jevons.base.ids import RequestId, WorkerId
 from jevons.control.board import APART, WHOLE
 from jevons.control.book import Book
 from jevons.control.intake import Intake
-from jevons.control.ledger import HERE, Member, NodeTiers, Placed, Prompt
+from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
 from jevons.control.roster import Roster
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
-from jevons.facts.state import SourceState
+from jevons.facts.state import Measured, WorkerState
 from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
@@ -37,6 +37,7 @@ RECENT_OUTCOMES = 256
 # A step may take so many times its prediction before its worker counts as silent, and a first token before it counts as
 # stalled. Below is noise: on cores that something else uses too, a step takes 2 to 3 times as long.
 LATE_STEP = 4.0
+LATELY = 32  # measurements of a worker handed on: of two or more alike, all that `perf.measured` remembers
 
 
 class _Chosen(NamedTuple):
@@ -72,7 +73,8 @@ class Router:
         self._kins: dict[tuple[Any, ...], Kin] = {}  # by what makes workers alike
         self._workers: dict[WorkerId, Member] = {}
         self._members: dict[int, Member] = {}  # by number
-        self._recalled: dict[WorkerId, SourceState] = {}  # of workers that have not joined yet
+        self._recalled: dict[WorkerId, WorkerState] = {}  # of workers that have not joined yet
+        self._lately: dict[WorkerId, deque[Measured]] = {}  # by the worker it was measured on
         self._placed: dict[RequestId, Placed] = {}
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
 
@@ -94,16 +96,17 @@ class Router:
         self._members[worker.number] = worker
         if old is not None:
             worker.reports_steps = old.reports_steps
-        recalled = self._recalled.pop(facts.id, None)
-        if recalled is not None and worker.intake is not None:
-            worker.intake.recall(recalled)
         self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
+        recalled = self._recalled.pop(facts.id, None)
+        if recalled is not None:
+            self._resume(worker, recalled)
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone for good."""
         left = self._workers.pop(worker, None)
         if left is not None:
             left.learned.leave()
+            self._lately.pop(worker, None)
             self._end(left)
         self.roster.forget(worker)
 
@@ -125,16 +128,17 @@ class Router:
             raise KeyError(f"worker {worker} sends no events")
         return intake
 
-    def recall(self, worker: WorkerId, state: SourceState) -> None:
-        """This is what a worker that is still to join held before, as `state` told."""
-        self._recalled[worker] = state
+    def recall(self, state: WorkerState) -> None:
+        """This is what was known of a worker that is still to join."""
+        self._recalled[state.worker] = state
 
-    def state(self, worker: WorkerId) -> SourceState | None:
-        """What `recall` takes; None if its blocks are not known from events. Costs O(blocks)."""
+    def state(self, worker: WorkerId) -> WorkerState | None:
+        """What `recall` takes; None if the worker is unknown. Costs O(blocks)."""
         known = self._workers.get(worker)
         if known is None:
             return self._recalled.get(worker)
-        return None if known.intake is None else known.intake.state()
+        source = None if known.intake is None else known.intake.state()
+        return WorkerState(worker, source, list(self._lately.get(worker, ())))
 
     def facts(self, worker: WorkerId) -> WorkerFacts:
         return self._workers[worker].facts
@@ -263,14 +267,7 @@ class Router:
         """The prompt of `request` is computed, who knows since when: its answer is here."""
         placed = self._placed[request]
         if not placed.is_running:
-            placed.is_running = True
-            placed.member.signs += 1
-            if self._is_current(placed.member):
-                self._unwait(placed)
-                self._book.count_decode(placed.member.number, 1, placed.promised)
-                if placed.member.shadow is not None:
-                    placed.member.shadow.placed(placed.hashes, now_s)
-                    self._shadows_expire_s = min(self._shadows_expire_s, placed.member.shadow.expires_s)
+            self._begin(placed, now_s)
 
     def on_cached(self, request: RequestId, cached_tokens: int, prompt_tokens: int | None = None) -> None:
         """The engine reports how many of the prompt's tokens it had.
@@ -333,18 +330,11 @@ class Router:
             return None
         if output_tokens is not None:
             self._book.count_answer(output_tokens)
+        self._end_counted(placed)
         if self._is_current(placed.member):
-            if placed.is_running:
-                self._book.count_decode(placed.member.number, -1, placed.promised)
-            else:
-                self._unwait(placed)
             self._learn(placed.member, placed)
             if placed.cached_tokens is not None:
                 self._book.confirm(placed.member.number, placed.claimed_tokens, placed.found_tokens)
-        if placed.decode is not None and self._is_current(placed.decode):
-            placed.decode.promised -= 1
-            self._book.count_decode(placed.decode.number, -1, placed.promised)
-        self._book.free(placed.slot)
         outcome = Outcome(
             id=request,
             worker=placed.placement.worker,
@@ -401,8 +391,17 @@ class Router:
         old.learned.leave()  # it is another one now
         return WorkerSeconds(kin)
 
+    def _resume(self, worker: Member, recalled: WorkerState) -> None:
+        """Go on from what was known of it before."""
+        if recalled.source is not None and worker.intake is not None:
+            worker.intake.recall(recalled.source)
+        for m in recalled.measured:
+            self._measured(worker, Load(m.steps, m.tokens, m.token_context, m.decodes), m.seconds)
+
     def _measured(self, worker: Member, load: Load, seconds: float) -> None:
         """A step of `worker` took so long."""
+        lately = self._lately.setdefault(worker.facts.id, deque(maxlen=LATELY))
+        lately.append(Measured(load.steps, load.tokens, load.token_context, load.decodes, seconds))
         was_alike = worker.learned.is_alike
         are_new = worker.learned.measured(load, seconds)
         if are_new:
@@ -540,12 +539,40 @@ class Router:
             promised=ask.promised,
             patience_s=LATE_STEP * (placement.ttft_s + ask.untold_tokens * placement.tpot_s),
         )
-        worker.waiting[placed.slot] = placed
-        if after is not None:
-            after.promised += 1
-            self._book.count_decode(after.number, 1, ask.promised)
+        self._count_waiting(placed)
         self._placed[ask.id] = placed
         return placement
+
+    def _count_waiting(self, counted: Counted) -> None:
+        """A request that has a slot waits on its worker."""
+        counted.member.waiting[counted.slot] = counted
+        if counted.decode is not None:
+            counted.decode.promised += 1
+            self._book.count_decode(counted.decode.number, 1, counted.promised)
+
+    def _begin(self, counted: Counted, now_s: float) -> None:
+        """Its prompt is computed."""
+        counted.is_running = True
+        member = counted.member
+        member.signs += 1
+        if self._is_current(member):
+            self._unwait(counted)
+            self._book.count_decode(member.number, 1, counted.promised)
+            if member.shadow is not None:
+                member.shadow.placed(counted.hashes, now_s)
+                self._shadows_expire_s = min(self._shadows_expire_s, member.shadow.expires_s)
+
+    def _end_counted(self, counted: Counted) -> None:
+        """It counts no more."""
+        if self._is_current(counted.member):
+            if counted.is_running:
+                self._book.count_decode(counted.member.number, -1, counted.promised)
+            else:
+                self._unwait(counted)
+        if counted.decode is not None and self._is_current(counted.decode):
+            counted.decode.promised -= 1
+            self._book.count_decode(counted.decode.number, -1, counted.promised)
+        self._book.free(counted.slot)
 
     def _conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[_Chosen, Any]:
         """Who is chosen among the first so many candidates of each desk, and the prompt's candidate."""
@@ -571,9 +598,9 @@ class Router:
         decode = None if after is None else after.facts.id
         return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode, chosen.tpot_s)
 
-    def _unwait(self, placed: Placed) -> None:
-        del placed.member.waiting[placed.slot]
-        self._book.unwait(placed.slot, placed.member.number, placed.names)
+    def _unwait(self, counted: Counted) -> None:
+        del counted.member.waiting[counted.slot]
+        self._book.unwait(counted.slot, counted.member.number, counted.names)
 
     def _learn(self, worker: Member, placed: Placed) -> None:
         """Where steps go unreported, learn from the time to first token, with the cached tokens as they really were."""

@@ -58,6 +58,19 @@ class TierSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]  # what happened or failed, by reason
 
 
+class FrontendSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several processes that serve one port."""
+
+    number: int
+    pid: int
+    placements: int
+    index_blocks: int
+    requests: int  # unfinished, placed by it
+    requests_elsewhere: int  # … by others, as far as it heard
+    counts: dict[str, int]  # what it told and heard, by fate
+    recent: list[Outcome] = []  # in a fleet's snapshot they stand together
+
+
 class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     placements: int
@@ -66,3 +79,4 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     recent: list[Outcome]
     tiers: TierSnapshot | None = None  # of this node; None without, and while the keeper is away
     nodes: dict[str, TierSnapshot] = {}  # of others, by their address
+    frontends: list[FrontendSnapshot] = []  # where there are several

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from jevons.base.ids import WorkerId
 from jevons.facts.event import EngineHash
 
 
@@ -20,3 +21,21 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     theirs: list[EngineHash]  # its names for the blocks
     ours: bytes  # our names in the same order, 16 bytes each
     more: dict[EngineHash, int] = {}  # copies beyond the first, where there are any
+
+
+class Measured(msgspec.Struct, frozen=True, array_like=True):
+    """A step, or several in a row, that took so long. The first four as in `perf.measured.Load`."""
+
+    steps: float
+    tokens: float
+    token_context: float
+    decodes: float
+    seconds: float
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """A worker: what its source of events holds, and its latest measurements, from which its prices are learned."""
+
+    worker: WorkerId
+    source: SourceState | None
+    measured: list[Measured] = []

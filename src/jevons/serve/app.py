@@ -7,34 +7,43 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError, EngineError, ModelError
+from jevons.base.ids import WorkerId
 from jevons.config import Settings
 from jevons.control.ledger import HERE
 from jevons.control.router import Router, warm
+from jevons.control.sharing import SharingRouter
 from jevons.engine.openai import EngineSpec, read_specs
+from jevons.facts.worker import Health, IndexMode
 from jevons.serve.embedded import Embedded
-from jevons.serve.fleet import Attached, Fleet
+from jevons.serve.fleet import Attached, Fleet, worker_of
 from jevons.serve.front import Front
-from jevons.serve.http import Door, Limits
+from jevons.serve.http import Door, Handler, Limits
+from jevons.serve.kept import Kept
 from jevons.serve.openai import refusal
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
 from jevons.serve.record import Recorder, RecordingRouter
 from jevons.serve.remote import RemoteNode
+from jevons.serve.siblings import Siblings
 from jevons.serve.tiers import Tiers, read_secret
+from jevons.serve.together import Together
 from jevons.serve.tokenizer import Tokenizer
 from jevons.serve.workers import fit_tokens, model_shape, worker_configs
 from jevons.wire.channel import AgentConfig
 from jevons.wire.events import check_endpoint
 
 log = logging.getLogger("jevons")
+
+KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
 
 
 class Server:
@@ -58,11 +67,15 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[Server]:
+async def serving(
+    settings: Settings, model_dir: Path | None, kept: Kept | None = None, siblings: Siblings | None = None
+) -> AsyncIterator[Server]:
     """Run a server for as long as the context is open.
 
     Args:
         model_dir: the workers' model's directory, here or on other nodes; None where there are none.
+        kept: what an earlier server knew of attached engines, and where to keep what this one does.
+        siblings: other frontends of the same port, of which this is one.
 
     Raises:
         ConfigError: the settings contradict the model or each other, or the folder for the record is taken.
@@ -72,18 +85,24 @@ async def serving(settings: Settings, model_dir: Path | None) -> AsyncIterator[S
     if settings.record is not None:
         recorder = Recorder(Path(settings.record), settings.policy, time.monotonic)
     try:
-        async with _serving(settings, model_dir, recorder) as server:
+        async with _serving(settings, model_dir, _Surroundings(recorder, kept, siblings)) as server:
             yield server
     finally:
         if recorder is not None:
             recorder.close()
 
 
+class _Surroundings(NamedTuple):
+    recorder: Recorder | None
+    kept: Kept | None
+    siblings: Siblings | None
+
+
 @asynccontextmanager
-async def _serving(settings: Settings, model_dir: Path | None, recorder: Recorder | None) -> AsyncIterator[Server]:
-    router = _router(settings, recorder)
+async def _serving(settings: Settings, model_dir: Path | None, around: _Surroundings) -> AsyncIterator[Server]:
+    router = _router(settings, around)
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
-    front = Front(settings, router, fleet, prompts, time.monotonic, recorder)
+    front = Front(settings, router, fleet, prompts, time.monotonic, around.recorder)
     specs = [_checked(spec) for spec in read_specs(settings.engines)]
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
     agents: list[AgentConfig] = []
@@ -93,27 +112,28 @@ async def _serving(settings: Settings, model_dir: Path | None, recorder: Recorde
     for config in agents:
         fleet.add_embedded(config)
     remotes = [RemoteNode(address, read_secret(settings), router, fleet, prompts) for address in settings.nodes]
-    door = Door(front, refusal, Limits(body_bytes=settings.max_body_bytes))
-    try:
-        await door.listen(settings.host, settings.port)
-    except OSError as error:
-        raise ConfigError(f"host, port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    memory = _Memory(front, router, around)
+    door = await _bound(settings, memory.together or front, is_shared=memory.together is not None)
     async with asyncio.TaskGroup() as tasks:
-        chores = [tasks.create_task(fleet.tick())]
+        works = [fleet.tick(), *memory.works(), *(fleet.keep(c) for c in agents), *(r.keep() for r in remotes)]
         if tiers is not None:
-            chores.append(tasks.create_task(tiers.keep()))
-        chores += [tasks.create_task(fleet.keep(config)) for config in agents]
-        chores += [tasks.create_task(remote.keep()) for remote in remotes]
-        for spec in specs:
-            attached = fleet.add_attached(spec)
-            chores.append(tasks.create_task(attached.watch(partial(_on_model, spec=spec, prompts=prompts))))
+            works.append(tiers.keep())
+        chores = [tasks.create_task(work) for work in works]
         try:
             if not are_compiled():
                 log.info("compiling the router's kernels, this once: about 20 s")
             await asyncio.to_thread(warm)  # while workers load their model
+            # Late, so that engines are asked at once for what they did since: they do not keep it for long.
+            is_recalled = await memory.recall([worker_of(spec) for spec in specs])
+            for spec in specs:
+                attached = fleet.add_attached(spec)
+                chores.append(tasks.create_task(attached.watch(partial(_on_model, spec=spec, prompts=prompts))))
+            await memory.begin(len(specs) if is_recalled else 0)
+            await door.open()
             yield Server(settings, door, front)
         finally:
             await door.close(settings.drain_s)
+            await memory.end()
             for chore in chores:
                 chore.cancel()
             fleet.close()
@@ -121,10 +141,70 @@ async def _serving(settings: Settings, model_dir: Path | None, recorder: Recorde
                 tiers.close()
 
 
-def _router(settings: Settings, recorder: Recorder | None) -> Router:
-    if recorder is None:
-        return Router(settings.policy, hang_s=settings.hang_s, shadow_ttl_s=settings.shadow_ttl_s)
-    return RecordingRouter(recorder, settings.policy, hang_s=settings.hang_s, shadow_ttl_s=settings.shadow_ttl_s)
+class _Memory:
+    """What is known of the engines beyond the life of this process: by its siblings, and in a file."""
+
+    def __init__(self, front: Front, router: Router, around: _Surroundings) -> None:
+        self._router = router
+        self._kept = around.kept
+        self.together: Together | None = None
+        if around.siblings is not None:
+            assert isinstance(router, SharingRouter), "who has siblings shares"
+            self.together = Together(front, router, around.siblings)
+        if self._kept is not None:
+            front.metrics.registry.register(self._kept)
+
+    def works(self) -> list[Coroutine[None, None, None]]:
+        """What is done now and then, so that little is lost when this process ends."""
+        keeps = [self._kept.keep(self._router)] if self._kept is not None and self._kept.saves else []
+        return keeps + ([self.together.keep()] if self.together is not None else [])
+
+    async def recall(self, workers: list[WorkerId]) -> bool:
+        """Learn of engines that are still to join. Returns whether others answer at this port, or anything is known."""
+        if self.together is not None and await self.together.recall(workers):
+            return True
+        found = 0 if self._kept is None else self._kept.load(self._router, workers)
+        return found > 0 or self.together is not None
+
+    async def begin(self, workers: int) -> None:
+        """Wait until so many are known as they were, for a moment: who answers before that places blindly."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KNOWN_S):
+                while self._known() < workers:  # noqa: ASYNC110 — a few polls at the start
+                    await asyncio.sleep(0.02)
+        if self.together is not None:
+            self.together.begin()
+
+    async def end(self) -> None:
+        if self._kept is not None:
+            await self._kept.save(self._router)
+        if self.together is not None:
+            self.together.end()
+
+    def _known(self) -> int:
+        health = self._router.roster.health
+        workers = self._router.snapshot().workers
+        return sum(health(w.id) is Health.UP and w.index is not IndexMode.NONE for w in workers)
+
+
+async def _bound(settings: Settings, handler: Handler, *, is_shared: bool) -> Door:
+    """The door at its port, still closed."""
+    door = Door(handler, refusal, Limits(body_bytes=settings.max_body_bytes))
+    try:
+        await door.bind(settings.host, settings.port, is_shared=is_shared)
+    except OSError as error:
+        raise ConfigError(f"host, port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    return door
+
+
+def _router(settings: Settings, around: _Surroundings) -> Router:
+    policy, hang_s, shadow_ttl_s = settings.policy, settings.hang_s, settings.shadow_ttl_s
+    if around.siblings is not None:
+        on_news = around.siblings.on_news
+        return SharingRouter(policy, hang_s=hang_s, shadow_ttl_s=shadow_ttl_s, on_news=on_news)
+    if around.recorder is not None:
+        return RecordingRouter(around.recorder, policy, hang_s=hang_s, shadow_ttl_s=shadow_ttl_s)
+    return Router(policy, hang_s=hang_s, shadow_ttl_s=shadow_ttl_s)
 
 
 def _embed(settings: Settings, model_dir: Path, fleet: Fleet, front: Front, prompts: Prompts) -> None:
@@ -222,6 +302,7 @@ async def run(
     announce: bool = True,
     picker: str | None = None,
     picker_tls: Path | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `picker`: HOST:PORT where gateways are told their endpoints; see `picking`."""
     stop = asyncio.Event()
@@ -229,7 +310,7 @@ async def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as open_now:
-        server = await open_now.enter_async_context(serving(settings, model_dir))
+        server = await open_now.enter_async_context(serving(settings, model_dir, kept))
         if announce:
             log.info("listening on %s", server.url)
         if picker is not None:

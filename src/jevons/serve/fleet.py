@@ -176,11 +176,16 @@ class Link:
         sink.put_nowait(step)
 
 
+def worker_of(spec: EngineSpec) -> WorkerId:
+    """What an attached engine is called."""
+    return WorkerId(spec.address.authority + spec.address.base)
+
+
 class Attached:
     """The front's end of one attached engine."""
 
     def __init__(self, spec: EngineSpec, router: Router, now_s: Clock, turns: Turnstile) -> None:
-        self.id = WorkerId(spec.address.authority + spec.address.base)
+        self.id = worker_of(spec)
         self.url = spec.url
         self.pulse = Pulse(self.id, router.roster, now_s)
         self.engine = OpenAIEngine(spec, self.pulse.wake)

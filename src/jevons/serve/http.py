@@ -379,10 +379,29 @@ class Door:
         self.port = 0
 
     async def listen(self, host: str, port: int) -> None:
-        """Raises OSError if the address cannot be had. Port 0 takes a free one; `port` tells which."""
+        """As `bind` and `open`."""
+        await self.bind(host, port)
+        await self.open()
+
+    async def open(self) -> None:
+        """Take connections from now on."""
+        assert self._server is not None, "it is bound"
+        await self._server.start_serving()
+
+    async def bind(self, host: str, port: int, *, is_shared: bool = False) -> None:
+        """Raises OSError if the address cannot be had. Port 0 takes a free one; `port` tells which.
+
+        Args:
+            is_shared: with other processes of this user, among which the kernel spreads connections (SO_REUSEPORT).
+        """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Connection(self._handler, self._refuse, self._limits, self._open), host, port, backlog=1024
+            lambda: Connection(self._handler, self._refuse, self._limits, self._open),
+            host,
+            port,
+            backlog=1024,
+            reuse_port=is_shared,
+            start_serving=False,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Sequence
 
 import msgspec
 
@@ -25,12 +26,13 @@ class Process:
         self.port = port
 
     @classmethod
-    async def start(cls, module: str, config: msgspec.Struct, name: str) -> Process:
+    async def start(cls, module: str, config: msgspec.Struct, name: str, fds: Sequence[int] = ()) -> Process:
         """Start `python -m module` and wait until it can be connected to.
 
         Args:
             config: what it reads from its standard input.
             name: what errors call it.
+            fds: what it inherits, by the same numbers.
 
         Raises:
             EngineError: it cannot start; says why.
@@ -41,6 +43,7 @@ class Process:
             module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            pass_fds=fds,
             start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
         )
         try:
@@ -55,9 +58,13 @@ class Process:
         """Its exit code, once it has ended; negative for a signal."""
         return await self._process.wait()
 
-    async def stop(self) -> None:
+    async def stop(self, grace_s: float = STOP_S) -> None:
         """Ask it to end, then make it."""
-        await _end(self._process)
+        await _end(self._process, grace_s)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
 
 async def _port(process: asyncio.subprocess.Process, name: str) -> int:
@@ -71,11 +78,11 @@ async def _port(process: asyncio.subprocess.Process, name: str) -> int:
     return message.port
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, grace_s: float = STOP_S) -> None:
     if process.stdin is not None:
         process.stdin.close()
     try:
-        await asyncio.wait_for(process.wait(), STOP_S)
+        await asyncio.wait_for(process.wait(), grace_s)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -183,6 +183,10 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
         if self._transport is not None:
             self._transport.abort()
 
+    def close_when_sent(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
     @property
     def backlog_bytes(self) -> int:
         """Bytes not yet taken by the other side."""

@@ -1,0 +1,75 @@
+"""The frontend process: a whole server, one of several on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from jevons.base.errors import JevonsError
+from jevons.config import Settings
+from jevons.serve.app import serving
+from jevons.serve.kept import Kept
+from jevons.serve.siblings import Siblings
+from jevons.serve.stdio import stdin_closed, tell
+from jevons.wire.channel import Failed, Ready
+
+log = logging.getLogger("jevons.frontend")
+
+
+class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a frontend is started with."""
+
+    settings: Settings
+    number: int
+    fd: int  # its end of the line to the hub
+    state: str | None  # file of what is known
+    log_level: int
+
+
+async def run(config: FrontendConfig, ready: int) -> None:
+    """Serve until who started us, or a signal, wants us to end."""
+    siblings = Siblings(config.number, time.monotonic)
+    await siblings.connect(socket.socket(fileno=config.fd))
+    kept = None if config.state is None else Kept(Path(config.state), saves=config.number == 0)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with serving(config.settings, None, kept, siblings) as server:
+        tell(ready, Ready(config.settings.port))
+        log.info("frontend %d is ready on %s", config.number, server.url)
+        ends = [asyncio.ensure_future(end) for end in (stop.wait(), stdin_closed(), siblings.lost)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+
+
+def main() -> None:
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=FrontendConfig)
+    ready = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the line we promise
+    logging.basicConfig(level=config.log_level, format=f"%(asctime)s {config.number} %(name)s: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        uvloop.run(run(config, ready))
+    except* JevonsError as errors:
+        tell(ready, Failed("; ".join(str(error) for error in _leaves(errors))))
+        sys.exit(1)
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in errors.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+if __name__ == "__main__":
+    main()

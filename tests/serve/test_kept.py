@@ -1,0 +1,97 @@
+"""What is known, kept in a file: whole, or not used at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from jevons.base.ids import WorkerId
+from jevons.control.router import Router
+from jevons.facts.event import BlocksStored, KvBatch
+from jevons.facts.worker import WorkerFacts
+from jevons.serve.kept import Kept, decode, encode
+
+ID = WorkerId("host:1")
+
+
+def known() -> Router:
+    """A router that knows a worker with four blocks."""
+    router = Router()
+    router.join(WorkerFacts(id=ID, model="m", kind="openai"))
+    stored = BlocksStored(hashes=[-1, 2**64 - 1, b"x" * 32, 4], tokens=list(range(64)), block_size=16)
+    router.intake(ID).on_batch(KvBatch(seq=0, events=[stored], ts=1_000.0))
+    return router
+
+
+def saved(path: Path) -> bytes:
+    asyncio.run(Kept(path).save(known()))
+    return path.read_bytes()
+
+
+def test_what_is_saved_is_recalled(tmp_path: Path) -> None:
+    saved(tmp_path / "deep" / "state")
+    router, kept = Router(), Kept(tmp_path / "deep" / "state")
+
+    assert kept.load(router, [ID]) == 1
+    assert router.state(ID) == known().state(ID)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["state"]
+
+
+def test_workers_that_are_not_served_any_more_are_left_out(tmp_path: Path) -> None:
+    saved(tmp_path / "state")
+    router = Router()
+
+    assert Kept(tmp_path / "state").load(router, [WorkerId("other:1")]) == 0
+    assert router.state(ID) is None
+
+
+def test_no_file_is_no_fault(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "state")
+    assert kept.load(Router(), [ID]) == 0
+    assert not kept.counts["refused"]
+
+
+@pytest.mark.parametrize("what", ["cut", "flipped", "other", "empty", "longer", "without its end"])
+def test_a_file_that_is_not_whole_is_said_once_counted_and_not_used(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state"
+    raw = saved(path)
+    end = len(list(encode([]))[-1])
+    path.write_bytes(
+        {
+            "cut": raw[:-1],
+            "flipped": raw[:60] + bytes([raw[60] ^ 1]) + raw[61:],
+            "other": b"jevons state 9\n" + raw[15:],
+            "empty": b"",
+            "longer": raw + b"x",
+            "without its end": raw[:-end],
+        }[what]
+    )
+    router, kept = Router(), Kept(path)
+    with caplog.at_level(logging.WARNING):
+        assert kept.load(router, [ID]) == 0
+
+    assert router.state(ID) is None
+    assert kept.counts["refused"] == 1
+    assert len(caplog.records) == 1
+
+
+def test_a_file_that_names_blocks_otherwise_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = saved(tmp_path / "state")
+    assert len(decode(raw)) == 1
+    monkeypatch.setattr("jevons.serve.kept._naming", lambda: b"otherwise")
+
+    kept = Kept(tmp_path / "state")
+    assert (kept.load(Router(), [ID]), kept.counts["refused"]) == (0, 1)
+
+
+def test_a_place_that_cannot_be_written_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    kept = Kept(tmp_path / "file" / "state")
+    asyncio.run(kept.save(known()))
+
+    assert (kept.counts["saved"], kept.counts["unsaved"]) == (0, 1)
