@@ -26,6 +26,7 @@ from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.state import Measured, WorkerState
 from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
+from jevons.kv.index import ENTRY_BYTES
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
 from jevons.policy.admit import USUAL, Promise
@@ -77,6 +78,10 @@ class Router:
         self._lately: dict[WorkerId, deque[Measured]] = {}  # by the worker it was measured on
         self._placed: dict[RequestId, Placed] = {}
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
+
+    def bound_index(self, size_bytes: int) -> None:
+        """Let the index take so much memory at most, from 1 MB on; before anything is known. See `kv.index`."""
+        self._book.index.bound(size_bytes // ENTRY_BYTES)
 
     # Workers
 
@@ -372,6 +377,7 @@ class Router:
             policy=self.policy,
             placements=int(self._book.hub.number("turn")),
             index_blocks=len(self._book.index),
+            index_forgotten=self._book.index.forgotten,
             workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
             recent=list(self._recent),
             tiers=self.node(HERE).state,

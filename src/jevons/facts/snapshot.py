@@ -75,6 +75,7 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     placements: int
     index_blocks: int  # distinct blocks known
+    index_forgotten: int = 0  # blocks of workers that it let go because its memory was short: it is no more exact
     workers: list[WorkerSnapshot]
     recent: list[Outcome]
     tiers: TierSnapshot | None = None  # of this node; None without, and while the keeper is away

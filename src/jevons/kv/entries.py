@@ -91,15 +91,17 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
 def grow_index(hub: Hub, more: int) -> None:
     """Room for so many more pairs, and for twice as many as there are of what is short."""
     for name, least in (("set", more), ("block", more), ("pair", 2 * more)):
-        size = len(hub[f"{name}s"])
+        size = int(hub.number(f"{name}s_n"))
         if size - hub.number(f"{name}s_known") < least:
-            widen_index(hub, name, 2 * size + least)
+            bound_entries(hub, name, 2 * size + least)
 
 
-def widen_index(hub: Hub, name: str, entries: int) -> None:
-    """Make the arrays of blocks, sets or pairs so long."""
-    hub.grow(f"{name}s", entries)
-    hub.grow(f"{name}_heads", entries + _LEAST)
+def bound_entries(hub: Hub, name: str, entries: int) -> None:
+    """Let there be so many blocks, sets or pairs at most; those that are there remain."""
+    if entries > len(hub[f"{name}s"]):
+        hub.grow(f"{name}s", entries)
+        hub.grow(f"{name}_heads", entries + _LEAST)
+    hub.set(f"{name}s_n", max(entries, int(hub.number(f"{name}s_used"))))
 
 
 @compiled

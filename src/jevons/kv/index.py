@@ -7,14 +7,15 @@ differ are taken for the same once in 2^64, and then a prompt is sent where less
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from jevons.base.compiled import SMALL, Ints, Places, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.base.ids import BlockHash
-from jevons.kv import entries, forget, holders, overlaps
+from jevons.facts.block import Tier
+from jevons.kv import entries, forget, groups, holders, overlaps
 
 # Entries of an index that is told no other limit: blocks, and as many (block, worker) pairs. They take 2 GB when all
 # are in use; until then only the address space is taken.
@@ -62,6 +63,11 @@ def _depth(hubs: Records, holder: int, names: Ints) -> int:
 
 
 @compiled
+def _reach(hubs: Records, holder: int, names: Ints, parts: Ints, windows: Places) -> int:
+    return groups.reach(hubs[0], holder, names, parts, windows)
+
+
+@compiled
 def _overlaps(hubs: Records, names: Ints, workers: Places, depths: Places, most: int) -> int:
     h = hubs[0]
     count, whose = overlaps.overlaps(h, names, workers, depths, most), view(h.whose, h.whose_n, SMALL)
@@ -88,23 +94,20 @@ class PrefixIndex:
 
     def __init__(self, hub: Hub | None = None, most: int = MOST_ENTRIES) -> None:
         self.hub = hub or Hub(*entries.index_arrays(0, _FIRST_ROOM))
-        most = max(most, _LEAST_ENTRIES)
-        for name, count in (("block", most), ("pair", most), ("set", most // 4)):
-            entries.widen_index(self.hub, name, count)
+        self.bound(most)
         self._found: tuple[Places, Places] = np.zeros(0, np.int32), np.zeros(0, np.int32)  # workers and depths
         self._numbers = 0  # of holders ever given
         self._swept = 0  # places looked at for what nobody has any more
-        self._dead: deque[tuple[int, int]] = (
-            deque()
-        )  # holders whose numbers can be used again, and `_swept` when they died
+        # Numbers that can be used again, and `_swept` when their holders died.
+        self._dead: deque[tuple[int, int]] = deque()
 
     def __len__(self) -> int:
         """Distinct blocks known."""
         return int(self.hub.number("blocks_known"))
 
-    def holding(self, worker: int, on_renumbered: Callable[[], None] | None = None) -> Holding:
-        """What a worker, by its number in the hub, holds: nothing so far. Told when it has another `holder`."""
-        return Holding(self, worker, on_renumbered)
+    def holding(self, worker: int, on_renumbered: Callable[[], None] | None = None, tier: Tier = Tier.HBM) -> Holding:
+        """What a worker, by its number in the hub, holds in a tier: nothing so far. Told when `holder` is another."""
+        return Holding(self, worker, on_renumbered, tier)
 
     def overlaps(self, hashes: Sequence[BlockHash], most: int = 32) -> dict[int, int]:
         """Leading blocks of `hashes` held, or to be computed, by worker. See `kv.overlaps.overlaps`."""
@@ -114,13 +117,20 @@ class PrefixIndex:
     def find(self, names: Ints, most: int = 32) -> tuple[Places, Places]:
         """Workers (-1: one that is gone), and how many leading blocks of `names` each has. See `kv.overlaps.overlaps`.
 
-        Both arrays are overwritten by the next call. Costs a microsecond, and one or two ns for each block of `names`.
+        Of another tier than hbm with `kv.groups.names_in`. Both arrays are overwritten by the next call. Costs a
+        microsecond, and one or two ns for each block of `names`.
         """
         workers, depths = self._found
         if len(workers) < 2 * most:
             workers, depths = self._found = np.zeros(2 * most, np.int32), np.zeros(2 * most, np.int32)
         count = _overlaps(self.hub.record, names, workers, depths, most)
         return workers[:count], depths[:count]
+
+    def bound(self, most: int) -> None:
+        """Let it know so many blocks, and (block, worker) pairs, at most; before it knows anything, or else more."""
+        most = max(most, _LEAST_ENTRIES)
+        for name, count in (("block", most), ("pair", most), ("set", most // 4)):
+            entries.bound_entries(self.hub, name, count)
 
     @property
     def forgotten(self) -> int:
@@ -157,10 +167,13 @@ class PrefixIndex:
 
 
 class Holding:
-    """What one worker holds, in the index. `holder` is its number there, another one after each `clear`."""
+    """What one worker holds in one tier, in the index. `holder` is its number there, another one after each `clear`."""
 
-    def __init__(self, index: PrefixIndex, worker: int, on_renumbered: Callable[[], None] | None) -> None:
+    def __init__(
+        self, index: PrefixIndex, worker: int, on_renumbered: Callable[[], None] | None, tier: Tier = Tier.HBM
+    ) -> None:
         self._index = index
+        self._tier = tier
         self._worker = worker
         self._on_renumbered = on_renumbered
         self.holder = index._new_holder(worker)
@@ -174,9 +187,9 @@ class Holding:
         if hashes:
             self.store_names(names_of(hashes))
 
-    def store_names(self, names: Ints) -> None:
-        """As `store`, of blocks that are named as the kernels name them."""
-        index = self._index
+    def store_names(self, names: Ints, group: int = 0) -> None:
+        """As `store`, of blocks that are named as the kernels name them, in a group of layers. See `kv.groups`."""
+        index, names = self._index, groups.names_in(names, self._tier, group)
         if not _store(index.hub.record, self.holder, names):
             index.make_room(len(names))
             _store(index.hub.record, self.holder, names)
@@ -186,9 +199,9 @@ class Holding:
         """It has one copy less of each of `hashes`. Returns how many of them it was not known to hold."""
         return self.remove_names(names_of(hashes)) if hashes else 0
 
-    def remove_names(self, names: Ints) -> int:
-        """As `remove`, of blocks that are named as the kernels name them."""
-        return _drop(self._index.hub.record, self.holder, names)
+    def remove_names(self, names: Ints, group: int = 0) -> int:
+        """As `remove`, of blocks that are named as the kernels name them, in a group of layers."""
+        return _drop(self._index.hub.record, self.holder, groups.names_in(names, self._tier, group))
 
     def clear(self) -> None:
         """It holds nothing any more. Costs the same however much it held: that is swept away later."""
@@ -203,7 +216,7 @@ class Holding:
 
     def holds(self, name: BlockHash) -> bool:
         """Whether it holds a block, or is to compute it."""
-        return _has(self._index.hub.record, self.holder, int(names_of([name])[0]))
+        return _has(self._index.hub.record, self.holder, int(groups.names_in(names_of([name]), self._tier)[0]))
 
     def depth(self, hashes: Sequence[BlockHash]) -> int:
         """Leading blocks of `hashes` held, or to be computed."""
@@ -211,4 +224,14 @@ class Holding:
 
     def depth_of(self, names: Ints) -> int:
         """As `depth`, of blocks that are named as the kernels name them."""
-        return _depth(self._index.hub.record, self.holder, names)
+        return _depth(self._index.hub.record, self.holder, groups.names_in(names, self._tier))
+
+    def reach(self, names: Ints, windows: Mapping[int, int]) -> int:
+        """Leading blocks of `names` after which it can go on by all its groups of layers.
+
+        Args:
+            windows: by group, blocks its sliding window reaches back to (`kv.groups.window_blocks`); FULL: all.
+        """
+        parts = np.array([groups.part_of(self._tier, group) for group in windows], np.int64)
+        back = np.array(list(windows.values()), np.int32)
+        return _reach(self._index.hub.record, self.holder, names, parts, back)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -29,6 +30,7 @@ from jevons.serve.fleet import Attached, Fleet, worker_of
 from jevons.serve.front import Front
 from jevons.serve.http import Door, Handler, Limits
 from jevons.serve.kept import Kept
+from jevons.serve.memory import index_bytes
 from jevons.serve.openai import refusal
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
 from jevons.serve.record import Recorder, RecordingRouter
@@ -101,6 +103,7 @@ class _Surroundings(NamedTuple):
 @asynccontextmanager
 async def _serving(settings: Settings, model_dir: Path | None, around: _Surroundings) -> AsyncIterator[Server]:
     router = _router(settings, around)
+    router.bound_index(index_bytes(1 if around.siblings is None else os.cpu_count() or 1))
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
     front = Front(settings, router, fleet, prompts, time.monotonic, around.recorder)
     specs = [_checked(spec) for spec in read_specs(settings.engines)]

@@ -107,6 +107,8 @@ class _FleetCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         snapshot = self._router.snapshot()
         yield GaugeMetricFamily("jevons_index_blocks", "Distinct blocks the index knows.", snapshot.index_blocks)
+        forgotten = "Blocks of workers that the index let go because its memory was short."
+        yield CounterMetricFamily("jevons_index_forgotten", forgotten, snapshot.index_forgotten)
         yield CounterMetricFamily("jevons_placements", "Requests placed.", snapshot.placements)
         gauges = {
             "up": GaugeMetricFamily("jevons_worker_up", "1 if the worker is given work.", labels=["worker"]),
