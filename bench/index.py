@@ -35,10 +35,10 @@ from tests.kv.dict_index import DictIndex
 from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash, WorkerId
 from jevons.control.intake import Intake
-from jevons.facts.event import BlocksStored
+from jevons.facts.event import BlocksStored, KvPayload
 from jevons.kv.hashing import block_hashes
 from jevons.kv.index import PrefixIndex
-from jevons.wire.codec import decode_batch, encode_batch
+from jevons.wire.codec import encode_batch
 
 GROUPS = 200  # system prompts
 EVENT_BLOCKS = 32
@@ -366,7 +366,7 @@ def _events(tokens: list[int], size: int) -> list[BlocksStored]:
 
 def _take(intakes: list[Intake], payloads: list[tuple[int, int, bytes]]) -> None:
     for worker, seq, raw in payloads:
-        intakes[worker].on_batch(decode_batch(seq, raw))
+        intakes[worker].on_batch(KvPayload(seq, raw))
 
 
 def report(record: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from jevons.base.ids import BlockHash, RequestId
 from jevons.control.intake import Intake
 from jevons.engine.contents import token_after
 from jevons.engine.mock_engine import GONE, Faults, MockEngine, MockFacts
-from jevons.facts.event import KvBatch
+from jevons.facts.event import KvPayload
 from jevons.facts.request import Sampling, Step, Work
 from jevons.kv.hashing import block_hashes
 from jevons.kv.index import PrefixIndex
@@ -241,7 +241,7 @@ def test_its_events_tell_what_it_holds() -> None:
 def test_lost_batches_are_not_sent_but_can_be_replayed() -> None:
     async def run() -> None:
         async with engine(blocks=40) as made, hearing(made) as heard:
-            seen: list[KvBatch] = []
+            seen: list[KvPayload] = []
 
             async def listen() -> None:
                 async for batch in heard.subscriber.batches():

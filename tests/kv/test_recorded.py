@@ -16,10 +16,10 @@ import pytest
 from tests.kv.test_cache import Pools, Table
 
 from jevons.base.ids import BlockHash
+from jevons.control.shapes import decode_batch
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvEvent
 from jevons.kv import cache
 from jevons.kv.pool import BlockPool, FullBlocks
-from jevons.wire.codec import decode_batch
 
 CAPTURE = "kv_events_capture_cbor_evict.jsonl"  # block of 32 tokens, evictions, a clear
 BLOCKS = 68  # full blocks that the engine's pool had room for: one more, or one less, and it evicts otherwise

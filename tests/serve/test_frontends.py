@@ -20,7 +20,7 @@ from tests.processes import READ_S, START_S, Jevons, Running, free_ports, read, 
 
 from jevons.base.errors import ConfigError
 from jevons.cli.serve import command
-from jevons.kv.hashing import HASH_BYTES
+from jevons.kv.engine_names import EngineNames
 from jevons.serve.kept import decode
 
 ENGINES, TALKS, TURNS, SYSTEM, TURN = 4, 12, 8, 256, 128
@@ -88,8 +88,8 @@ def known(path: Path) -> dict[str, set[str]]:
     found = {}
     for state in decode(path.read_bytes()):
         assert state.source is not None
-        raw = state.source.ours
-        found[state.worker.rpartition("/")[2]] = {raw[i : i + HASH_BYTES].hex() for i in range(0, len(raw), HASH_BYTES)}
+        names = EngineNames().load(state.source.names)
+        found[state.worker.rpartition("/")[2]] = {name.hex() for name, _ in names}
     return found
 
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvEvent
 from jevons.kv.hashing import block_hashes, wire_hash
-from jevons.wire.codec import Malformed, decode_batch, decode_seq, encode_batch, encode_seq
+from jevons.wire.codec import decode_seq, encode_batch, encode_seq
 
 TOKENS = list(range(32))
 NAMES = block_hashes(TOKENS, 16)

@@ -13,6 +13,7 @@ import numpy as np
 from jevons.base.compiled import Ints, Records, compiled
 from jevons.base.hub import Hub, view
 from jevons.control import board
+from jevons.control.reading import Scratch
 from jevons.kv.entries import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
@@ -112,6 +113,7 @@ class Book:
         self.hub = Hub(index | arrays, index_numbers | numbers)
         self.hub.set("policy", policy)
         self.index = PrefixIndex(self.hub)
+        self.scratch = Scratch()  # what events are read into
         self._kinds: dict[tuple[int, bool, int], int] = {}
         self._models: dict[str, int] = {}
         self._nodes: dict[str, int] = {}

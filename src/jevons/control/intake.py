@@ -7,7 +7,9 @@
     recalled from before       ask for a replay from the last batch that was taken then; believe it if that is the same
 
 The engine's names for blocks are opaque. Ours are recomputed from the tokens in each event, so hash seeds and
-algorithms cannot matter; the map from its names to ours serves parents and removals.
+algorithms cannot matter; the map from its names to ours serves parents and removals. Payloads of the usual shapes are
+read, named and applied by kernels (`control.naming`); what those do not know is decoded into records and goes the long
+way here, with the same results.
 """
 
 from __future__ import annotations
@@ -15,39 +17,61 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
 from jevons.base.ids import BlockHash
-from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, EngineHash, KvBatch
+from jevons.control import naming
+from jevons.control.naming import FATES, SPECIAL, root_numbers, set_size, source_names
+from jevons.control.reading import CLEARED, NO_ROOM, NOT_READ, STORED, Scratch
+from jevons.control.shapes import Malformed, decode_batch
+from jevons.facts.event import BlocksRemoved, BlocksStored, KvBatch, KvPayload
 from jevons.facts.state import SourceState
 from jevons.facts.worker import IndexMode
-from jevons.kv.hashing import HASH_BYTES, chain, root
+from jevons.kv.hashing import chain, root
 from jevons.kv.index import Holding
 
 # While a replay is awaited at most this many batches are kept; vLLM's own replay window is 10,000.
 MAX_WAITING = 10_000
+_Batch = KvBatch | KvPayload
+FULL_KINDS = (None, "full_attention", "mla_attention", "sink_full_attention")  # groups that keep all tokens
 
 
 class Intake:
-    """The state of one event source. `counts` tells what was rejected, by reason.
+    """The state of one event source. `counts` tells what became of blocks, and of batches that were lost or odd.
 
     Args:
         holding: what it is known to hold.
         on_block_size: told when its blocks have another size than they had.
+        scratch: what payloads are read into; sources of one thread may share it.
     """
 
-    def __init__(self, holding: Holding, on_block_size: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, holding: Holding, on_block_size: Callable[[], None] | None = None, scratch: Scratch | None = None
+    ) -> None:
         self._holding = holding
         self._on_block_size = on_block_size
+        self._scratch = scratch or Scratch()
         self.block_size: int | None = None
         self.mode = IndexMode.NONE
-        self.counts: Counter[str] = Counter()
-        self._ours: dict[EngineHash, BlockHash] = {}  # engine's name → our name
-        self._more: dict[EngineHash, int] = {}  # copies beyond the first, where there are any
+        self._counts: Counter[str] = Counter()
+        self._names = source_names()
         self._next = 0  # the sequence number expected
         self._last_live = -1  # the highest number that came by itself, not by replay
-        self._waiting: dict[int, KvBatch] | None = None  # what came after a hole, while its replay is awaited
+        self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
         self._last_ts = 0.0  # the source's clock at the last batch taken
         self._recalled: SourceState | None = None  # until a replay shows whether it is still so
         self._is_refuted = False  # by the replay under way: that was another life, all is asked for again
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Blocks by what became of them; batches and events that were lost or could not be read, by reason."""
+        fates = {fate: int(count) for fate, count in zip(FATES, self._names.hub["fates"], strict=True) if count}
+        return Counter(fates) + self._counts
+
+    @property
+    def names_bytes(self) -> int:
+        """What the map from the engine's names to ours takes."""
+        return self._names.size_bytes
 
     @property
     def awaits_replay(self) -> bool:
@@ -61,7 +85,7 @@ class Intake:
     def state(self) -> SourceState | None:
         """What `recall` takes; None if nothing is known, or its batches bear no time to be known again by.
 
-        Costs O(blocks), 0.1 us each.
+        Costs O(blocks), some ns each.
         """
         if self._recalled is not None:
             return self._recalled
@@ -71,16 +95,15 @@ class Intake:
             seq=self._next - 1,
             ts=self._last_ts,
             block_size=self.block_size,
+            group=int(self._names.hub.number("group")),
             is_degraded=self.mode is IndexMode.DEGRADED,
-            theirs=list(self._ours),
-            ours=b"".join(self._ours.values()),
-            more=dict(self._more),
+            names=self._names.dump(),
         )
 
-    def on_batch(self, batch: KvBatch) -> int | None:
+    def on_batch(self, batch: _Batch) -> int | None:
         """Take a batch that came by itself. Returns the number to ask a replay from, if one is needed."""
         if batch.seq <= self._last_live:
-            self.counts["restart"] += 1
+            self._counts["restart"] += 1
             self.reset()
         self._last_live = batch.seq
         if batch.seq < self._next:
@@ -92,11 +115,11 @@ class Intake:
             self._recalled = None  # it counts from 0 again
             self._apply(batch)
             return None
-        self.counts["gap"] += 1
+        self._counts["gap"] += 1
         self._waiting = {batch.seq: batch}
         return self._next
 
-    def on_replayed(self, batch: KvBatch) -> None:
+    def on_replayed(self, batch: _Batch) -> None:
         """Take a batch of the replay asked for, in rising order."""
         if self._recalled is not None:
             self._prove(self._recalled, batch)
@@ -107,6 +130,10 @@ class Intake:
             self._next = batch.seq
         self._apply(batch)
 
+    def on_garbage(self) -> None:
+        """Something came that is no numbered batch."""
+        self._counts["malformed"] += 1
+
     def begin_replay(self) -> int:
         """A replay is about to be asked for. Returns the number to ask from."""
         if self._waiting is None:
@@ -116,7 +143,7 @@ class Intake:
     def on_replay_end(self, *, complete: bool) -> None:
         """The replay is over: go on with what came meanwhile. `complete` if it was answered to its end."""
         if self._is_refuted or self._recalled is not None:  # or there is no such batch any more
-            self.counts["recall_refused"] += 1
+            self._counts["recall_refused"] += 1
             self._is_refuted, self._recalled = False, None
             return
         waiting, self._waiting = self._waiting or {}, None
@@ -127,133 +154,222 @@ class Intake:
 
     def reset(self) -> None:
         """The engine is new or unknown: it holds nothing, and counts from 0."""
-        self._holding.clear()
-        self._forget_names()
+        self._forget()
         self._next, self._last_live, self._waiting = 0, -1, None
         self._recalled, self._is_refuted = None, False
         self.mode = IndexMode.NONE
 
-    def _prove(self, state: SourceState, first: KvBatch) -> None:
+    def _prove(self, state: SourceState, first: _Batch) -> None:
         """The replay begins with `first`: the source is the one it was if that is what was then its last batch."""
         self._recalled = None
-        if (first.seq, first.ts) != (state.seq, state.ts):
+        if (first.seq, _time_of(first)) != (state.seq, state.ts):
             self._is_refuted = True
             return
-        names = [BlockHash(state.ours[i : i + HASH_BYTES]) for i in range(0, len(state.ours), HASH_BYTES)]
-        self._ours, self._more = dict(zip(state.theirs, names, strict=True)), dict(state.more)
-        self._holding.store(names)
-        for theirs, copies in state.more.items():
-            for _ in range(copies):
-                self._holding.store([self._ours[theirs]])
+        names = self._names.load(state.names)
+        for copy in range(max((copies for _, copies in names), default=0)):
+            self._holding.store([name for name, copies in names if copies > copy])
         self._next, self._last_ts = state.seq + 1, state.ts
         if state.is_degraded:
             self.mode = IndexMode.DEGRADED
-        self._learn_block_size(state.block_size)
-        self.counts["recalled"] += len(names)
+        self._names.hub.set("group", state.group)
+        self._names.hub.set("size", state.block_size)
+        self._follow_size()
+        self._counts["recalled"] += len(names)
 
-    def _learn_block_size(self, size: int) -> None:
-        if size != self.block_size:
-            self.block_size = size
-            if self._on_block_size is not None:
-                self._on_block_size()
-
-    def _keep(self, batch: KvBatch) -> None:
+    def _keep(self, batch: _Batch) -> None:
         assert self._waiting is not None
         if len(self._waiting) >= MAX_WAITING:
-            self.counts["waiting_overflow"] += 1
+            self._counts["waiting_overflow"] += 1
             return
         self._waiting[batch.seq] = batch
 
     def _lost(self, batches: int) -> None:
         """Removals may be among the lost, so nothing known before can be trusted."""
-        self.counts["lost_batches"] += batches
-        self._holding.clear()
-        self._forget_names()
+        self._counts["lost_batches"] += batches
+        self._forget()
         self.mode = IndexMode.DEGRADED
 
-    def _apply(self, batch: KvBatch) -> None:
-        self._next, self._last_ts = batch.seq + 1, batch.ts
-        self.counts["unread"] += batch.unread
-        if batch.unread and self.mode is not IndexMode.DEGRADED:
-            self.mode = IndexMode.DEGRADED
-        elif self.mode is IndexMode.NONE and self._waiting is None:  # amid a replay more is to come
+    def _forget(self) -> None:
+        self._holding.clear()
+        self._names.clear()
+        self._names.hub.set("group", -1)
+        self._names.hub.set("size", 0)
+
+    def _apply(self, batch: _Batch) -> None:
+        self._next = batch.seq + 1
+        if self.mode is IndexMode.NONE and self._waiting is None:  # amid a replay more is to come
             self.mode = IndexMode.EXACT
+        if isinstance(batch, KvBatch):
+            self._apply_records(batch)
+        elif not self._apply_payload(batch.payload):
+            self._apply_unusual(batch)
+
+    def _apply_unusual(self, batch: KvPayload) -> None:
+        try:
+            decoded = decode_batch(batch.seq, batch.payload)
+        except Malformed:
+            self.on_garbage()
+            self.mode = IndexMode.DEGRADED  # whatever it was to tell is not known
+        else:
+            self._apply_records(decoded)
+
+    def _apply_payload(self, payload: bytes) -> bool:
+        """Returns whether it is of a shape that kernels know; if not, nothing was done."""
+        scratch, names, raw = self._scratch, self._names, np.frombuffer(payload, np.uint8)
+        runs = naming.take_payload(scratch.hub.record, names.hub.record, raw)
+        while runs == NO_ROOM:
+            if not names.make_room(scratch.hub.number("hashes_used")):
+                scratch.grow()
+            runs = naming.take_payload(scratch.hub.record, names.hub.record, raw)
+        if runs == SPECIAL:
+            if not self._tell_roots(payload):
+                return False
+            runs = naming.apply(scratch.hub.record, names.hub.record)
+            self._follow_size()
+        if runs == NOT_READ:
+            return False
+        self._last_ts = scratch.hub.number("ts")
+        self._apply_runs(runs)
+        return True
+
+    def _tell_roots(self, payload: bytes) -> bool:
+        """Where prompts begin that have a salt, an adapter or another block size than most."""
+        events = self._scratch.hub["events"][: self._scratch.hub.number("events_used")]
+        for i, event in enumerate(events):
+            if event["kind"] != STORED or event["has_parent"] or event["size"] < 1:
+                continue
+            try:
+                salt, name = (self._scratch.text(payload, i, field) for field in ("salt", "adapter"))
+            except UnicodeDecodeError:
+                return False
+            adapter = name or ("" if event["adapter_number"] < 0 else f"#{event['adapter_number']}")
+            event["first"], event["second"] = root_numbers(int(event["size"]), salt, adapter)
+        return True
+
+    def _apply_runs(self, count: int) -> None:
+        begin, changed = 0, self._scratch.hub["changed"]
+        runs = self._scratch.hub["runs"][: 2 * count].tolist()
+        for kind, end in zip(runs[::2], runs[1::2], strict=True):
+            if kind == CLEARED:
+                self._cleared()
+            elif kind == STORED:
+                self._holding.store_names(changed[begin:end])
+            else:
+                self._holding.remove_names(changed[begin:end])
+            begin = end
+
+    def _cleared(self) -> None:
+        self._holding.clear()
+        self.mode = IndexMode.EXACT  # whatever was lost before is gone there too
+
+    def _follow_size(self) -> None:
+        size = self._names.hub.number("size")
+        if size and size != self.block_size:
+            self.block_size = int(size)
+            set_size(self._names, self.block_size)
+            if self._on_block_size is not None:
+                self._on_block_size()
+
+    # The long way
+
+    def _apply_records(self, batch: KvBatch) -> None:
+        self._last_ts = batch.ts
+        if batch.unread:
+            self._counts["unread"] += batch.unread
+            self.mode = IndexMode.DEGRADED
         for event in batch.events:
             if isinstance(event, BlocksStored):
                 self._stored(event)
             elif isinstance(event, BlocksRemoved):
                 self._removed(event)
-            elif isinstance(event, AllCleared):
-                self._holding.clear()
-                self._forget_names()
-                self.mode = IndexMode.EXACT  # whatever was lost before is gone there too
-
-    def _forget_names(self) -> None:
-        self._ours.clear()
-        self._more.clear()
+            else:
+                self._names.clear()
+                self._cleared()
+        self._follow_size()
 
     def _stored(self, event: BlocksStored) -> None:
         reason = self._reject(event)
         if reason is not None:
-            self.counts[reason] += len(event.hashes)
+            self._counts[reason] += len(event.hashes)
             return
+        salt, extra = _salt_and_extra(event)
         if event.parent is None:
-            parent = root(event.block_size, _salt(event), event.adapter or "")
+            parent = root(event.block_size, salt, event.adapter or "")
         else:
-            parent = self._ours[event.parent]
-        names = chain(event.tokens, event.block_size, parent, _extra(event))
-        known = self._ours
-        for theirs, ours in zip(event.hashes, names, strict=True):
-            if theirs in known:
-                self._more[theirs] = self._more.get(theirs, 0) + 1
-            known[theirs] = ours
-        self._holding.store(names)
-        self._learn_block_size(event.block_size)
-        self.counts["stored"] += len(names)
+            known = self._names.get(event.parent)
+            assert known is not None, "or it is an orphan"
+            parent = known
+        ours = chain(event.tokens, event.block_size, parent, extra)
+        for theirs, name in zip(event.hashes, ours, strict=True):
+            self._names.put(theirs, name)
+        self._holding.store(ours)
+        self._names.hub.set("size", event.block_size)
+        self._counts["stored"] += len(ours)
 
     def _reject(self, event: BlocksStored) -> str | None:
         """Why these blocks cannot serve as a prefix here, or None."""
         if event.medium not in (None, "GPU"):
             return "ignored_tier"
-        if event.kind not in (None, "full_attention") or event.group:
+        if event.kind not in FULL_KINDS or not self._follows(event):
             return "ignored_group"
         if event.block_size < 1 or len(event.tokens) != len(event.hashes) * event.block_size:
             return "misshapen"
+        if not all(0 <= token < 1 << 32 for token in event.tokens):
+            return "misshapen"
         if event.extra is not None and len(event.extra) != len(event.hashes):
             return "misshapen"
-        if event.parent is not None and event.parent not in self._ours:
+        if event.block_size < self._names.hub.number("size"):
+            return "partial"
+        if event.parent is not None and self._names.get(event.parent) is None:
             return "orphan"
         return None
 
+    def _follows(self, event: BlocksStored) -> bool:
+        """Whether the event is of the group that is followed: the first one said to keep all tokens."""
+        if event.kind is not None and self._names.hub.number("group") < 0:
+            self._names.hub.set("group", event.group)
+        return bool(event.group == max(self._names.hub.number("group"), 0))
+
     def _removed(self, event: BlocksRemoved) -> None:
-        if event.medium not in (None, "GPU") or event.group:
-            self.counts["ignored_tier" if not event.group else "ignored_group"] += len(event.hashes)
+        is_ignored = event.group != max(self._names.hub.number("group"), 0)
+        if event.medium not in (None, "GPU") or is_ignored:
+            reason = "ignored_tier" if event.medium not in (None, "GPU") else "ignored_group"
+            self._counts[reason] += len(event.hashes)
             return
-        gone = []
+        gone: list[BlockHash] = []
         for theirs in event.hashes:
-            ours = self._ours.get(theirs)
-            if ours is None:
-                self.counts["unknown_removed"] += 1
-                continue
-            gone.append(ours)
-            more = self._more.pop(theirs, 0)
-            if more > 1:
-                self._more[theirs] = more - 1
-            elif not more:
-                del self._ours[theirs]
+            ours = self._names.take(theirs)
+            if ours is not None:
+                gone.append(ours)
         self._holding.remove(gone)
-        self.counts["removed"] += len(gone)
+        self._counts["removed"] += len(gone)
+        self._counts["unknown_removed"] += len(event.hashes) - len(gone)
 
 
-def _salt(event: BlocksStored) -> str:
-    """The cache salt of a prompt's first block: vLLM and we send it as that block's only text key."""
-    keys = event.extra[0] if event.extra else None
-    return keys[0] if keys and len(keys) == 1 and isinstance(keys[0], str) else ""
+def _time_of(batch: _Batch) -> float:
+    """The source's clock at a batch; 0 if it cannot be read."""
+    if isinstance(batch, KvBatch):
+        return batch.ts
+    try:
+        return decode_batch(batch.seq, batch.payload).ts
+    except Malformed:
+        return 0.0
 
 
-def _extra(event: BlocksStored) -> list[bytes] | None:
-    """What makes blocks differ besides tokens and salt (images, embeddings): kept apart, never shared."""
+def _salt_and_extra(event: BlocksStored) -> tuple[str, list[bytes] | None]:
+    """The salt of a prompt, and what makes each block differ besides tokens, salt and adapter: images, embeddings.
+
+    The salt is the only text key of a prompt's first block, beside the adapter's name, which vLLM tells of every block.
+    """
     if event.extra is None:
-        return None
-    salted = event.parent is None and _salt(event)
-    return [b"" if not keys or (i == 0 and salted) else repr(keys).encode() for i, keys in enumerate(event.extra)]
+        return "", None
+    keys = [_without_adapter(of_block, event.adapter) for of_block in event.extra]
+    salt = ""
+    if event.parent is None and keys and len(keys[0]) == 1 and isinstance(keys[0][0], str):
+        salt = keys[0][0]
+        keys[0] = []
+    return salt, [repr(of_block).encode() if of_block else b"" for of_block in keys]
+
+
+def _without_adapter(keys: list[object] | None, adapter: str | None) -> list[object]:
+    return keys[1:] if keys and adapter and keys[0] == adapter else keys or []

@@ -69,7 +69,7 @@ class Member:
         self.moves = tiers.moves
         self._book = book
         self.number, self.holding = book.add_worker(self._renumbered)
-        self.intake = Intake(self.holding, self._set_kind) if facts.sends_events else None
+        self.intake = Intake(self.holding, self._set_kind, book.scratch) if facts.sends_events else None
         self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
         self.learned = learned
         self.reports_steps = False

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from jevons.base.errors import NoWorker
@@ -21,7 +22,7 @@ from jevons.control.book import Book
 from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
 from jevons.control.roster import Roster
-from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
+from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.state import Measured, WorkerState
@@ -648,6 +649,15 @@ class Router:
         )
 
 
+_FIRST_BLOCK = {
+    "type": "BlockStored",
+    "block_hashes": [2],
+    "parent_block_hash": None,
+    "token_ids": list(range(32)),
+    "block_size": 32,
+}
+
+
 def warm() -> None:
     """Have all that a router calls compiled, or read from where it was kept: a placement must not wait for it."""
     router, tokens = Router(), list(range(64))
@@ -657,6 +667,7 @@ def warm() -> None:
         stored = BlocksStored(hashes=[1], tokens=tokens[:16], block_size=16)
         events: list[KvEvent] = [stored, BlocksRemoved(hashes=[1]), AllCleared(), stored]
         router.intake(WorkerId(name)).on_batch(KvBatch(seq=0, events=events))
+        router.intake(WorkerId(name)).on_batch(KvPayload(1, msgspec.msgpack.encode([0.0, [_FIRST_BLOCK]])))
     for _ in range(2):
         worker = router.place(RequestId(""), tokens, 0.0).worker
         router.on_step(worker, StepReport(seconds=0.1, tokens=8, token_context=64, decodes=0))

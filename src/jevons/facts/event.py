@@ -47,3 +47,10 @@ class KvBatch(msgspec.Struct, frozen=True):
     rank: int = 0  # data-parallel rank
     ts: float = 0.0  # the engine's wall clock, seconds since 1970
     unread: int = 0  # events in this batch of a kind or shape we do not know
+
+
+class KvPayload(msgspec.Struct, frozen=True, gc=False):
+    """A batch as it came: not decoded yet."""
+
+    seq: int
+    payload: bytes  # msgpack

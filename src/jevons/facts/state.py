@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from jevons.base.ids import WorkerId
-from jevons.facts.event import EngineHash
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,10 +16,9 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     ts: float  # seconds since 1970
     block_size: int  # tokens
+    group: int  # of its KV cache groups the one that is followed; -1: none was named yet
     is_degraded: bool = False  # it holds more than that
-    theirs: list[EngineHash]  # its names for the blocks
-    ours: bytes  # our names in the same order, 16 bytes each
-    more: dict[EngineHash, int] = {}  # copies beyond the first, where there are any
+    names: bytes  # its blocks, what it calls them and what we do, as `kv.engine_names` has them
 
 
 class Measured(msgspec.Struct, frozen=True, array_like=True):

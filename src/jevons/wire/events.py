@@ -15,8 +15,9 @@ import zmq
 import zmq.asyncio
 
 from jevons.base.errors import ConfigError
-from jevons.facts.event import KvBatch, KvEvent
-from jevons.wire.codec import Malformed, decode_batch, decode_seq, encode_batch, encode_seq
+from jevons.control.shapes import Malformed
+from jevons.facts.event import KvEvent, KvPayload
+from jevons.wire.codec import decode_seq, encode_batch, encode_seq
 
 REPLAY_BATCHES = 10_000  # as many as vLLM keeps
 HIGH_WATER = 100_000  # messages queued for a slow subscriber before ZMQ drops; vLLM's value
@@ -127,14 +128,14 @@ class Subscriber:
         self._replay_endpoint = replay_endpoint
         self.malformed = 0
 
-    async def batches(self) -> AsyncIterator[KvBatch]:
+    async def batches(self) -> AsyncIterator[KvPayload]:
         """Live batches as they come, for ever. What is no batch is counted in `malformed` and passed over."""
         while True:
             batch = self._read(await self._live.recv_multipart())
             if batch is not None:
                 yield batch
 
-    async def replay(self, start: int, timeout_s: float, on_batch: Callable[[KvBatch], None]) -> bool:
+    async def replay(self, start: int, timeout_s: float, on_batch: Callable[[KvPayload], None]) -> bool:
         """Ask for the batches from number `start` that the engine still keeps; `on_batch` gets them in rising order.
 
         Returns whether the answer came to its end; not so if the engine answers no replays, or is silent for
@@ -161,12 +162,12 @@ class Subscriber:
     def close(self) -> None:
         self._context.destroy(linger=0)
 
-    def _read(self, frames: list[bytes]) -> KvBatch | None:
+    def _read(self, frames: list[bytes]) -> KvPayload | None:
         """Frames end with [seq] [payload], whatever stands before."""
         try:
             if len(frames) < 2:
                 raise Malformed(f"message: must have a sequence and a payload frame, got {len(frames)} frames")
-            return decode_batch(decode_seq(frames[-2]), frames[-1])
+            return KvPayload(decode_seq(frames[-2]), frames[-1])
         except Malformed:
             self.malformed += 1
             return None

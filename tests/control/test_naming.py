@@ -1,0 +1,115 @@
+"""What kernels make of a payload is what the long way makes of it: decoded into records, named by hashlib."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jevons.control.intake import Intake
+from jevons.control.shapes import Malformed, decode_batch
+from jevons.facts.event import KvPayload
+from jevons.kv.index import PrefixIndex
+
+HASHES = st.integers(0, 12) | st.sampled_from([2**64 - 1, -1, -200, 40_000, 2**33]) | st.sampled_from([b"a" * 32, b"k"])
+TOKENS = st.integers(0, 3) | st.sampled_from([127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, -1])
+FIELDS = ("lora_id", "medium", "lora_name", "extra_keys", "group_idx", "kv_cache_spec_kind")
+
+
+@st.composite
+def stored(draw: st.DrawFn) -> dict[str, Any]:
+    size = draw(st.sampled_from([1, 2, 2, 2, 16, 33]))
+    blocks = draw(st.integers(0, 3))
+    odd = draw(st.sampled_from([0] * 8 + [1]))
+    few = st.integers(0, 2) if draw(st.booleans()) else TOKENS
+    keys = st.none() | st.just(["sql"]) | st.just(["salt"]) | st.just(["sql", "salt"]) | st.just([["image", 3]])
+    return {
+        "type": "BlockStored",
+        "block_hashes": draw(st.lists(HASHES, min_size=blocks, max_size=blocks)),
+        "parent_block_hash": draw(st.none() | HASHES),
+        "token_ids": draw(st.lists(few, min_size=blocks * size + odd, max_size=blocks * size + odd)),
+        "block_size": size,
+        "lora_id": draw(st.none() | st.integers(0, 2)),
+        "medium": draw(st.sampled_from([None, "GPU", "GPU", "CPU"])),
+        "lora_name": draw(st.sampled_from([None, None, "sql", ""])),
+        "extra_keys": draw(st.none() | st.lists(keys, min_size=blocks, max_size=blocks + odd)),
+        "group_idx": draw(st.sampled_from([None, 0, 0, 1])),
+        "kv_cache_spec_kind": draw(st.sampled_from([None, "full_attention", "mla_attention", "sliding_window"])),
+    }
+
+
+@st.composite
+def removed(draw: st.DrawFn) -> dict[str, Any]:
+    medium, group = draw(st.sampled_from([None, "GPU", "CPU"])), draw(st.sampled_from([None, 0, 1]))
+    hashes = draw(st.lists(HASHES, max_size=4))
+    return {"type": "BlockRemoved", "block_hashes": hashes, "medium": medium, "group_idx": group}
+
+
+@st.composite
+def events(draw: st.DrawFn) -> Any:
+    event = draw(st.one_of(stored(), stored(), removed(), st.just({"type": "AllBlocksCleared"})))
+    if draw(st.booleans()):
+        optional = [field for field in event if field in FIELDS]
+        end = len(event) - draw(st.integers(0, len(optional)))  # by position; the last may be missing
+        return list(event.values())[:end]
+    return {key: value for key, value in event.items() if key not in FIELDS or draw(st.booleans())}
+
+
+@st.composite
+def payloads(draw: st.DrawFn) -> bytes:
+    several = draw(st.lists(events(), max_size=4))
+    if draw(st.booleans()):
+        several.append(draw(st.sampled_from([7, {"type": "BlockPinned"}, ["BlockStored", "x"], {"session_id": "x"}])))
+    ts, rank = draw(st.sampled_from([1795419841.6795914, -0.5, 0.0, 3, None])), draw(st.none() | st.integers(0, 3))
+    shape = draw(st.sampled_from(["whole", "short", "map"]))
+    if shape == "map":
+        return msgspec.msgpack.encode({"ts": ts, "events": several, "data_parallel_rank": rank})
+    return msgspec.msgpack.encode([ts, several, rank][: 3 if shape == "whole" else 2])
+
+
+def state(intake: Intake, index: PrefixIndex) -> Any:
+    slots = intake._names.hub["slots"]
+    held = sorted((int(slot["second"]), int(slot["key"]) & 1023) for slot in slots if slot["key"])
+    return held, len(index), +intake.counts, intake._last_ts, intake.mode, intake.block_size
+
+
+@settings(max_examples=300, deadline=None)  # the first call compiles
+@given(st.lists(payloads(), max_size=6))
+def test_kernels_and_the_long_way_come_to_the_same(several: list[bytes]) -> None:
+    near, far = PrefixIndex(), PrefixIndex()
+    short, long = Intake(near.holding(0)), Intake(far.holding(0))
+    for seq, payload in enumerate(several):
+        short.on_batch(KvPayload(seq, payload))
+        long.on_batch(decode_batch(seq, payload))
+
+        assert state(short, near) == state(long, far)
+
+
+@settings(max_examples=300, deadline=None)  # the first call compiles
+@given(payloads(), st.integers(0, 10_000), st.binary(min_size=1, max_size=3))
+def test_a_payload_with_wrong_bytes_is_read_or_refused_and_never_breaks_the_next(
+    payload: bytes, at: int, wrong: bytes
+) -> None:
+    at %= len(payload)
+    intake = Intake(PrefixIndex().holding(0))
+    intake.on_batch(KvPayload(0, payload[:at] + wrong + payload[at + len(wrong) :]))
+    intake.on_batch(KvPayload(1, payload[:at]))
+    intake.on_batch(KvPayload(2, wrong))
+
+    fine = {"block_hashes": [77], "parent_block_hash": None, "token_ids": [1] * 64, "block_size": 64}
+    known = intake.counts["stored"]
+    intake.on_batch(KvPayload(0, msgspec.msgpack.encode([0.0, [{"type": "BlockStored", **fine}], 0])))  # it restarted
+    assert intake.counts["stored"] == known + 1
+
+
+@pytest.mark.parametrize("payload", [b"\x92\xc0" + b"\x91" * 9_000, b"\x93\xc0\xdd\xff\xff\xff\xff", b"\x92\xc0\xdc"])
+def test_deep_and_endless_payloads_are_refused(payload: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode_batch(0, payload)
+    intake = Intake(PrefixIndex().holding(0))
+    intake.on_batch(KvPayload(0, payload))
+
+    assert intake.counts["malformed"] == 1
