@@ -27,7 +27,6 @@ from typing import Any
 import uvloop
 
 from jevons.base.errors import JevonsError
-from jevons.engine.http_client import Scope
 from jevons.engine.openai import Answer, OpenAIEngine, parse_spec
 from jevons.serve.http import EVENT_STREAM, Door, Reply, Request
 
@@ -100,7 +99,7 @@ async def until_ready(url: str) -> None:
     for _ in range(300):
         engine = OpenAIEngine(parse_spec(url))
         try:
-            answer = await engine.whole("/v1/completions", body, Scope())
+            answer = await engine.whole("/v1/completions", body)
             if answer.status == 200:
                 return
         except (JevonsError, OSError):
@@ -122,12 +121,12 @@ async def load(url: str, scenario: str, requests: int) -> int:
         prompt = f"{number % 7} {words}" if scenario == "16 KB prompt" else f"hello {number % 7}"
         body: dict[str, Any] = {"model": "stub", "prompt": prompt, "max_tokens": CHUNKS}
         if scenario != "stream":
-            answer = await engine.whole("/v1/completions", json.dumps(body).encode(), Scope())
+            answer = await engine.whole("/v1/completions", json.dumps(body).encode())
             assert answer.status == 200, answer.body
             passed += 1
             return
         chunks = 0
-        async for event in engine.stream("/v1/completions", json.dumps({**body, "stream": True}).encode(), Scope()):
+        async for event in engine.stream("/v1/completions", json.dumps({**body, "stream": True}).encode()):
             assert not isinstance(event, Answer), event
             chunks += event.has_choices
         assert chunks == CHUNKS, f"{chunks} of {CHUNKS} chunks came"

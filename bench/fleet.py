@@ -28,7 +28,7 @@ import uvloop
 
 from jevons.config import make
 from jevons.control.router import warm
-from jevons.engine.http_client import HttpClient, Scope, parse_url
+from jevons.engine.http_client import HttpClient, parse_url
 from jevons.facts.worker import IndexMode
 from jevons.serve.app import Server, serving
 
@@ -88,7 +88,7 @@ def fleet(count: int, folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 async def post(url: str, path: str, body: dict[str, Any]) -> None:
     client = HttpClient(parse_url("bench", url))
-    async with client.request("POST", path, json.dumps(body).encode(), scope=Scope()) as response:
+    async with client.request("POST", path, json.dumps(body).encode()) as response:
         answer = await response.body()
         assert response.status == 200, answer
     client.close()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jevons.config import make
-from jevons.engine.http_client import Scope
 from jevons.engine.openai import OpenAIEngine, parse_spec
 from jevons.engine.pull import resolve
 from jevons.serve.app import serving
@@ -36,7 +35,7 @@ async def ask(engine: OpenAIEngine, talk: Conversation, salt: str) -> Row:
         "logprobs": True,
         "cache_salt": salt,
     }
-    answer = await engine.whole("/v1/chat/completions", json.dumps(body).encode(), Scope())
+    answer = await engine.whole("/v1/chat/completions", json.dumps(body).encode())
     assert answer.status == 200, answer.body
     rows = json.loads(answer.body)["choices"][0]["logprobs"]["content"]
     return [(row["token"], row["logprob"]) for row in rows]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httptools
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jevons.serve.heads import Heads
 from jevons.serve.http import ClientGone, Door, Limits, Reply, Request
 from jevons.serve.openai import refusal
 
@@ -87,7 +88,7 @@ def _split(data: bytes) -> list[bytes]:
 
 
 def talk(
-    *pieces: bytes, handler: Callable[[Request, Reply], Awaitable[None]] = echo, eof: bool = False
+    *pieces: bytes, handler: Callable[[Request, Reply], Coroutine[Any, Any, None] | None] = echo, eof: bool = False
 ) -> list[Answer]:
     """Send pieces to a fresh door, one write each, and read until it closes."""
 
@@ -354,3 +355,91 @@ def test_no_bytes_end_the_door_or_get_a_malformed_answer(pieces: list[bytes]) ->
         assert 200 <= answer.status < 600
         if answer.status >= 400:
             assert json.loads(answer.body)["error"]["message"]
+
+
+def test_a_head_that_was_read_before_means_the_same_again() -> None:
+    def shape(answer: Answer) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(answer.body)
+        return said
+
+    async def run() -> list[Answer]:
+        door = Door(echo, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        found = []
+        for body in (b"first", b"other", b"\r\n\r\nx", b"longer one", get("/x")[:5]):
+            writer.write(post("/a?b", body))
+            await asyncio.sleep(0.02)
+        writer.write(post("/a?b", b"third") + post("/c", b""))  # more than one request at once
+        await asyncio.sleep(0.02)
+        writer.write(post("/a?b", b"in two pieces")[:-3])
+        await asyncio.sleep(0.02)
+        writer.write(b"ces" + get("/end", close=True))
+        found = await answers(reader)
+        writer.close()
+        await door.close(0.1)
+        return found
+
+    found = asyncio.run(run())
+    assert [shape(a)["size"] for a in found] == [5, 5, 5, 10, 5, 5, 0, 13, 0]
+    assert [shape(a)["path"] for a in found] == ["/a"] * 6 + ["/c", "/a", "/end"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\r\n\r\nPOST /a HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello",  # empty lines before it are passed over
+        b"POST /a HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello",
+        b"POST /a HTTP/1.1\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello",
+        b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\ncontent-length: 5\r\nx: " + b"y" * 5_000 + b"\r\n\r\nhello",
+        b"POST /a HTTP/1.0\r\ncontent-length: 5\r\n\r\nhello",
+        b"POST /a HTTP/1.1\ncontent-length: 9\n\nab\r\n\r\nxyz",  # it does not end where it seems to
+    ],
+)
+def test_only_plain_heads_are_remembered(raw: bytes) -> None:
+    request = Request()
+    request.headers = {"content-length": "5"}
+    if b"HTTP/1.0" in raw:
+        request.version = "1.0"
+    for name in (b"expect", b"connection", b"transfer-encoding"):
+        if name in raw:
+            request.headers = {name.decode(): "chunked" if name[:1] == b"t" else "close"}
+    heads = Heads()
+    heads.keep(raw, request)
+
+    assert heads.request(raw) is None
+
+
+def test_an_answer_from_callbacks_comes_whole_and_the_next_request_after_it() -> None:
+    class Later:
+        def __init__(self, reply: Reply) -> None:
+            reply.answerer = self
+            asyncio.get_running_loop().call_later(0.02, reply.start, 200, b"text/plain", b"", b"one ")
+            asyncio.get_running_loop().call_later(0.04, reply.end, b"two")
+
+        def on_client_gone(self) -> None: ...
+        def on_full(self) -> None: ...
+        def on_room(self) -> None: ...
+
+    def handler(request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
+        if request.path == "/later":
+            Later(reply)
+        elif request.path == "/now":
+            reply.send(200, b"now")
+        else:
+            return echo(request, reply)
+        return None
+
+    found = talk(get("/later") + get("/now") + get("/bug") + get("/now", close=True), handler=handler)
+
+    assert [a.body[:7] for a in found] == [b"one two", b"now", b'{"error', b"now"]
+    assert all(a.complete for a in found)
+
+
+def test_a_handler_that_forgets_to_answer_costs_one_connection(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
+        return echo(request, reply) if request.path == "/ok" else None
+
+    assert talk(get("/"), handler=handler) == []
+    assert "unfinished" in caplog.text

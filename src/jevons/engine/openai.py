@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from jevons.base.errors import ConfigError, EngineError
-from jevons.engine.http_client import Address, HttpClient, Scope, parse_url
+from jevons.engine.http_client import Address, HttpClient, parse_url
+from jevons.engine.http_exchange import Exchange, Taker
 
 INCLUDE_USAGE = b'{"stream_options":{"include_usage":true},'
 
@@ -112,7 +113,13 @@ class Answer(msgspec.Struct, frozen=True):
     usage: SeenUsage | None
 
 
+class _Used(msgspec.Struct, frozen=True):
+    usage: SeenUsage | None = None
+
+
+_CHOICES = b'"choices"'
 _read_body = msgspec.json.Decoder(_Body).decode
+_read_used = msgspec.json.Decoder(_Used).decode
 
 
 class OpenAIEngine:
@@ -179,22 +186,26 @@ class OpenAIEngine:
         tokens = msgspec.json.decode(raw).get("tokens")
         return tokens if isinstance(tokens, list) else None
 
-    async def whole(self, path: str, body: bytes, scope: Scope) -> Answer:
-        """Send a request that is not streamed."""
-        async with self._http.request("POST", path, body, scope=scope) as response:
-            raw = await response.body()
-        return Answer(
-            response.status, _type(response.headers), raw, read_usage(raw) if response.status == 200 else None
-        )
+    def send(self, path: str, body: bytes, taker: Taker) -> Exchange:
+        """Post a request; its answer goes to `taker`, as it comes."""
+        return self._http.send(self._http.post(path, body), taker)
 
-    async def stream(self, path: str, body: bytes, scope: Scope) -> AsyncGenerator[Event | Answer]:
+    async def whole(self, path: str, body: bytes) -> Answer:
+        """Send a request that is not streamed."""
+        async with self._http.request("POST", path, body) as response:
+            raw = await response.body()
+        usage = read_usage(raw) if response.status == 200 else None
+        return Answer(response.status, content_type(response.headers), raw, usage)
+
+    async def stream(self, path: str, body: bytes) -> AsyncGenerator[Event | Answer]:
         """Send a streamed request: events as they come, or one Answer where the engine refuses.
 
         The stream is whole only if its last event `is_done`; without it the engine broke off.
         """
-        async with self._http.request("POST", path, body, scope=scope) as response:
-            if response.status != 200 or "text/event-stream" not in _type(response.headers):
-                yield Answer(response.status, _type(response.headers), await response.body(), None)
+        async with self._http.request("POST", path, body) as response:
+            kind = content_type(response.headers)
+            if response.status != 200 or "text/event-stream" not in kind:
+                yield Answer(response.status, kind, await response.body(), None)
                 return
             pending = b""
             async for chunk in response:
@@ -219,6 +230,56 @@ def read_event(raw: bytes) -> Event:
     return Event(raw, text, bool(body.choices), body.usage)
 
 
+class Events:
+    """A stream of events that goes by: what the client is to have of it, and what is to be learned from it.
+
+    Attributes:
+        began: something was read.
+        tokens: events with a choice in what was read last.
+        usage: the last that was told.
+        is_done: the stream is whole.
+    """
+
+    def __init__(self, keeps_usage: bool, shape: Callable[[Event], bytes] | None = None) -> None:
+        """
+        Args:
+            keeps_usage: the client asked for the event that tells the usage alone.
+            shape: how an event other than the last goes to the client; None: as it is.
+        """
+        self.began = False
+        self.tokens = 0
+        self.usage: SeenUsage | None = None
+        self.is_done = False
+        self._keeps_usage = keeps_usage
+        self._shape = shape
+        self._pending = b""
+
+    def read(self, data: bytes) -> bytes:
+        """What of `data` goes to the client.
+
+        Whole events that tell no usage go as they are: inside of a JSON string a quote is escaped and a line never
+        ends, so what is looked for is found nowhere else.
+        """
+        self.began = True
+        is_plain = self._shape is None and not self._pending and data[-2:] == b"\n\n" and b'_tokens"' not in data
+        if is_plain and b"[DONE]" not in data and b"\r" not in data:
+            self.tokens = data.count(_CHOICES) - data.count(b'"choices":[]') - data.count(b'"choices": []')
+            return data
+        return self._read_each(data)
+
+    def _read_each(self, data: bytes) -> bytes:
+        self.tokens, passed = 0, []
+        *whole, self._pending = (self._pending + data).replace(b"\r\n", b"\n").split(b"\n\n")
+        for raw in whole:
+            event = read_event(raw + b"\n\n")
+            self.tokens += event.has_choices
+            self.usage = event.usage or self.usage
+            self.is_done = self.is_done or event.is_done
+            if event.has_choices or self._keeps_usage or event.usage is None:
+                passed.append(event.raw if self._shape is None or event.is_done else self._shape(event))
+        return b"".join(passed)
+
+
 def with_usage(body: bytes) -> bytes:
     """The same request, asking for usage at the end of the stream. `body` is a JSON object without stream_options."""
     return INCLUDE_USAGE + body.lstrip()[1:]
@@ -227,10 +288,10 @@ def with_usage(body: bytes) -> bytes:
 def read_usage(raw: bytes) -> SeenUsage | None:
     """The usage of a whole answer; None if it tells none, or cannot be read."""
     try:
-        return _read_body(raw).usage
+        return _read_used(raw).usage
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
-def _type(headers: dict[str, str]) -> str:
+def content_type(headers: dict[str, str]) -> str:
     return headers.get("content-type", "application/json")

@@ -21,7 +21,7 @@ from jevons.base.ids import RequestId, WorkerId
 from jevons.config import Settings
 from jevons.control.ledger import HERE
 from jevons.control.router import Router
-from jevons.engine.http_client import Scope
+from jevons.engine.http_exchange import Exchange
 from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import Health, WorkerFacts
@@ -195,7 +195,7 @@ class Attached:
         self._router = router
         self._now_s = now_s
         self._turns = turns
-        self._active: dict[RequestId, Scope] = {}
+        self._active: dict[RequestId, Exchange | None] = {}
         self._started: set[RequestId] = set()
 
     async def watch(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
@@ -211,11 +211,10 @@ class Attached:
             await asyncio.sleep(pause_s)
             pause_s = min(RETRY_S, 1.5 * pause_s)
 
-    def enter(self, id: RequestId) -> Scope:
-        """A request begins here."""
-        self._active[id] = scope = Scope()
+    def enter(self, id: RequestId, exchange: Exchange | None = None) -> None:
+        """A request begins here; without an exchange, a gateway sent it."""
+        self._active[id] = exchange
         self.pulse.asked()
-        return scope
 
     def started(self, id: RequestId) -> None:
         """Something of its answer was sent to the client."""
@@ -232,13 +231,14 @@ class Attached:
             self.pulse.rests()
 
     def give_up_unstarted(self) -> None:
-        for id, scope in list(self._active.items()):
-            if id not in self._started:
-                scope.abort()
+        for id, exchange in list(self._active.items()):
+            if id not in self._started and exchange is not None:
+                exchange.abort("it hangs")
 
     def drop(self) -> None:
-        for scope in list(self._active.values()):
-            scope.abort()
+        for exchange in list(self._active.values()):
+            if exchange is not None:
+                exchange.abort("lost")
 
     async def _introduce(self) -> None:
         models = await asyncio.wait_for(self.engine.models(), PROBE_TIMEOUT_S)

@@ -9,7 +9,9 @@ that is lost in the middle ends with a well-formed error event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -19,13 +21,14 @@ from jevons.control.router import Router
 from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Fleet
-from jevons.serve.http import ClientGone, Reply, Request
+from jevons.serve.heads import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import error_body, models_body
 from jevons.serve.place import PLACE, PLACED, Desk
 from jevons.serve.prompts import Prompts
 from jevons.serve.record import Recorder
 from jevons.serve.relay import Relay
+from jevons.serve.reply import ClientGone, Reply
 from jevons.serve.stream import error_event
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -53,7 +56,7 @@ class Front:
         self.fleet = fleet
         self.prompts = prompts
         self.now_s = now_s
-        self._relay = Relay(fleet, self.placements, self.metrics, prompts)
+        self._relay = Relay(fleet, self.placements, self.metrics, prompts, settings.request_timeout_s)
         self._desk = Desk(router, prompts, self.metrics, now_s, fleet.url_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
@@ -63,39 +66,72 @@ class Front:
             "/snapshot": lambda reply: reply.send(200, msgspec.json.encode(router.snapshot())),
         }
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""
-        began_s, status = self.now_s(), 200
+        if request.method == "POST" and request.path in (CHAT, COMPLETIONS):
+            return self._complete(request, reply)
+        return self._run(request.path, self.now_s(), reply, self._other(request, reply))
+
+    def _complete(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
+        """What needs no waiting is done at once; the rest is returned."""
+        began_s = self.now_s()
         try:
-            if request.method == "POST" and request.path in (CHAT, COMPLETIONS):
-                async with asyncio.timeout(self._timeout_s):
-                    await self._complete(Call(request, began_s), reply)
-            elif request.method == "POST" and request.path == PLACE:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._desk.place(request, reply)
-            elif request.method == "POST" and request.path == PLACED:
-                self._desk.placed(request, reply)
-            else:
-                self._page(request, reply)
-        except (JevonsError, TimeoutError) as error:
-            status = self._refuse(error, reply)
-        except (asyncio.CancelledError, ClientGone):
+            call = Call(request, began_s)
+            prompts = self.prompts.encode_now(call.asked)
+            work = self._later(call, reply) if prompts is None else self._place(call, prompts, reply)
+        except JevonsError as error:
+            self._over(request.path, began_s, reply, error)
+            return None
+        return None if work is None else self._run(request.path, began_s, reply, work)
+
+    async def _later(self, call: Call, reply: Reply) -> None:
+        work = self._place(call, await self.prompts.encode(call.asked), reply)
+        if work is not None:
+            await work
+
+    def _place(self, call: Call, prompts: list[list[int]], reply: Reply) -> Coroutine[Any, Any, None] | None:
+        """Give the call to whom it is placed on. What is returned answers it; None: callbacks do."""
+        call.prompts = prompts
+        id = call.attempt()
+        self.placements.admit(call, prompts[0])
+        placement = self.placements.place(call, id, prompts[0])
+        if placement.worker in self.fleet.attached:
+            self._relay.answer(call, id, placement, reply, partial(self._over, call.path, call.arrived_s, reply))
+            return None
+        assert self.embedded is not None, "a worker that is not attached is embedded"
+        return self.embedded.answer(call, id, placement, reply)
+
+    async def _run(self, path: str, began_s: float, reply: Reply, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for what answers, or gives the answer into others' hands."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await work
+        except (JevonsError, TimeoutError, asyncio.CancelledError, ClientGone) as error:
+            self._over(path, began_s, reply, error)
+            if isinstance(error, asyncio.CancelledError | ClientGone):
+                raise
+        else:
+            if reply.answerer is None:
+                self._over(path, began_s, reply, None)
+
+    async def _other(self, request: Request, reply: Reply) -> None:
+        if request.method == "POST" and request.path == PLACE:
+            await self._desk.place(request, reply)
+        elif request.method == "POST" and request.path == PLACED:
+            self._desk.placed(request, reply)
+        else:
+            self._page(request, reply)
+
+    def _over(self, path: str, began_s: float, reply: Reply, error: BaseException | None, status: int = 200) -> None:
+        """A request has ended: tell the client what went wrong, and count it."""
+        if isinstance(error, asyncio.CancelledError | ClientGone):
             status = CLIENT_LEFT
             self.metrics.left.inc()
-            raise
-        finally:
-            endpoint = request.path if request.path in _POSTED else "other"
-            self.metrics.requests.labels(endpoint, str(status)).inc()
-            self.metrics.seconds.labels(endpoint).observe(self.now_s() - began_s)
-
-    async def _complete(self, call: Call, reply: Reply) -> None:
-        call.prompts = await self.prompts.encode(call.asked)
-        id = call.attempt()
-        self.placements.admit(call, call.prompts[0])
-        placement = self.placements.place(call, id, call.prompts[0])
-        road: Relay | Embedded | None = self._relay if placement.worker in self.fleet.attached else self.embedded
-        assert road is not None, "a worker that is not attached is embedded"
-        await road.answer(call, id, placement, reply)
+        elif error is not None:
+            status = self._refuse(error, reply)
+        endpoint = path if path in _POSTED else "other"
+        self.metrics.requests.labels(endpoint, str(status)).inc()
+        self.metrics.seconds.labels(endpoint).observe(self.now_s() - began_s)
 
     def _page(self, request: Request, reply: Reply) -> None:
         page = self._pages.get(request.path)
@@ -112,7 +148,7 @@ class Front:
         ready = self.fleet.is_ready
         reply.send(200 if ready else 503, b'{"ready":%b}' % (b"true" if ready else b"false"))
 
-    def _refuse(self, error: Exception, reply: Reply) -> int:
+    def _refuse(self, error: BaseException, reply: Reply) -> int:
         """Answer an error; inside a stream, as its last event."""
         why = explain(error)
         message = why.message or f"request: took longer than {self._timeout_s:g} s"
@@ -135,7 +171,7 @@ class Why(msgspec.Struct, frozen=True):
     retry_after_s: int | None = None
 
 
-def explain(error: Exception) -> Why:
+def explain(error: BaseException) -> Why:
     """What each of our errors means to a client, at any door."""
     message = str(error)
     match error:

@@ -1,10 +1,12 @@
 """The HTTP door: an asyncio protocol on httptools.
 
 One connection serves one request at a time; what a client sends ahead waits in a bounded queue. A client that leaves
-cancels its handler. Every limit has a clear answer, and nothing a client sends ends the process.
+ends what was done for it. Every limit has a clear answer, and nothing a client sends ends the process.
 
-    bytes ──httptools──▶ Request ──▶ handler(request, reply) ──▶ reply.send(…)               whole answer
-                                                             ──▶ reply.start(…), write(…), end()   stream
+    bytes ──heads or httptools──▶ Request ──▶ handler(request, reply) ──▶ reply.send(…)               whole answer
+                                                                      ──▶ reply.start(…), write(…), end()   stream
+
+A handler is a coroutine, or returns None and answers from callbacks: no task, no future, no timer of its own.
 """
 
 from __future__ import annotations
@@ -13,20 +15,18 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
-from email.utils import formatdate
-from http import HTTPStatus
-from time import time
-from typing import cast
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import httptools
 import msgspec
 
-log = logging.getLogger("jevons.http")
+from jevons.serve.heads import Heads, Request
+from jevons.serve.reply import EVENT_STREAM, JSON, NO_CACHE, ClientGone, Reply
 
-JSON = b"application/json"
-EVENT_STREAM = b"text/event-stream; charset=utf-8"
-NO_CACHE = b"cache-control: no-cache\r\n"
+__all__ = ["EVENT_STREAM", "JSON", "NO_CACHE", "ClientGone", "Door", "Limits", "Reply", "Request"]
+
+log = logging.getLogger("jevons.http")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -41,121 +41,35 @@ class Limits(msgspec.Struct, frozen=True):
     pipelined: int = 16  # complete requests that may wait their turn
 
 
-class Request:
-    """A complete request. Header names are lower case."""
-
-    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query", "version")
-
-    def __init__(self) -> None:
-        self.method = ""
-        self.path = ""
-        self.query = ""
-        self.version = "1.1"
-        self.headers: dict[str, str] = {}
-        self.body: bytes = b""
-        self.keep_alive = True
-
-
-class ClientGone(Exception):
-    """The client left, or takes no bytes any more."""
-
-
-Handler = Callable[[Request, "Reply"], Awaitable[None]]
+Handler = Callable[[Request, Reply], Coroutine[Any, Any, None] | None]
+"""Answers a request: by a coroutine that the door runs, or (None) at once, or from callbacks (see `Reply.answerer`)."""
 Refusal = Callable[[int, str], bytes]
 """Status and message → the JSON body that says so."""
 
 
-class Reply:
-    """The answer to one request."""
-
-    __slots__ = ("_connection", "_request", "chunked", "ended", "started")
-
-    def __init__(self, connection: Connection, request: Request) -> None:
-        self._connection = connection
-        self._request = request
-        self.started = False
-        self.ended = False
-        self.chunked = False
-
-    @property
-    def connection(self) -> Connection:
-        """That it goes out on."""
-        return self._connection
-
-    def send(self, status: int, body: bytes, content_type: bytes = JSON, headers: bytes = b"") -> None:
-        """The whole answer at once. `headers` are further lines, each ended by CRLF."""
-        head = _head(status, content_type, self._request.keep_alive, headers)
-        self.started = self.ended = True
-        payload = b"" if self._request.method == "HEAD" else body
-        self._connection.write(b"%scontent-length: %d\r\n\r\n%s" % (head, len(body), payload))
-
-    def start(self, status: int, content_type: bytes, headers: bytes = b"") -> None:
-        """Begin an answer of unknown length."""
-        self.started = True
-        self.chunked = self._request.version != "1.0"
-        if not self.chunked:
-            self._request.keep_alive = False  # the end of the connection is the end of the body
-        head = _head(status, content_type, self._request.keep_alive, headers)
-        self._connection.write(head + (b"transfer-encoding: chunked\r\n\r\n" if self.chunked else b"\r\n"))
-
-    def write(self, data: bytes) -> None:
-        """A piece of the body; empty pieces are passed over."""
-        if data:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
-
-    async def drain(self) -> None:
-        """Wait until the client has taken enough of what was written.
-
-        Raises:
-            ClientGone: it takes nothing.
-        """
-        await self._connection.drain()
-
-    def end(self) -> None:
-        """The body is complete."""
-        self.ended = True
-        if self.chunked:
-            self._connection.write(b"0\r\n\r\n")
-
-
-def _head(status: int, content_type: bytes, keep_alive: bool, headers: bytes) -> bytes:
-    return b"HTTP/1.1 %b\r\ndate: %b\r\ncontent-type: %b\r\n%b%b" % (
-        _STATUS_LINE[status],
-        _date(),
-        content_type,
-        b"" if keep_alive else b"connection: close\r\n",
-        headers,
-    )
-
-
-_STATUS_LINE = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
-_date_cache = (0, b"")
-
-
-def _date() -> bytes:
-    global _date_cache
-    now = int(time())
-    if now != _date_cache[0]:
-        _date_cache = (now, formatdate(now, usegmt=True).encode())
-    return _date_cache[1]
-
-
 class Connection(asyncio.Protocol):
-    """One client. `refuse` writes the body of answers the door gives itself."""
+    """One client."""
 
-    def __init__(self, handler: Handler, refuse: Refusal, limits: Limits, open_connections: set[Connection]) -> None:
-        self._handler = handler
-        self._refuse = refuse
-        self._limits = limits
-        self._open = open_connections
+    def __init__(self, door: Door) -> None:
+        self._handler, self._refuse, self._limits = door.handler, door.refuse, door.limits
+        self._open = door.connections
+        self._heads = door.heads
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
-        self._task: asyncio.Task[None] | None = None
+        self._reply: Reply | None = None  # being answered
+        self._task: asyncio.Task[None] | None = None  # that answers it; None: its answerer does
         self._queue: deque[Request] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._writable: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of what must come or end
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_since_s = 0.0
+        self._full = False
+        self._writable: asyncio.Future[None] | None = None  # for who waits
         self._reading: Request | None = None
+        self._first: Request | None = None  # whose head was complete in what is being read
+        self._in_body = False
+        self._waits_for = ""  # what the timer is for
+        self._headers: dict[str, str] = {}
         self._url = b""
         self._body: list[bytes] = []
         self._size = 0  # of the head while it comes, then of the body
@@ -170,17 +84,23 @@ class Connection(asyncio.Protocol):
         sock = self._transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._arm(self._limits.idle_s, None)
+        self._idle_since_s = self._loop.time()
+        self._idle_timer = self._loop.call_later(self._limits.idle_s, self._on_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
         self._transport = None
         self._disarm()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self._queue.clear()
         if self._writable is not None and not self._writable.done():
             self._writable.set_exception(ClientGone())
+        reply, self._reply = self._reply, None
         if self._task is not None:
             self._task.cancel()
+        elif reply is not None and reply.answerer is not None:
+            reply.answerer.on_client_gone()
 
     def eof_received(self) -> bool:
         return False  # a client that stops sending has left: connection_lost follows
@@ -188,8 +108,22 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf or self._closing:
             return
+        begins = self._reading is None
+        if begins:
+            known = self._heads.request(data)
+            if known is not None:
+                self._take(known)
+                return
+        self._read(data, begins)
+        if self._reading is not None and self._reply is None and not self._deaf:
+            self._await_rest(begins)
+
+    def _read(self, data: bytes, begins: bool) -> None:
+        self._first = None
         try:
             self._parser.feed_data(data)
+            if begins and self._first is not None:
+                self._heads.keep(data, self._first)
         except httptools.HttpParserUpgrade:
             # The request itself has been taken: it is answered as if it asked for no upgrade, as HTTP allows.
             self._closing = True
@@ -198,22 +132,25 @@ class Connection(asyncio.Protocol):
                 self._fail(400, f"request: not valid HTTP: {error}")
 
     def pause_writing(self) -> None:
-        if self._writable is None:
-            self._writable = self._loop.create_future()
+        self._full = True
+        if self._reply is not None and self._reply.answerer is not None:
+            self._arm(self._limits.write_s, self.abort)
+            self._reply.answerer.on_full()
 
     def resume_writing(self) -> None:
-        if self._writable is not None:
-            if not self._writable.done():
-                self._writable.set_result(None)
-            self._writable = None
+        self._full = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        if self._reply is not None and self._reply.answerer is not None:
+            self._disarm()
+            self._reply.answerer.on_room()
 
     # The parser's calls
 
     def on_message_begin(self) -> None:
         self._reading = Request()
-        self._url, self._body, self._size = b"", [], 0
-        if self._task is None:
-            self._arm(self._limits.head_s, "head")
+        self._reading.headers = self._headers = {}
+        self._url, self._body, self._size, self._in_body = b"", [], 0, False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -221,11 +158,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._grow_head(len(name) + len(value))
-        assert self._reading is not None
         key = name.decode("latin-1").lower()
-        known = self._reading.headers.get(key)
+        known = self._headers.get(key)
         text = value.decode("latin-1")
-        self._reading.headers[key] = text if known is None else f"{known}, {text}"
+        self._headers[key] = text if known is None else f"{known}, {text}"
 
     def on_headers_complete(self) -> None:
         request = self._reading
@@ -235,14 +171,13 @@ class Connection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive()
         path, _, query = self._url.partition(b"?")
         request.path, request.query = path.decode("latin-1"), query.decode("latin-1")
-        self._size = 0
+        self._size, self._in_body = 0, True
+        self._first = self._first or request
         declared = request.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             self._too_large(f"{declared} bytes declared")
-        elif request.headers.get("expect", "").lower() == "100-continue" and self._task is None:
+        elif request.headers.get("expect", "").lower() == "100-continue" and self._reply is None:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._task is None and not self._deaf:
-            self._arm(self._limits.body_s, "body")
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -256,7 +191,11 @@ class Connection(asyncio.Protocol):
         if request is None or self._deaf:
             return
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        if self._task is None:
+        self._take(request)
+
+    def _take(self, request: Request) -> None:
+        """A request is complete."""
+        if self._reply is None:
             self._begin(request)
         elif len(self._queue) < self._limits.pipelined:
             self._queue.append(request)
@@ -272,12 +211,15 @@ class Connection(asyncio.Protocol):
     async def drain(self) -> None:
         if self._transport is None:
             raise ClientGone
-        if self._writable is not None:
+        if self._full:
+            self._writable = self._loop.create_future()
             try:
                 await asyncio.wait_for(asyncio.shield(self._writable), self._limits.write_s)
             except TimeoutError:
                 self.abort()
                 raise ClientGone from None
+            finally:
+                self._writable = None
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -286,44 +228,76 @@ class Connection(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """Finish what is being answered, take nothing new."""
         self._closing = True
-        if self._task is None and self._transport is not None:
+        if self._reply is None and self._transport is not None:
             self._transport.close()
 
     def _begin(self, request: Request) -> None:
         self._disarm()
-        self._task = self._loop.create_task(self._answer(request))
-
-    async def _answer(self, request: Request) -> None:
-        reply = Reply(self, request)
+        reply = self._reply = Reply(self, request)
         try:
-            await self._handler(request, reply)
-            if not reply.ended:
-                raise RuntimeError("the handler left its answer unfinished")
-        except asyncio.CancelledError:
-            self.abort()
-            raise
-        except ClientGone:  # nobody awaits this task: what it raised would be told as never retrieved
-            self.abort()
-            return
+            work = self._handler(request, reply)
         except Exception:  # the edge: a bug must cost one request, not the process
-            log.exception("%s %s failed", request.method, request.path)
-            if reply.started:
-                self.abort()
-            else:
-                reply.send(500, self._refuse(500, "internal error: it is logged on the server"))
-        finally:
-            self._task = None
-        self._next(request.keep_alive and not self._closing)
+            self._failed(reply)
+            return
+        if work is not None:
+            self.run(work)
+        elif not reply.ended and reply.answerer is None:
+            log.error("%s %s: the handler left its answer unfinished", request.method, request.path)
+            self.abort()
 
-    def _next(self, keep_alive: bool) -> None:
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """See `Reply.run`."""
+        reply = self._reply
+        assert reply is not None, "somebody answers"
+        self._task = self._loop.create_task(self._answer(work, reply))
+        self._task.add_done_callback(lambda _: work.close())  # it may have ended before it began
+
+    async def _answer(self, work: Coroutine[Any, Any, None], reply: Reply) -> None:
+        try:
+            await work
+            if not reply.ended and reply.answerer is None:
+                raise RuntimeError("the handler left its answer unfinished")
+        except (asyncio.CancelledError, ClientGone) as gone:
+            self._task = None
+            self.abort()
+            if isinstance(gone, asyncio.CancelledError):
+                raise
+            return
+        except Exception:  # the edge, as above
+            self._task = None
+            self._failed(reply)
+            return
+        self._task = None
+        if reply.ended:
+            self.on_ended()
+
+    def _failed(self, reply: Reply) -> None:
+        log.exception("%s %s failed", reply.request.method, reply.request.path)
+        if not reply.started:
+            reply.send(500, self._refuse(500, "internal error: it is logged on the server"))
+        elif not reply.ended:
+            self.abort()
+        elif self._reply is reply:
+            self.on_ended()
+
+    def on_ended(self) -> None:
+        """The answer is complete; the next one begins when whoever gave it is done, too."""
+        reply = self._reply
+        if reply is None or self._task is not None:
+            return
+        self._reply = None
         if self._transport is None or self._deaf:
             return
-        if not keep_alive:
+        self._disarm()
+        if not reply.request.keep_alive or (self._closing and not self._queue):
+            self._deaf = True
             self._transport.close()
         elif self._queue:
             self._begin(self._queue.popleft())
+        elif self._reading is not None:
+            self._await_rest(begins=True)
         else:
-            self._arm(self._limits.idle_s, None)
+            self._idle_since_s = self._loop.time()
 
     # Limits
 
@@ -340,7 +314,7 @@ class Connection(asyncio.Protocol):
         if self._deaf or self._transport is None:
             return
         self._deaf = True
-        if self._task is not None:
+        if self._reply is not None:
             self.abort()
             return
         request = Request()
@@ -348,21 +322,37 @@ class Connection(asyncio.Protocol):
         Reply(self, request).send(status, self._refuse(status, message))
         # Closing at once would reset the connection while the client still sends, and our answer would be lost: drop
         # what comes for a moment first.
-        self._disarm()
-        self._timer = self._loop.call_later(1.0, self._transport.close)
+        self._arm(1.0, self._transport.close)
 
-    def _arm(self, seconds: float, part: str | None) -> None:
+    def _await_rest(self, begins: bool) -> None:
+        """A request has come in part."""
+        if begins:
+            self._waits_for = ""
+        part, seconds = ("body", self._limits.body_s) if self._in_body else ("head", self._limits.head_s)
+        if self._waits_for != part:
+            self._waits_for = part
+            self._arm(seconds, self._late)
+
+    def _late(self) -> None:
+        seconds = self._limits.body_s if self._waits_for == "body" else self._limits.head_s
+        self._fail(408, f"{self._waits_for}: must arrive within {seconds:g} s")
+
+    def _arm(self, seconds: float, act: Callable[[], None]) -> None:
         self._disarm()
-        self._timer = self._loop.call_later(seconds, self._expired, part, seconds)
+        self._timer = self._loop.call_later(seconds, act)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _expired(self, part: str | None, seconds: float) -> None:
-        if part is not None:
-            self._fail(408, f"{part}: must arrive within {seconds:g} s")
+    def _on_idle(self) -> None:
+        """Set once for a whole idle time: setting it anew for each request would cost more than reading its head."""
+        left_s = self._idle_since_s + self._limits.idle_s - self._loop.time()
+        if self._reply is not None or self._reading is not None:
+            left_s = self._limits.idle_s
+        if left_s > 0:
+            self._idle_timer = self._loop.call_later(left_s, self._on_idle)
         elif self._transport is not None:
             self._transport.close()
 
@@ -371,10 +361,12 @@ class Door:
     """A listening server."""
 
     def __init__(self, handler: Handler, refuse: Refusal, limits: Limits | None = None) -> None:
-        self._handler = handler
-        self._refuse = refuse
-        self._limits = limits or Limits()
-        self._open: set[Connection] = set()
+        """`refuse` writes the body of answers the door gives itself."""
+        self.handler = handler
+        self.refuse = refuse
+        self.limits = limits or Limits()
+        self.connections: set[Connection] = set()
+        self.heads = Heads()
         self._server: asyncio.Server | None = None
         self.port = 0
 
@@ -396,12 +388,7 @@ class Door:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Connection(self._handler, self._refuse, self._limits, self._open),
-            host,
-            port,
-            backlog=1024,
-            reuse_port=is_shared,
-            start_serving=False,
+            lambda: Connection(self), host, port, backlog=1024, reuse_port=is_shared, start_serving=False
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -409,10 +396,10 @@ class Door:
         """Take no new connections, let running answers end for up to `grace_s`, then cut."""
         if self._server is not None:
             self._server.close()
-        for connection in list(self._open):
+        for connection in list(self.connections):
             connection.close_when_idle()
         deadline = asyncio.get_running_loop().time() + grace_s
-        while self._open and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        while self.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # a few polls at the end, not an event kept by every connection
-        for connection in list(self._open):
+        for connection in list(self.connections):
             connection.abort()

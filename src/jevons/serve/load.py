@@ -15,7 +15,6 @@ import msgspec
 
 from jevons.base.errors import EngineError
 from jevons.base.stats import percentile
-from jevons.engine.http_client import Scope
 from jevons.engine.openai import Answer, OpenAIEngine
 
 T = TypeVar("T")
@@ -69,7 +68,7 @@ async def send(engine: OpenAIEngine, path: str, body: dict[str, Any]) -> Measure
     last_s: float | None = None
     done = False
     try:
-        async for event in engine.stream(path, msgspec.json.encode(body), Scope()):
+        async for event in engine.stream(path, msgspec.json.encode(body)):
             if isinstance(event, Answer):
                 m.error = f"{event.status}: {event.body[:200].decode(errors='replace')}"
                 break

@@ -12,10 +12,8 @@ from jevons.engine.openai import OpenAIEngine
 from jevons.serve.openai import ChatRequest, CompletionRequest
 from jevons.serve.tokenizer import Tokenizer
 
-# Above this a prompt is tokenized beside the event loop: HF tokenizers takes 1.3 ms for 1,000 tokens, and everybody's
-# streams would wait for it.
-INLINE_BYTES = 16 << 10
 REMOTE_TIMEOUT_S = 5.0
+PARTS_BYTES = 16 << 10  # what a message of several parts counts for; they are not looked at
 
 Encode = Callable[[ChatRequest | CompletionRequest], Awaitable[list[list[int]]]]
 EncodeRest = Callable[[str], list[int] | None]
@@ -72,46 +70,62 @@ class Prompts:
         Raises:
             RequestError: unknown model, a prompt that is empty, or too long for the context.
         """
-        served = self._served.get(asked.model)
+        served = self._of(asked.model)
+        return _fitting(served, asked, await served.encode(asked))
+
+    def encode_now(self, asked: ChatRequest | CompletionRequest) -> list[list[int]] | None:
+        """As `encode`, where it takes no longer than everybody else may wait; else None."""
+        served = self._of(asked.model)
+        if not isinstance(served.encode, LocalEncoder):
+            return None
+        prompts = served.encode.now(asked)
+        return None if prompts is None else _fitting(served, asked, prompts)
+
+    def _of(self, model: str) -> Served:
+        served = self._served.get(model)
         if served is None:
             names = ", ".join(sorted(self._served)) or "none yet"
             raise RequestError(
-                f"model: {asked.model!r} is not served here; there is {names}", "model", 404, "model_not_found"
+                f"model: {model!r} is not served here; there is {names}", "model", 404, "model_not_found"
             )
-        prompts = await served.encode(asked)
-        field = "messages" if isinstance(asked, ChatRequest) else "prompt"
-        for prompt in prompts:
-            if not prompt:
-                raise RequestError(f"{field}: must come to at least one token, got none", field)
-            if served.context_tokens is not None and served.exact_tokens:
-                _check_length(field, len(prompt), asked.output_limit, served.context_tokens)
-        return prompts
+        return served
 
 
-def local_encoder(tokenizer: Tokenizer) -> Encode:
+class LocalEncoder:
     """Prompts by our own tokenizer."""
 
-    def chat(asked: ChatRequest) -> list[list[int]]:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    async def __call__(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+        found = self.now(asked)
+        return await asyncio.to_thread(self._encode, asked) if found is None else found
+
+    def now(self, asked: ChatRequest | CompletionRequest) -> list[list[int]] | None:
+        """None: it is long, and better done beside the event loop."""
+        return None if _size(asked) > self._tokenizer.inline_bytes else self._encode(asked)
+
+    def _encode(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+        return [self._chat(asked)] if isinstance(asked, ChatRequest) else self._text(asked)
+
+    def _chat(self, asked: ChatRequest) -> list[int]:
         kwargs = asked.chat_template_kwargs or {}
         taken = sorted(kwargs.keys() & {"tools", "add_generation_prompt"})
         if taken:
             field = f"chat_template_kwargs.{taken[0]}"
             raise RequestError(f"{field}: is a field of the request itself, give it there", field)
-        ids = tokenizer.encode_chat(
+        return self._tokenizer.encode_chat(
             asked.messages, tools=asked.tools, add_generation_prompt=asked.add_generation_prompt, **kwargs
         )
-        return [ids]
 
-    def text(asked: CompletionRequest) -> list[list[int]]:
-        return [tokenizer.encode(p) if isinstance(p, str) else _checked(p, tokenizer.vocab) for p in asked.prompts]
+    def _text(self, asked: CompletionRequest) -> list[list[int]]:
+        encode, vocab = self._tokenizer.encode, self._tokenizer.vocab
+        return [encode(p) if isinstance(p, str) else _checked(p, vocab) for p in asked.prompts]
 
-    async def encode(asked: ChatRequest | CompletionRequest) -> list[list[int]]:
-        def work() -> list[list[int]]:
-            return chat(asked) if isinstance(asked, ChatRequest) else text(asked)
 
-        return await asyncio.to_thread(work) if _size(asked) > INLINE_BYTES else work()
-
-    return encode
+def local_encoder(tokenizer: Tokenizer) -> Encode:
+    """Prompts by our own tokenizer."""
+    return LocalEncoder(tokenizer)
 
 
 def remote_encoder(engine: OpenAIEngine) -> Encode:
@@ -147,10 +161,20 @@ def pseudo_tokens(raw: bytes) -> list[int]:
     return memoryview(raw.ljust(-(-len(raw) // 4) * 4, b"\0")).cast("I").tolist()
 
 
+def _fitting(served: Served, asked: ChatRequest | CompletionRequest, prompts: list[list[int]]) -> list[list[int]]:
+    field = "messages" if isinstance(asked, ChatRequest) else "prompt"
+    for prompt in prompts:
+        if not prompt:
+            raise RequestError(f"{field}: must come to at least one token, got none", field)
+        if served.context_tokens is not None and served.exact_tokens:
+            _check_length(field, len(prompt), asked.output_limit, served.context_tokens)
+    return prompts
+
+
 def _size(asked: ChatRequest | CompletionRequest) -> int:
     if isinstance(asked, CompletionRequest):
         return sum(len(p) for p in asked.prompts)
-    return sum(len(text) if isinstance(text := m.get("content"), str) else INLINE_BYTES for m in asked.messages)
+    return sum(len(text) if isinstance(text := m.get("content"), str) else PARTS_BYTES for m in asked.messages)
 
 
 def _checked(ids: list[int], vocab: int) -> list[int]:

@@ -1,203 +1,283 @@
 """The road to attached engines: the client's request goes through as it is, the engine's answer too.
 
+    begin ──▶ engine ──on_head, on_body …, on_end──▶ client
+      ▲          └──on_lost──▶ placed again, on another engine
+      └────────────────────────────┘
+
 An engine that is lost is replaced by another one: by who answers the same request before anything was sent, by who goes
 on with the answer after that (`serve/resume`).
+
+Everything happens in the read that brings it. Only who must be placed again waits, in a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import aclosing
-
-import msgspec
+import asyncio
+import logging
+from collections.abc import Callable, Collection
 
 from jevons.base.errors import EngineGone, NoWorker
 from jevons.base.ids import RequestId, WorkerId
-from jevons.engine.http_client import Scope
-from jevons.engine.openai import Answer, Event, SeenUsage, with_usage
+from jevons.engine.http_exchange import Exchange, Head
+from jevons.engine.openai import Events, SeenUsage, content_type, read_usage, with_usage
 from jevons.policy.route import Placement
 from jevons.serve.call import MAX_ATTEMPTS, Call, Placements
+from jevons.serve.deadlines import Deadlines
 from jevons.serve.fleet import Attached, Fleet
-from jevons.serve.http import EVENT_STREAM, NO_CACHE, Reply
 from jevons.serve.metrics import Metrics
 from jevons.serve.prompts import Prompts
 from jevons.serve.record import Finished
+from jevons.serve.reply import EVENT_STREAM, NO_CACHE, ClientGone, Reply
 from jevons.serve.resume import Rest, Said
 from jevons.serve.stream import DONE
+
+log = logging.getLogger("jevons.relay")
 
 # What an engine or a proxy before it answers while it starts, drains or is overloaded: another may do better.
 ELSEWHERE = frozenset((502, 503, 504))
 
-
-class _Seen(msgspec.Struct):
-    """What an answer told as it went by."""
-
-    usage: SeenUsage | None = None
-    first_s: float | None = None  # when its first token came
-    said: Said | None = None  # of a stream
-    rest: Rest | None = None  # what is asked for now; None: all of it
+Over = Callable[[Exception | None, int], None]
+"""Told once: what went wrong and was not yet told to the client, else the answer's status."""
 
 
 class Relay:
-    """Sends a call to an attached engine and its answer to the client."""
+    """Sends calls to attached engines and their answers to clients."""
 
-    def __init__(self, fleet: Fleet, placements: Placements, metrics: Metrics, prompts: Prompts) -> None:
-        self._fleet = fleet
-        self._placements = placements
-        self._metrics = metrics
-        self._prompts = prompts
+    def __init__(
+        self, fleet: Fleet, placements: Placements, metrics: Metrics, prompts: Prompts, timeout_s: float
+    ) -> None:
+        self.fleet = fleet
+        self.placements = placements
+        self.metrics = metrics
+        self.prompts = prompts
+        self.timeout_s = timeout_s
+        self.deadlines = Deadlines(timeout_s)
 
-    async def answer(self, call: Call, id: RequestId, placement: Placement, reply: Reply) -> None:
+    def answer(self, call: Call, id: RequestId, placement: Placement, reply: Reply, over: Over) -> None:
         """Answer `call`, placed as `id`; on another engine if its own is lost.
 
-        Raises:
-            EngineGone: it could not be answered, or not to its end; the caller tells the client.
-            NoWorker: its engine was lost, and none is left.
+        `over` is told EngineGone if it could not be answered to its end, NoWorker if none is left, TimeoutError, or
+        ClientGone.
         """
-        failed: list[WorkerId] = []
-        seen = _Seen(said=Said(call.path, call.asked) if call.asked.stream else None)
-        while True:
-            try:
-                await self._attempt(call, id, placement, reply, seen)
-                return
-            except EngineGone as error:
-                failed.append(placement.worker)
-                if reply.started and self._is_over(call, reply, seen):
-                    return
-                if len(failed) >= MAX_ATTEMPTS:
-                    raise self._cut(str(error), reply, placement.worker) from error
-                if reply.started:
-                    seen.rest = self._rest(call, seen, error, placement.worker)
-                id = call.attempt()
-                self._metrics.retries.labels(placement.worker).inc()
-                placement = await self._elsewhere(call, id, reply, seen, failed)
+        transfer = _Transfer(self, call, reply, over)
+        self.deadlines.start(transfer, transfer.on_late)
+        transfer.begin(id, placement)
 
-    async def _elsewhere(
-        self, call: Call, id: RequestId, reply: Reply, seen: _Seen, failed: list[WorkerId]
-    ) -> Placement:
-        """Place what is still to come."""
 
-        def place(avoid: Collection[WorkerId]) -> Placement:
-            if seen.rest is None:
-                return self._placements.place(call, id, call.prompts[0], avoid)
-            return self._placements.go_on(call, id, seen.rest.tokens, avoid)
+class _Transfer:
+    """One call on its way: the taker of its engine's answer, and the answerer of its client."""
 
+    def __init__(self, relay: Relay, call: Call, reply: Reply, over: Over) -> None:
+        self._relay = relay
+        self._placements = relay.placements
+        self._call = call
+        self._reply = reply
+        self._over = over
+        self._failed: list[WorkerId] = []
+        self._placement: Placement
+        self._id: RequestId
+        self._attached: Attached
+        self._exchange: Exchange
+        self._head: Head | None = None
+        self._body: list[bytes] = []
+        self._events: Events | None = None  # of a stream
+        self._first_s: float | None = None
+        self._said = Said(call.path, call.asked) if call.asked.stream else None
+        self._rest: Rest | None = None  # what is asked for now; None: all of it
+
+    def begin(self, id: RequestId, placement: Placement) -> None:
+        """Send it to the worker it is placed on."""
+        self._id, self._placement = id, placement
+        self._head, self._body, self._events = None, [], None
+        self._attached = attached = self._relay.fleet.attached[placement.worker]
+        self._reply.answerer = self
+        path, body = self._asked_for()
+        self._exchange = attached.engine.send(path, body, self)
+        attached.enter(id, self._exchange)
+
+    # What the engine answers
+
+    def on_head(self, head: Head) -> None:
+        self._head = head
+        if self._said is not None and head.status == 200 and "text/event-stream" in content_type(head.headers):
+            shape = None if self._rest is None else self._said.shaped
+            self._events = Events(self._call.asked.stream_options is not None, shape)
+
+    def on_body(self, data: bytes) -> None:
+        if self._events is None:
+            self._body.append(data)
+            return
+        self._attached.heard()
+        begins = not self._events.began
+        passed = self._events.read(data)
+        if not self._reply.started:
+            self._reply.start(200, EVENT_STREAM, NO_CACHE + self._call.headers(self._attached.id), passed)
+        else:
+            self._reply.write(passed)
+        if begins:
+            self._attached.started(self._id)
+        if passed and self._said is not None:
+            self._said.add(passed)
+        if self._events.tokens:
+            if self._first_s is None:
+                self._first_s = self._placements.now_s()
+            self._placements.token(self._id, self._attached.id, self._events.tokens)
+
+    def on_end(self) -> None:
         try:
-            return await self._placements.place_again(place, failed, self._fleet.links)
-        except NoWorker as none:
-            if reply.started:
-                raise self._cut(f"engine {failed[-1]} was lost; {none}", reply, failed[-1]) from none
-            raise
+            if self._events is None:
+                self._whole()
+            elif self._events.is_done:
+                self._used(self._events.usage)
+                self._leave()
+                self._reply.end()
+                self._end(None, 200)
+            else:
+                self.on_lost(EngineGone(f"engine {self._attached.id}: ended its stream in the middle"))
+        except Exception as error:  # the edge: a bug must cost one request, not leave its client waiting
+            log.exception("the answer to %s failed", self._call.id)
+            self._end(EngineGone(f"internal error: {type(error).__name__}, it is logged on the server"))
 
-    def _rest(self, call: Call, seen: _Seen, error: EngineGone, worker: WorkerId) -> Rest:
-        """What another engine is asked for. Raises EngineGone where the stream must be cut."""
-        said, model = seen.said, call.asked.model
+    def on_lost(self, error: EngineGone) -> None:
+        worker = self._attached.id
+        self._leave()
+        self._failed.append(worker)
+        if self._reply.started and self._is_over():
+            self._end(None, 200)
+        elif len(self._failed) >= MAX_ATTEMPTS:
+            self._cut(str(error))
+        elif self._reply.started and (reason := self._take_up()) is not None:
+            self._cut(f"{error}; nobody goes on: {reason}")
+        else:
+            self._relay.metrics.retries.labels(worker).inc()
+            self._relay.deadlines.end(self)
+            self._reply.run(self._again())
+
+    # What the client does, and the clock
+
+    def on_client_gone(self) -> None:
+        self._exchange.leave()
+        self._leave()
+        self._end(ClientGone())
+
+    def on_full(self) -> None:
+        self._exchange.pause()
+
+    def on_room(self) -> None:
+        self._exchange.resume()
+
+    def on_late(self) -> None:
+        self._exchange.leave()
+        self._leave()
+        self._end(TimeoutError())
+
+    # Another engine
+
+    def _take_up(self) -> str | None:
+        """What another engine is asked for goes into `_rest`. Returns why nobody could go on, else None."""
+        said, prompts, model = self._said, self._relay.prompts, self._call.asked.model
         assert said is not None, "only streams begin before they are whole"
-        reason, rest = said.stuck(), None
-        if reason is None:
-            tail = self._prompts.encode_rest(model, said.text)
-            rest = said.rest(call.body, call.prompts[0], tail, self._prompts.context_tokens(model))
-        if rest is None:
-            self._metrics.cut.labels(worker).inc()
-            raise EngineGone(f"{error}; nobody goes on: {reason or 'its tokens are not known here'}") from error
-        return rest
+        reason = said.stuck()
+        if reason is not None:
+            return reason
+        tail = prompts.encode_rest(model, said.text)
+        self._rest = said.rest(self._call.body, self._call.prompts[0], tail, prompts.context_tokens(model))
+        return None if self._rest is not None else "its tokens are not known here"
 
-    def _is_over(self, call: Call, reply: Reply, seen: _Seen) -> bool:
+    def _is_over(self) -> bool:
         """Whether nothing but the end of a stream was missing; then it is sent."""
-        if seen.said is None or not seen.said.is_complete() or call.asked.wants_usage:
+        said = self._said
+        if said is None or not said.is_complete() or self._call.asked.wants_usage:
             return False
-        reply.write(seen.said.ending() + DONE)
-        reply.end()
+        self._reply.end(said.ending() + DONE)
         return True
 
-    def _cut(self, why: str, reply: Reply, worker: WorkerId) -> EngineGone:
-        if reply.started:
-            self._metrics.cut.labels(worker).inc()
-        return EngineGone(why)
+    async def _again(self) -> None:
+        """Place it once more, where it was not lost yet, within the time that is left."""
+        call, placements = self._call, self._placements
+        id = call.attempt()
 
-    async def _attempt(self, call: Call, id: RequestId, placement: Placement, reply: Reply, seen: _Seen) -> None:
-        attached = self._fleet.attached[placement.worker]
-        scope = attached.enter(id)
+        def place(avoid: Collection[WorkerId]) -> Placement:
+            if self._rest is None:
+                return placements.place(call, id, call.prompts[0], avoid)
+            return placements.go_on(call, id, self._rest.tokens, avoid)
+
+        left_s = call.arrived_s + self._relay.timeout_s - placements.now_s()
         try:
-            answer = self._stream if call.asked.stream else self._whole
-            await answer(call, id, attached, scope, reply, seen)
-            if seen.usage is not None and len(call.prompts) == 1:
-                self._placements.finished(call, as_finished(call, placement, seen.usage, seen.first_s))
-        finally:
-            attached.leave(id)
-            self._placements.done(id)
+            async with asyncio.timeout(left_s):
+                placement = await placements.place_again(place, self._failed, self._relay.fleet.links)
+        except NoWorker as none:
+            if self._reply.started:
+                self._cut(f"engine {self._failed[-1]} was lost; {none}")
+            else:
+                self._end(none)
+        except TimeoutError as late:
+            self._end(late)
+        except asyncio.CancelledError:
+            self._end(ClientGone())
+            raise
+        else:
+            self._relay.deadlines.start(self, self.on_late)
+            self.begin(id, placement)
 
-    async def _whole(
-        self, call: Call, id: RequestId, attached: Attached, scope: Scope, reply: Reply, seen: _Seen
-    ) -> None:
-        answer = await attached.engine.whole(call.path, call.body, scope)
-        attached.heard()
-        if answer.status == 200:
-            self._placements.answered(id)
-            if answer.usage is not None:
-                self._placements.cached(id, answer.usage.cached_tokens, answer.usage.prompt_tokens)
-                self._placements.counted(id, answer.usage.completion_tokens)
-                self._metrics.output_tokens.labels(attached.id).inc(answer.usage.completion_tokens)
-        self._forward(call, answer, attached, reply)
-        seen.usage = answer.usage
+    def _cut(self, why: str) -> None:
+        """It cannot be answered, or not to its end."""
+        if self._reply.started:
+            self._relay.metrics.cut.labels(self._failed[-1]).inc()
+        self._end(EngineGone(why))
 
-    def _forward(self, call: Call, answer: Answer, attached: Attached, reply: Reply) -> None:
-        if answer.status in ELSEWHERE:
-            raise EngineGone(f"engine {attached.id}: answered {answer.status}")
-        kind = answer.content_type.encode("latin-1")
-        reply.send(answer.status, answer.body, kind, call.headers(attached.id))
+    # Inside
 
-    async def _stream(
-        self, call: Call, id: RequestId, attached: Attached, scope: Scope, reply: Reply, seen: _Seen
-    ) -> None:
-        complete, (path, body) = False, _asked_for(call, seen)
-        async with aclosing(attached.engine.stream(path, body, scope)) as events:
-            async for event in events:
-                if isinstance(event, Answer):
-                    self._refused(call, event, attached, reply)
-                    return
-                if not reply.started:
-                    reply.start(200, EVENT_STREAM, NO_CACHE + call.headers(attached.id))
-                attached.started(id)
-                attached.heard()
-                self._book(id, attached, event, seen)
-                self._send(call, event, reply, seen)
-                await reply.drain()
-                complete = complete or event.is_done
-        if not complete:
-            raise EngineGone(f"engine {attached.id}: ended its stream in the middle")
-        reply.end()
+    def _asked_for(self) -> tuple[str, bytes]:
+        """The path and the body of what is asked for now."""
+        call = self._call
+        if self._rest is not None and not self._rest.is_all:
+            return self._rest.path, self._rest.body
+        adds_usage = call.asked.stream and call.asked.stream_options is None
+        return call.path, with_usage(call.body) if adds_usage else call.body
 
-    def _refused(self, call: Call, answer: Answer, attached: Attached, reply: Reply) -> None:
-        """No stream came. Raises EngineGone where one had begun."""
-        if reply.started:
-            says = answer.body[:200].decode("utf-8", "replace")
-            raise EngineGone(f"engine {attached.id}: does not go on with another's answer: {answer.status} {says}")
-        self._forward(call, answer, attached, reply)
+    def _whole(self) -> None:
+        head, worker = self._head, self._attached.id
+        assert head is not None, "it has ended"
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if self._reply.started:
+            says = f"{head.status} {body[:200].decode('utf-8', 'replace')}"
+            self.on_lost(EngineGone(f"engine {worker}: does not go on with another's answer: {says}"))
+            return
+        if head.status in ELSEWHERE:
+            self.on_lost(EngineGone(f"engine {worker}: answered {head.status}"))
+            return
+        self._attached.heard()
+        if head.status == 200:
+            self._placements.answered(self._id)
+            usage = read_usage(body)
+            if usage is not None:
+                self._relay.metrics.output_tokens.labels(worker).inc(usage.completion_tokens)
+            self._used(usage)
+        self._leave()
+        kind = content_type(head.headers).encode("latin-1")
+        self._reply.send(head.status, body, kind, self._call.headers(worker))
+        self._end(None, head.status)
 
-    def _send(self, call: Call, event: Event, reply: Reply, seen: _Seen) -> None:
-        assert seen.said is not None, "it is a stream"
-        raw = event.raw if seen.rest is None or event.is_done else seen.said.shaped(event)
-        if raw and (event.has_choices or call.asked.stream_options is not None or event.usage is None):
-            seen.said.add(raw)
-            reply.write(raw)
+    def _used(self, usage: SeenUsage | None) -> None:
+        """It is answered whole; the engine tells what it took."""
+        if usage is None:
+            return
+        self._placements.cached(self._id, usage.cached_tokens, usage.prompt_tokens)
+        self._placements.counted(self._id, usage.completion_tokens)
+        if len(self._call.prompts) == 1:
+            whole = usage if self._rest is None or self._said is None else self._said.whole_usage(usage)
+            self._placements.finished(self._call, as_finished(self._call, self._placement, whole, self._first_s))
 
-    def _book(self, id: RequestId, attached: Attached, event: Event, seen: _Seen) -> None:
-        if event.has_choices:
-            self._placements.token(id, attached.id)
-            if seen.first_s is None:
-                seen.first_s = self._placements.now_s()
-        if event.usage is not None:
-            self._placements.cached(id, event.usage.cached_tokens, event.usage.prompt_tokens)
-            self._placements.counted(id, event.usage.completion_tokens)
-            seen.usage = event.usage if seen.rest is None or seen.said is None else seen.said.whole_usage(event.usage)
+    def _leave(self) -> None:
+        """Its engine has nothing more to do with it."""
+        self._attached.leave(self._id)
+        self._placements.done(self._id)
 
-
-def _asked_for(call: Call, seen: _Seen) -> tuple[str, bytes]:
-    """The path and the body of what is to be streamed now."""
-    if seen.rest is not None and not seen.rest.is_all:
-        return seen.rest.path, seen.rest.body
-    return call.path, call.body if call.asked.stream_options is not None else with_usage(call.body)
+    def _end(self, error: Exception | None, status: int = 0) -> None:
+        self._relay.deadlines.end(self)
+        self._reply.answerer = None
+        self._over(error, status)
 
 
 def as_finished(call: Call, placement: Placement, usage: SeenUsage, first_s: float | None) -> Finished:

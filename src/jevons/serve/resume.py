@@ -77,7 +77,7 @@ class Said:
         self.tokens = 0  # of `text`, as far as known
 
     def add(self, raw: bytes) -> None:
-        """An event went to the client."""
+        """Whole events went to the client."""
         self._raw.append(raw)
         self.kept_bytes += len(raw)
         if self.kept_bytes > FOLD_BYTES:
@@ -178,7 +178,7 @@ class Said:
 
     def _fold(self) -> None:
         """Read what was kept, keep its text."""
-        for raw in self._raw:
+        for raw in b"".join(self._raw).split(b"\n\n"):
             self._take(raw)
         self._raw, self.kept_bytes = [], 0
 

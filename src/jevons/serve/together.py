@@ -6,7 +6,8 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator
+from collections.abc import Collection, Coroutine, Iterator
+from typing import Any
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -45,7 +46,7 @@ class Together:
             STATE: self._state,
         }
 
-    def __call__(self, request: Request, reply: Reply) -> Awaitable[None]:
+    def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         if request.method == "GET" and request.path in ("/metrics", "/snapshot"):
             return (self._metrics if request.path == "/metrics" else self._snapshot)(reply)
         return self._front(request, reply)

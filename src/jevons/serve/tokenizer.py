@@ -21,6 +21,9 @@ from jevons.base.errors import ModelError, RequestError
 from jevons.serve.chat import ChatTemplate, template_sources
 from jevons.serve.fast import Fast
 
+# Above this a prompt is tokenized beside the event loop, for everybody's streams would wait for it: 5 ms, whether
+# Hugging Face's tokenizers does it or fastokens.
+INLINE_BYTES, FAST_INLINE_BYTES = 16 << 10, 128 << 10
 ONE_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -64,6 +67,11 @@ class Tokenizer:
         except (ImportError, ValueError) as error:
             return f"tokenizers: {error}"
         return "fastokens"
+
+    @property
+    def inline_bytes(self) -> int:
+        """Longer prompts are better encoded beside the event loop."""
+        return INLINE_BYTES if self._fast is None else FAST_INLINE_BYTES
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The tokens of a plain prompt, with the model's opening token if it uses one and `special` is true.

@@ -1,0 +1,94 @@
+"""Heads of requests and of answers. A client that asks again sends the same head: it is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from time import time
+
+_KEPT = 1_024  # heads known; they differ by the length of their body and by what their clients put in
+_KEPT_BYTES = 4_096  # of one
+_NOT_KEPT = frozenset(("transfer-encoding", "expect", "upgrade"))
+
+
+class Request:
+    """A complete request. Header names are lower case; requests with the same head share them: they are not changed."""
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query", "version")
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.version = "1.1"
+        self.headers: Mapping[str, str] = {}
+        self.body: bytes = b""
+        self.keep_alive = True
+
+    def again(self, body: bytes) -> Request:
+        """One with the same head."""
+        other = Request.__new__(Request)
+        other.method, other.path, other.query, other.version = self.method, self.path, self.query, self.version
+        other.headers, other.keep_alive, other.body = self.headers, True, body
+        return other
+
+
+class Heads:
+    """Heads that were read before, by their bytes: equal bytes mean the same, whatever the parser made of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Request, int]] = {}
+
+    def request(self, data: bytes) -> Request | None:
+        """The request in `data`, if that is a known head and all of its body; None: the parser must read it."""
+        start = data.find(b"\r\n\r\n") + 4
+        known = self._known.get(data[:start])
+        if known is None or len(data) != start + known[1]:
+            return None
+        return known[0].again(data[start:])
+
+    def keep(self, data: bytes, request: Request) -> None:
+        """Remember the head that `data` begins with, which was read as that of `request`, if all of it is in there."""
+        head = data[: data.find(b"\r\n\r\n") + 4]
+        length = request.headers.get("content-length", "0")
+        if (
+            _is_plain(head)
+            and request.keep_alive
+            and request.version == "1.1"
+            and request.headers.get("connection", "keep-alive").lower() == "keep-alive"
+            and _NOT_KEPT.isdisjoint(request.headers)
+            and length.isascii()
+            and length.isdigit()
+        ):
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            self._known[head] = request.again(b""), int(length)
+
+
+def _is_plain(head: bytes) -> bool:
+    """Whether it ends where its first empty line is, for every parser: it begins at once, and lines end by CRLF."""
+    return 4 < len(head) <= _KEPT_BYTES and head[:1].isalpha() and head.count(b"\n") == head.count(b"\r\n")
+
+
+def answer_head(status: int, content_type: bytes, keep_alive: bool, headers: bytes) -> bytes:
+    """An answer's head, but for the length of its body and the empty line. `headers` are further lines, with CRLF."""
+    return b"HTTP/1.1 %b\r\ndate: %b\r\ncontent-type: %b\r\n%b%b" % (
+        _STATUS_LINE[status],
+        _date(),
+        content_type,
+        b"" if keep_alive else b"connection: close\r\n",
+        headers,
+    )
+
+
+_STATUS_LINE = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
+_date_cache = (0, b"")
+
+
+def _date() -> bytes:
+    global _date_cache
+    now = int(time())
+    if now != _date_cache[0]:
+        _date_cache = (now, formatdate(now, usegmt=True).encode())
+    return _date_cache[1]

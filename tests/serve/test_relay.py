@@ -1,0 +1,332 @@
+"""The road to attached engines: what they answer reaches the client unchanged, and a lost engine costs nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from tests.serve.test_http import Answer, answers
+
+from jevons.config import Settings
+from jevons.engine.openai import Events
+from jevons.serve.app import Server, serving
+from jevons.serve.http import EVENT_STREAM, Door, Reply, Request
+from jevons.serve.openai import refusal
+
+MODELS = b'{"data":[{"id":"stub","max_model_len":4096}]}'
+USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11, "prompt_tokens_details": {"cached_tokens": 4}}
+WHOLE = json.dumps({"id": "x", "choices": [{"index": 0, "text": "hi"}], "usage": USAGE}).encode()
+EVENTS = [
+    b'data: {"choices":[{"index":0,"text":"a \\"choices\\" "}]}\n\n',
+    b'data: {"choices": [{"index": 0, "text": "b"}]}\n\n',
+    b'data: {"choices":[],"usage":%b}\n\n' % json.dumps(USAGE).encode(),
+    b"data: [DONE]\n\n",
+]
+STREAM = b"".join(EVENTS)
+
+Serve = Callable[[Request, Reply], Awaitable[None]]
+Talk = Callable[[list["Engine"], Server], Coroutine[Any, Any, None]]
+
+
+class Engine:
+    """An engine that answers completions as it is told."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.serve = serve
+        self.asked: list[Request] = []
+        self.left = 0
+        self.door = Door(self._handle, refusal)
+
+    async def _handle(self, request: Request, reply: Reply) -> None:
+        if request.path == "/v1/models":
+            reply.send(200, MODELS)
+        elif request.method == "GET":
+            reply.send(200, b"{}")
+        elif request.path == "/tokenize":
+            reply.send(404, b"{}")
+        else:
+            self.asked.append(request)
+            try:
+                await self.serve(request, reply)
+            except asyncio.CancelledError:
+                self.left += 1
+                raise
+
+
+async def whole(request: Request, reply: Reply) -> None:
+    reply.send(200, WHOLE)
+
+
+async def busy(request: Request, reply: Reply) -> None:
+    reply.send(503, b"{}")
+
+
+async def dies(request: Request, reply: Reply) -> None:
+    reply.abort()
+    await asyncio.sleep(60)
+
+
+async def hangs(request: Request, reply: Reply) -> None:
+    await asyncio.sleep(60)
+
+
+async def streams(request: Request, reply: Reply) -> None:
+    reply.start(200, EVENT_STREAM)
+    for event in EVENTS:
+        reply.write(event)
+        await asyncio.sleep(0.001)
+    reply.end()
+
+
+@asynccontextmanager
+async def server_of(serves: list[Serve], **more: Any) -> AsyncIterator[tuple[list[Engine], Server]]:
+    engines = [Engine(serve) for serve in serves]
+    for engine in engines:
+        await engine.door.listen("127.0.0.1", 0)
+    urls = [f"http://127.0.0.1:{engine.door.port}" for engine in engines]
+    settings = Settings(port=0, workers=0, engines=urls, policy="round_robin", drain_s=1.0, hang_s=30.0, **more)
+    try:
+        async with serving(settings, None) as server:
+            await server.ready(60.0, len(engines))
+            while not json.loads((await ask(server, "/v1/models", None))[0].body)["data"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            yield engines, server
+    finally:
+        for engine in engines:
+            await engine.door.close(0.0)
+
+
+def run(serves: list[Serve], talk: Talk, **more: Any) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(120), server_of(serves, **more) as (engines, server):
+            await talk(engines, server)
+
+    asyncio.run(main())
+
+
+def message(path: str, body: bytes | None, close: bool = True) -> bytes:
+    last = "connection: close\r\n" if close else ""
+    if body is None:
+        return f"GET {path} HTTP/1.1\r\nhost: x\r\n{last}\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\n{last}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def completion(**more: Any) -> bytes:
+    return json.dumps({"model": "stub", "prompt": "hello", **more}).encode()
+
+
+async def ask(server: Server, path: str, body: bytes | None) -> list[Answer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+    writer.write(message(path, body))
+    try:
+        return await answers(reader, 30.0)
+    finally:
+        writer.close()
+
+
+async def complete(server: Server, **more: Any) -> Answer:
+    [answer] = await ask(server, "/v1/completions", completion(**more))
+    return answer
+
+
+async def metric(server: Server, name: str) -> float:
+    [page] = await ask(server, "/metrics", None)
+    rows = [line.split() for line in page.body.decode().splitlines() if line.startswith(name)]
+    return sum(float(value) for _, value in rows)
+
+
+async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_an_answer_passes_unchanged_and_is_counted() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server)
+
+        assert (answer.status, answer.body) == (200, WHOLE)
+        assert engines[0].asked[0].body == completion()
+        assert await metric(server, "jevons_output_tokens_total") == 2
+        assert await metric(server, "jevons_cached_tokens_total") == 4
+        assert await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="200"}') == 1
+        assert await metric(server, 'jevons_request_seconds_bucket{endpoint="/v1/completions",le="+Inf"}') == 1
+        assert server.router.snapshot().recent[-1].cached_tokens == 4
+
+    run([whole], talk)
+
+
+def test_what_an_engine_refuses_is_told_with_its_status() -> None:
+    async def refuse(request: Request, reply: Reply) -> None:
+        reply.send(422, b'{"error":"no"}')
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        for stream in (False, True):
+            answer = await complete(server, stream=stream)
+            assert (answer.status, answer.body) == (422, b'{"error":"no"}')
+        assert await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="422"}') == 2
+
+    run([refuse], talk)
+
+
+@pytest.mark.parametrize("bad", [busy, dies])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_is_lost_before_its_answer_costs_no_client(bad: Serve, stream: bool) -> None:
+    async def both(request: Request, reply: Reply) -> None:
+        await (streams if stream else whole)(request, reply)
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        found = [await complete(server, stream=stream) for _ in range(4)]
+
+        assert [answer.status for answer in found] == [200] * 4
+        assert all(answer.complete for answer in found)
+        # A kept connection that breaks is tried once more on a fresh one.
+        assert 1 <= await metric(server, "jevons_retries_total") <= len(engines[0].asked)
+
+    run([bad, both], talk)
+
+
+def test_a_kept_connection_that_the_engine_closed_is_not_a_lost_engine() -> None:
+    async def once(request: Request, reply: Reply) -> None:
+        if len(asked) % 2 == 0:
+            asked.append(request)
+            reply.send(200, WHOLE)
+        else:
+            asked.append(request)
+            await dies(request, reply)  # as if it had closed the idle connection just before the request came
+
+    asked: list[Request] = []
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        assert [(await complete(server)).status for _ in range(4)] == [200] * 4
+        assert await metric(server, "jevons_retries_total") == 0
+
+    run([once], talk)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, EVENTS[0] + EVENTS[1] + EVENTS[3]), ({"stream_options": {"include_usage": True}}, STREAM)],
+)
+def test_a_stream_passes_and_its_usage_only_if_it_was_asked_for(options: dict[str, Any], expected: bytes) -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server, stream=True, **options)
+
+        assert (answer.status, answer.body, answer.complete) == (200, expected, True)
+        assert json.loads(engines[0].asked[0].body)["stream_options"] == {"include_usage": True}
+        assert await metric(server, "jevons_output_tokens_total") == 2
+        assert await metric(server, "jevons_ttft_seconds_count") == 1
+        assert await metric(server, "jevons_cached_tokens_total") == 4
+
+    run([streams], talk)
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
+    async def breaks(request: Request, reply: Reply) -> None:
+        reply.start(200, EVENT_STREAM)
+        reply.write(EVENTS[0])
+        await asyncio.sleep(0.05)
+        await dies(request, reply)
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server, stream=True)
+
+        assert answer.complete
+        assert answer.body.startswith(EVENTS[0])
+        assert b'"error"' in answer.body
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert await metric(server, "jevons_cut_streams_total") == 1
+
+    run([breaks], talk)
+
+
+def test_a_client_that_leaves_takes_its_request_from_the_engine() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(message("/v1/completions", completion()))
+
+        async def is_asked() -> bool:
+            return bool(engines[0].asked)
+
+        async def is_left() -> bool:
+            return engines[0].left == 1
+
+        await until(is_asked)
+        writer.close()
+        await until(is_left)
+        assert await metric(server, "jevons_clients_gone_total") == 1
+        assert [w.requests for w in server.router.snapshot().workers] == [0]
+
+    run([hangs], talk)
+
+
+def test_a_request_that_takes_too_long_is_ended() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server)
+
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "timeout")
+        assert [w.requests for w in server.router.snapshot().workers] == [0]
+
+    run([hangs], talk, request_timeout_s=1.0)
+
+
+def test_an_engine_is_not_read_faster_than_its_client_reads() -> None:
+    sent = 0
+
+    async def floods(request: Request, reply: Reply) -> None:
+        nonlocal sent
+        reply.start(200, EVENT_STREAM)
+        event = b'data: {"choices":[{"index":0,"text":"%b"}]}\n\n' % (b"x" * 65_000)
+        while True:
+            reply.write(event)
+            sent += len(event)
+            await reply.drain()
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1_000)
+        writer.write(message("/v1/completions", completion(stream=True)))
+        before = -1
+
+        async def is_still() -> bool:
+            nonlocal before
+            await asyncio.sleep(0.3)
+            still, before = sent == before and sent > 0, sent
+            return still
+
+        await until(is_still)
+        assert sent < 64 << 20  # what sockets hold
+        stood = sent
+        await reader.readexactly(stood // 2)
+
+        async def goes_on() -> bool:
+            return sent > stood
+
+        await until(goes_on)
+        writer.close()
+
+    run([floods], talk)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 10_000])
+def test_events_are_the_same_however_they_are_cut(size: int) -> None:
+    events = Events(keeps_usage=False)
+    passed, tokens = b"", 0
+    for start in range(0, len(STREAM), size):
+        passed += events.read(STREAM[start : start + size])
+        tokens += events.tokens
+
+    assert passed == EVENTS[0] + EVENTS[1] + EVENTS[3]
+    assert (tokens, events.is_done) == (2, True)
+    assert msgspec.to_builtins(events.usage)["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+def test_events_that_come_together_pass_as_they_are() -> None:
+    events = Events(keeps_usage=True)
+
+    assert events.read(EVENTS[0] + EVENTS[1]) == EVENTS[0] + EVENTS[1]
+    assert events.tokens == 2
