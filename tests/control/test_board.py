@@ -78,6 +78,7 @@ class Book:
         request = self.requests
         self.requests += 1
         board.wait(self.h, request, worker, prompt_tokens, cached_tokens, np.array(names, np.int64))
+        board.attend(self.h, worker, prompt_tokens)
         self.waiting[worker][request] = (prompt_load(prompt_tokens, cached_tokens), names)
         return request
 
@@ -109,7 +110,16 @@ class Book:
             busy=min(1.0, float(w["prompts_s"]) / board.ARRIVALS_S),
             tpot_slo_s=float(self.hub.number("tpot_slo_s")),
             output_tokens=float(self.hub.number("answer_tokens") / self.hub.number("answers")),
+            token_weight=float(self.hub.number("stream_weight")) * rules.GUESS_OUTPUT_TOKENS,
+            reused_share=float(self.hub.number("reused_tokens") / self.hub.number("prompt_tokens")),
+            context=float(w["context"]),
+            per_context_s=self.context_s(w),
         )
+
+    def context_s(self, w: Any) -> float:
+        """For each token attended to: as told, or a stream's share of a step over the tokens of a prompt."""
+        usual = float(self.hub.number("prompt_tokens") / self.hub.number("prompts"))
+        return float(w["per_context_s"]) or float(w["per_decode_s"]) / usual
 
     def arrivals_per_s(self, kind: int) -> float:
         """At each worker of a kind that is up; they are all that compute prompts alone, or all others."""
@@ -156,16 +166,19 @@ def filled(book: Book, states: Any) -> Book:
     st.integers(1, 16_384),
     st.tuples(st.integers(0, 200_000), st.integers(0, 1 << 40), st.integers(0, 256)),
     st.tuples(st.integers(1, 131_072), st.integers(0, 131_072), st.floats(0, 2)),
-    st.tuples(st.floats(0, 10), st.floats(0, 100), st.floats(1e-4, 1), st.floats(1, 4_096)),
-    st.tuples(st.floats(0, 300), st.floats(0, 1.5)),
+    st.tuples(
+        *(st.floats(0, 10), st.floats(0, 100), st.floats(1e-4, 1), st.floats(1, 4_096), st.floats(0, 100)),
+        st.floats(0, 1),
+    ),
+    st.tuples(st.floats(0, 300), st.floats(0, 1.5), st.floats(0, 1e7), st.floats(0, 1e-6)),
 )
 def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     prices: tuple[float, float, float, float],
     step_tokens: int,
     queue: tuple[int, int, int],
     prompt: tuple[int, int, float],
-    weights: tuple[float, float, float, float],
-    promised: tuple[float, float],
+    weights: rules.Weights,
+    streams: tuple[float, float, float, float],
 ) -> None:
     c = np.zeros(1, rules.CANDIDATE)[0]
     for name, price in zip(("per_step_s", "per_token_s", "per_token_context_s", "per_decode_s"), prices, strict=True):
@@ -173,22 +186,27 @@ def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     c["step_tokens"] = step_tokens
     c["queued_tokens"], c["queued_context"], c["decoding"] = queue
     prompt_tokens, c["cached"], c["bring_s"] = prompt
-    c["promised"], c["busy"] = promised
+    c["promised"], c["busy"], c["context"], c["per_context_s"] = streams
+    c["requests"] = queue[2]
     plain = Candidate(
         worker=0,
         cached_tokens=int(c["cached"]),
         queued=Load(tokens=queue[0], token_context=queue[1]),
         decoding=queue[2],
-        requests=0,
+        requests=queue[2],
         prices=Prices(*prices),
         step_tokens=step_tokens,
         bring_s=float(c["bring_s"]),
         stream_weight=weights[0],
         arrivals_per_s=weights[1],
-        promised=promised[0],
-        busy=promised[1],
+        promised=streams[0],
+        busy=streams[1],
+        context=streams[2],
+        per_context_s=streams[3],
         tpot_slo_s=weights[2],
         output_tokens=weights[3],
+        token_weight=weights[4],
+        reused_share=weights[5],
     )
 
     predicted_s = rules.first_token_s(c, float(prompt_tokens))
@@ -197,7 +215,7 @@ def test_seconds_to_the_first_token_are_those_of_the_plain_rule(
     assert c["seconds"] == predicted_s
     assert c["waiting_s"] == pytest.approx(waiting_s(prompt_tokens, plain), rel=1e-12)
     assert c["tpot_s"] == pytest.approx(tpot_s(plain), rel=1e-12)
-    assert c["answer_s"] == pytest.approx(answer_s(plain), rel=1e-9)
+    assert c["answer_s"] == pytest.approx(answer_s(prompt_tokens, plain), rel=1e-9)
 
 
 @given(STATES, st.sampled_from(CHAINS), st.integers(1, 12), st.lists(SECONDS, min_size=8, max_size=8))

@@ -9,7 +9,7 @@ import msgspec
 
 from jevons.base.errors import NoWorker
 from jevons.perf.measured import Load, Prices
-from jevons.policy.route import TIE_S, TIE_SHARE, prompt_load, stream_weight
+from jevons.policy.route import TIE_S, TIE_SHARE, TOGETHER, prompt_load, stream_weight
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -30,6 +30,10 @@ class Candidate(msgspec.Struct, frozen=True):
     busy: float = 0.0  # share of its time that prompts take
     tpot_slo_s: float = inf
     output_tokens: float = 0.0
+    token_weight: float = 0.0  # of seconds by which each token of a stream takes longer
+    reused_share: float = 0.0  # of the tokens of prompts
+    context: float = 0.0  # tokens that all there attend to
+    per_context_s: float = 0.0
 
 
 def ttft_s(prompt_tokens: int, c: Candidate) -> float:
@@ -48,9 +52,11 @@ def ttft_s(prompt_tokens: int, c: Candidate) -> float:
 
 
 def waiting_s(prompt_tokens: int, c: Candidate) -> float:
-    """Seconds that all concerned wait: who asks, the streams that run there, and who comes before its first token."""
+    """Seconds that all concerned wait: who asks, the streams that run there, who comes before its first token, and who
+    wants what had to go for it."""
     own_s, first_s = c.prices.seconds(prompt_load(prompt_tokens, c.cached_tokens)), ttft_s(prompt_tokens, c)
-    return first_s + own_s * ((c.decoding + c.promised) * c.stream_weight + c.arrivals_per_s * first_s)
+    streams = (c.decoding + c.promised) * c.stream_weight
+    return first_s + own_s * (streams + c.arrivals_per_s * first_s + c.reused_share)
 
 
 def tpot_s(c: Candidate) -> float:
@@ -60,14 +66,16 @@ def tpot_s(c: Candidate) -> float:
     return min(full_s, step_s / (1 - c.busy)) if c.busy < 1 else full_s
 
 
-def answer_s(c: Candidate) -> float:
-    """Seconds that all concerned wait for the tokens after the first beyond what is promised, and for one more in each
-    step where something is promised."""
-    return c.output_tokens * (max(0.0, tpot_s(c) - c.tpot_slo_s) + c.promised * c.stream_weight * c.prices.per_decode_s)
+def answer_s(prompt_tokens: int, c: Candidate) -> float:
+    """Seconds that all concerned wait for the tokens after the first beyond what is promised, for one more in each step
+    where something is promised, and for what each attends to of whom it meets."""
+    slower_s = c.per_context_s * (c.context + c.requests * prompt_tokens) * TOGETHER
+    late_s = max(0.0, tpot_s(c) - c.tpot_slo_s) + c.promised * c.stream_weight * c.prices.per_decode_s
+    return c.token_weight * slower_s + c.output_tokens * late_s
 
 
 def total_s(prompt_tokens: int, c: Candidate) -> float:
-    return waiting_s(prompt_tokens, c) + answer_s(c)
+    return waiting_s(prompt_tokens, c) + answer_s(prompt_tokens, c)
 
 
 def _kv(prompt_tokens: int, candidates: Sequence[Candidate], turn: int) -> Candidate:
@@ -138,7 +146,7 @@ def split(
     """
     options = [(total_s(prompt_tokens, c), 0, c.worker, c.worker, c, c) for c in decoders]
     for d in decoders:
-        join_s = d.prices.per_decode_s * d.requests + answer_s(d)
+        join_s = d.prices.per_decode_s * d.requests + answer_s(prompt_tokens, d)
         for p in prefillers:
             there_s = waiting_s(prompt_tokens, p)
             options.append((there_s + handover_s(p, d) + join_s, 1, p.worker, d.worker, p, d))

@@ -14,6 +14,7 @@ from jevons.base.errors import ConfigError
 from jevons.perf.measured import Prices
 from jevons.policy.route import (
     CANDIDATE,
+    Weights,
     check_policy,
     choose,
     first_token_s,
@@ -28,9 +29,14 @@ FLAT = Prices(per_step_s=0.0, per_token_s=0.001, per_token_context_s=0.0, per_de
 
 
 def weights(
-    stream: float = stream_weight(), arrivals_per_s: float = 0.0, tpot_s: float = inf, output: float = 0.0
-) -> tuple[float, float, float, float]:
-    return stream, arrivals_per_s, tpot_s, output
+    stream: float = stream_weight(),
+    arrivals_per_s: float = 0.0,
+    tpot_s: float = inf,
+    output: float = 0.0,
+    tokens: float = 0.0,
+    reused: float = 0.0,
+) -> Weights:
+    return stream, arrivals_per_s, tpot_s, output, tokens, reused
 
 
 WEIGHTS = weights()
@@ -153,6 +159,22 @@ def test_a_worker_whose_tokens_would_break_the_promise_costs_what_they_are_late(
     assert choose(made, 1_000, weights(0.0, 0.0, 0.03, 2_000)) == 1
     assert made["answer_s"].tolist() == pytest.approx([2_000 * 0.001, 0.0])
     assert choose(made, 1_000, weights(0.0, 0.0, 0.03, 200)) == 0  # a short answer is late by little
+
+
+def test_who_attends_to_much_is_met_where_it_costs_more_than_what_is_reused_saves() -> None:
+    warm = worker(cached=400, decoding=1) | {"context": 20_000, "per_context_s": 1e-6}
+    made = candidates(warm, worker())  # 0.6 and 1.0 s to the first token
+
+    assert choose(made, 1_000, weights(0.0)) == 0
+    assert choose(made, 1_000, weights(0.0, tokens=60.0)) == 1
+    assert made["answer_s"].tolist() == pytest.approx([60 * 0.5 * 1e-6 * 21_000, 0.0])  # each is slower by the other
+
+
+def test_what_is_computed_again_takes_the_place_of_what_would_be_reused() -> None:
+    warm, idle = worker(cached=400, queued=450), worker()  # 1.05 s, of which 0.6 our own, and 1.0 s, all our own
+
+    assert choose(candidates(warm, idle), 1_000, weights(0.0)) == 1
+    assert choose(candidates(warm, idle), 1_000, weights(0.0, reused=0.5)) == 0  # 1.35 against 1.5
 
 
 def test_one_more_answer_slows_the_streams_that_are_promised_something() -> None:

@@ -52,6 +52,8 @@ WORKER = np.dtype(
         ("far_s", np.float64),
         ("far_token_s", np.float64),
         ("promised", np.float64),
+        ("per_context_s", np.float64),  # 0: not told, see `_context_s`
+        ("context", np.float64),
         ("prompts_s", np.float64),  # seconds of prompts placed in about the last ARRIVALS_S before the one at
         ("prompts_at_s", np.float64),
         ("claimed", np.float64),  # see policy.belief
@@ -100,7 +102,8 @@ ANY = -1  # model
 LISTED = 32  # of those that share what a prompt begins with, so many are looked at: all, in a small fleet
 LOOKED_AT = 8  # of those with least to do, of each kind; besides all that hold something of the prompt
 ARRIVALS_S = 30.0  # over which the rate of arrivals is taken, and of their prompts' seconds
-ANSWERS_FADE = 0.98  # weight of the past after one more answer: the last 50 say how long one is
+ANSWERS_FADE = 0.98  # weight of the past after one more answer, or prompt: the last 50 say how long one is
+GUESS_PROMPT_TOKENS = 2_048  # before the first one
 _HELD_SCALE = float(1 << 40)  # blocks held decide between equal keys only
 
 
@@ -138,6 +141,9 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "output_tokens": float("inf"),  # it has at most
         "answers": 1.0,  # of late, and their tokens
         "answer_tokens": float(GUESS_OUTPUT_TOKENS),
+        "prompts": 1.0,  # of late, their tokens, and those that were there
+        "prompt_tokens": float(GUESS_PROMPT_TOKENS),
+        "reused_tokens": 0.0,
         "crowd": 0.0,  # arrivals in about the last ARRIVALS_S before the one at
         "arrived_s": 0.0,
     }
@@ -309,8 +315,17 @@ def wait(h: Records, request: int, worker: int, prompt_tokens: float, cached_tok
     w.requests += 1
     w.prompts_s = faded(w.prompts_s, w.prompts_at_s, h.arrived_s) + own_s(w, prompt_tokens, own.tokens)
     w.prompts_at_s = h.arrived_s
+    _count_prompt(h, prompt_tokens, min(cached_tokens, prompt_tokens - 1.0))
     promise(h, w.holder, names)
     rekey(h, worker)
+
+
+@compiled
+def _count_prompt(h: Records, tokens: float, reused: float) -> None:
+    """A prompt of so many tokens was placed, of which some are there."""
+    h.prompts = h.prompts * ANSWERS_FADE + 1.0
+    h.prompt_tokens = h.prompt_tokens * ANSWERS_FADE + tokens
+    h.reused_tokens = h.reused_tokens * ANSWERS_FADE + reused
 
 
 @compiled
@@ -348,6 +363,13 @@ def count_decode(h: Records, worker: int, change: int, promised: float) -> None:
     w.requests += change
     w.promised = max(0.0, w.promised + change * promised) if w.decoding > 0 else 0.0  # rounding must not pile up
     rekey(h, worker)
+
+
+@compiled
+def attend(h: Records, worker: int, tokens: float) -> None:
+    """Something that attends to so many tokens is placed on `worker`; or is finished, of which they are taken off."""
+    w = view(h.workers, h.workers_n, WORKER)[worker]
+    w.context = max(0.0, w.context + tokens)
 
 
 @compiled
@@ -480,12 +502,22 @@ def _put(h: Records, desk: int, count: int, worker: int, depth: int) -> int:
     c.queued_tokens, c.queued_context = w.queued_tokens, w.queued_context
     c.near_s, c.near_token_s, c.far_s, c.far_token_s = w.near_s, w.near_token_s, w.far_s, w.far_token_s
     c.decoding, c.requests, c.node, c.takes, c.whole = w.decoding, w.requests, w.node, w.takes, w.whole
+    c.context, c.per_context_s = w.context, _context_s(h, w)
     c.promised, c.busy = w.promised, min(1.0, faded(w.prompts_s, w.prompts_at_s, h.arrived_s) / ARRIVALS_S)
     c.worker, c.depth, c.held = worker, depth, view(h.held, h.held_n, INT)[w.holder]
     c.block_size = view(h.kinds, h.kinds_n, KIND)[w.kind].block_size
     c.cached, c.bring_s = int(depth * confidence(w) + 0.5) * c.block_size, 0.0
     view(h.mark, h.mark_n, INT)[worker] = h.looks
     return count + 1
+
+
+@compiled
+def _context_s(h: Records, w: Records) -> float:
+    """What a step takes longer for each token attended to. Where only a stream's share of it is known, that is for as
+    many as prompts have by the mean."""
+    if w.per_context_s > 0.0:
+        return float(w.per_context_s)
+    return float(w.per_decode_s * h.prompts / h.prompt_tokens)
 
 
 @compiled
@@ -504,12 +536,15 @@ def count_arrival(h: Records, now_s: float) -> None:
 @compiled
 def _weights(h: Records, desk: int) -> Weights:
     """Arrivals are shared by all workers of the desk that are up; answers are as long as they are by the mean, or as
-    they may be."""
+    they may be; `stream_weight` is by a guess of that mean."""
     kinds, workers = view(h.kinds, h.kinds_n, KIND), 0
     for kind in range(h.kinds_n):
         workers += kinds[kind].up_count if kinds[kind].apart == desk else 0
-    output_tokens = min(h.output_tokens, h.answer_tokens / h.answers)
-    return h.stream_weight, float(h.crowd / (ARRIVALS_S * max(workers, 1))), h.tpot_slo_s, output_tokens
+    mean_tokens, token_weight = h.answer_tokens / h.answers, h.stream_weight * GUESS_OUTPUT_TOKENS
+    arrivals_per_s = float(h.crowd / (ARRIVALS_S * max(workers, 1)))
+    output_tokens = min(h.output_tokens, mean_tokens)
+    reused_share = float(h.reused_tokens / h.prompt_tokens)
+    return token_weight / mean_tokens, arrivals_per_s, h.tpot_slo_s, output_tokens, token_weight, reused_share
 
 
 @compiled

@@ -75,6 +75,11 @@ def _confirm(hubs: Records, worker: int, claimed: int, cached: int) -> None:
 
 
 @compiled
+def _attend(hubs: Records, worker: int, tokens: float) -> None:
+    board.attend(hubs[0], worker, tokens)
+
+
+@compiled
 def _count_answer(hubs: Records, tokens: int) -> None:
     board.count_answer(hubs[0], tokens)
 
@@ -244,6 +249,10 @@ class Book:
     def confirm(self, worker: int, claimed: int, cached: int) -> None:
         """See `policy.belief.confirm`."""
         _confirm(self.hub.record, worker, claimed, cached)
+
+    def attend(self, worker: int, tokens: float) -> None:
+        """See `board.attend`."""
+        _attend(self.hub.record, worker, tokens)
 
     def count_answer(self, tokens: int) -> None:
         """See `board.count_answer`."""

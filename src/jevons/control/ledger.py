@@ -158,6 +158,7 @@ class Counted(msgspec.Struct, kw_only=True):
     member: Member
     decode: Member | None
     slot: int  # its number in the book
+    prompt_tokens: int
     names: Ints  # of the blocks its worker was to compute
     hashes: list[BlockHash]  # in the worker's block size
     promised: float  # usual streams that it counts for besides while it runs
@@ -170,7 +171,6 @@ class Placed(Counted, kw_only=True):
     """A request placed here."""
 
     placement: Placement
-    prompt_tokens: int
     claimed_tokens: int  # of them its worker's device holds, or will, by the index
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed

@@ -556,6 +556,7 @@ class Router:
         if counted.decode is not None:
             counted.decode.promised += 1
             self._book.count_decode(counted.decode.number, 1, counted.promised)
+        self._book.attend((counted.decode or counted.member).number, counted.prompt_tokens)
 
     def _begin(self, counted: Counted, now_s: float) -> None:
         """Its prompt is computed."""
@@ -579,6 +580,9 @@ class Router:
         if counted.decode is not None and self._is_current(counted.decode):
             counted.decode.promised -= 1
             self._book.count_decode(counted.decode.number, -1, counted.promised)
+        drew = counted.decode or counted.member
+        if self._is_current(drew):
+            self._book.attend(drew.number, -counted.prompt_tokens)
         self._book.free(counted.slot)
 
     def _conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[_Chosen, Any]:

@@ -168,6 +168,7 @@ class SharingRouter(Router):
             member=member,
             decode=None if told.decode is None else self._workers.get(told.decode),
             slot=self._book.wait(member.number, told.prompt_tokens, told.cached_tokens, names),
+            prompt_tokens=told.prompt_tokens,
             names=names,
             hashes=[],
             promised=told.promised,

@@ -31,6 +31,8 @@ CANDIDATE = np.dtype(
         ("far_token_s", np.float64),
         ("promised", np.float64),  # usual streams that those count for besides that are promised a time for each token
         ("busy", np.float64),  # share of its time that prompts take, 0 to 1
+        ("per_context_s", np.float64),  # of a step, for each token that a stream attends to
+        ("context", np.float64),  # tokens of prompts placed on it and not finished: what their streams attend to
         ("bring_s", np.float64),  # seconds it would wait for what it brings from a tier
         ("seconds", np.float64),  # to the first token, as `choose` and `choose_apart` predict it
         ("waiting_s", np.float64),  # of everybody concerned until then, see `weigh`
@@ -57,6 +59,10 @@ ANEW, ALL, BLOCKS = 0, 1, 2
 TIE_SHARE = 0.05
 TIE_S = 0.002
 
+# Two answers that meet on a worker are together for half of each, by the mean: who comes finds the other midway. (Of
+# answers that end at any token alike it is ln 2 of the newer one and 1 - ln 2 of the older.)
+TOGETHER = 0.5
+
 # What is promised where nobody says otherwise, and how long answers are by the mean. GUESS, like the SLO of scenarios.
 GUESS_TTFT_S, GUESS_TPOT_S, GUESS_OUTPUT_TOKENS = 2.0, 0.1, 256
 
@@ -65,8 +71,10 @@ POLICIES = {"kv": KV, "round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, 
 
 
 # Seconds to first tokens that a second counts for by which one usual stream is held up; requests a second that arrive
-# at such a worker; seconds a token after the first is promised to take (inf: nothing is); tokens of the answer.
-Weights = tuple[float, float, float, float]
+# at such a worker; seconds a token after the first is promised to take (inf: nothing is); tokens of the answer; seconds
+# to first tokens that a second counts for by which each token of a stream takes longer; share of the tokens of prompts
+# that were there, of late.
+Weights = tuple[float, float, float, float, float, float]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -159,15 +167,20 @@ def weigh(c: Records, prompt_tokens: int, weights: Weights) -> None:
 
     While it computes the prompt (`waiting_s`) that is our client, for the first token; each stream that runs there, for
     as long as it computes our tokens; and who is placed there before our first token, as long too. So tokens that need
-    not be computed count for more than a queue that is as long, the more, the busier the fleet is. Of the tokens after
-    it (`answer_s`) it is our client, for what each takes longer than it is promised, and each stream there that is
-    promised something too, since one more is advanced with it.
+    not be computed count for more than a queue that is as long, the more, the busier the fleet is. And what we compute
+    takes the place of something that would have to be computed again, as probably as what is there is reused. Of the
+    tokens after it (`answer_s`) it is our client, for what each takes longer than it is promised, and each stream there
+    that is promised something too, since one more is advanced with it; and whoever meets there, since each makes the
+    other's steps longer by what it attends to: a share of what a token is usually promised.
     """
-    stream_weight, arrivals_per_s, tpot_slo_s, output_tokens = weights
+    stream_weight, arrivals_per_s, tpot_slo_s, output_tokens, token_weight, reused_share = weights
     fresh_s = own_s(c, prompt_tokens, max(prompt_tokens - c.cached, 1.0))
     c.seconds, c.tpot_s = first_token_s(c, prompt_tokens), token_s(c)
-    c.waiting_s = c.seconds + fresh_s * ((c.decoding + c.promised) * stream_weight + arrivals_per_s * c.seconds)
-    c.answer_s = output_tokens * (max(0.0, c.tpot_s - tpot_slo_s) + c.promised * stream_weight * c.per_decode_s)
+    others = (c.decoding + c.promised) * stream_weight + arrivals_per_s * c.seconds + reused_share
+    c.waiting_s = c.seconds + fresh_s * others
+    slower_s = c.per_context_s * (c.context + c.requests * prompt_tokens) * TOGETHER  # a token, ours and theirs
+    c.answer_s = token_weight * slower_s
+    c.answer_s += output_tokens * (max(0.0, c.tpot_s - tpot_slo_s) + c.promised * stream_weight * c.per_decode_s)
 
 
 @compiled

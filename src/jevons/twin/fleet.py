@@ -30,7 +30,7 @@ from jevons.perf.room import room_tokens
 from jevons.perf.speculate import Drafts, token_s
 from jevons.policy.route import ALL
 from jevons.twin.engine import ENGINE, engine_arrays
-from jevons.twin.kernel import loop_arrays
+from jevons.twin.kernel import loop_arrays, price_context
 
 _MOST_BLOCKS = 1 << 22  # held by anyone, to begin with: memory that is not used costs nothing
 _SLOTS = 1 << 16  # requests under way at once, to begin with
@@ -324,6 +324,7 @@ def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, poli
     hub.set("policy", policy)
     hub.set("has_tiers", int(len(blocks) > count))
     board.seat(hub)
+    price_context(hub.record)
     return hub
 
 

@@ -20,6 +20,7 @@ from jevons.control.board import (
     APART,
     WHOLE,
     WORKER,
+    attend,
     computed,
     conclude,
     count_answer,
@@ -34,6 +35,7 @@ from jevons.control.board import (
 from jevons.kv.cache import forget, has_room
 from jevons.kv.entries import print_of, room
 from jevons.kv.holders import drop_one, store_one
+from jevons.perf.pace import step_s
 from jevons.policy.belief import confirm
 from jevons.policy.route import CANDIDATE, KV
 from jevons.twin.engine import (
@@ -303,12 +305,19 @@ def _to_compute(h: Records, s: Records) -> tuple[int, int]:
 
 
 @compiled
+def _attends(s: Records) -> int:
+    """Who draws the tokens of a sequence after its first."""
+    return int(s.decode_on if s.decode_on >= 0 else s.worker)
+
+
+@compiled
 def _book(h: Records, slot: int, worker: int, cached: int, depth: int) -> None:
     """`slot` was placed on `worker`, which has the first `depth` blocks: the book and the engine know it."""
     s = sequence_of(h, slot)
-    s.predicted_depth = depth if h.uses_index else s.named
+    s.worker, s.predicted_depth = worker, depth if h.uses_index else s.named
     first, after = _to_compute(h, s)
     wait(h, slot, worker, s.target, cached, view(h.names, h.names_n, INT)[first:after])
+    attend(h, _attends(s), s.prompt)
     here_s = coming_s(h, slot, worker) if h.has_tiers else -1.0
     if here_s >= 0.0:
         begin_move(h, here_s, slot)
@@ -415,6 +424,7 @@ def _done(h: Records, slot: int, now_s: float) -> None:
         count_decode(h, s.decode_on, -1, 0.0)
     count_answer(h, s.output)
     confirm(view(h.workers, h.workers_n, WORKER)[s.placed_on], s.claimed, s.cached)
+    attend(h, _attends(s), -s.prompt)
     give_back(view(h.names, h.names_n, INT), view(h.names_spare, h.names_spare_n, INT), s.names, s.names_class)
     r = view(h.results, h.results_n, RESULT)[h.results_end]
     h.results_end += 1
@@ -471,6 +481,18 @@ def _hear(h: Records, now_s: float) -> None:
 
 
 @compiled
+def price_context(hubs: Records) -> None:
+    """What a step takes longer for each token attended to, by the engines' paces: the router's prices have no such part
+    where they come from data sheets."""
+    h = hubs[0]
+    workers = view(h.workers, h.workers_n, WORKER)
+    for i in range(h.engines_n):
+        pace = engine_of(h, i).pace
+        one_s, more_s = step_s(h, pace, 0.0, 0.0, 1.0, 8192.0), step_s(h, pace, 0.0, 0.0, 1.0, 16384.0)
+        workers[i].per_context_s = max(0.0, more_s - one_s) / 8192.0
+
+
+@compiled
 def change_pace(hubs: Records, i: int, pace: int, now_s: float) -> None:
     """Engine `i` goes on at another pace after the iteration under way."""
     h = hubs[0]
@@ -513,6 +535,7 @@ def _place_again(h: Records, slot: int) -> bool:
         unwait(h, slot, s.worker, names[first:after])
         if s.decode_on >= 0:
             count_decode(h, s.decode_on, -1, 0.0)
+    attend(h, _attends(s), -s.prompt)
     s.target = s.prompt + s.emitted
     reusable = names[s.names : s.names + min(s.named, (s.prompt - 1) // h.block)]
     worker, decode_on, _, cached, depth = _place(h, reusable, s.target)
