@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import SMALL, Ints, Records, compiled
+from jevons.base.compiled import SMALL, Ints, Records, compiled, reserved
 from jevons.base.hub import Hub, view
 from jevons.kv.table import find_from, head_among, insert_at, key_of, remove_at, split
 
@@ -99,8 +99,8 @@ def grow_index(hub: Hub, more: int) -> None:
 def bound_entries(hub: Hub, name: str, entries: int) -> None:
     """Let there be so many blocks, sets or pairs at most; those that are there remain."""
     if entries > len(hub[f"{name}s"]):
-        hub.grow(f"{name}s", entries)
-        hub.grow(f"{name}_heads", entries + _LEAST)
+        hub.put(f"{name}s", reserved(hub[f"{name}s"], entries))
+        hub.put(f"{name}_heads", reserved(hub[f"{name}_heads"], entries + _LEAST))
     hub.set(f"{name}s_n", max(entries, int(hub.number(f"{name}s_used"))))
 
 
