@@ -235,3 +235,28 @@ def test_through_losses_replays_and_restarts_the_index_equals_the_engine(seed: i
     else:  # batches are lost for good: it may know less than there is, never more
         assert all(held[name] for name in held if holding.holds(name))
     assert long is False or intake.mode is IndexMode.EXACT
+
+
+def test_a_hole_that_opens_during_a_replay_is_closed_by_another(intake: Intake, held: Holding) -> None:
+    intake.on_batch(batch(0, stored(0, 1)))
+    intake.on_batch(batch(2, stored(2, 3)))
+    assert intake.begin_replay() == 1
+    intake.on_replayed(batch(1, stored(1, 2)))
+    intake.on_batch(batch(4))  # 3 is lost, and not yet in the answer under way
+    intake.on_replay_end(complete=True)
+    assert (intake.awaits_replay, intake.begin_replay()) == (True, 3)
+    intake.on_replayed(batch(3, stored(3, 4)))
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.mode) == (False, IndexMode.EXACT)
+    assert held.depth(NAMES) == 4
+
+
+def test_a_hole_that_a_replay_brings_nothing_of_is_a_loss(intake: Intake, held: Holding) -> None:
+    intake.on_batch(batch(0, stored(0, 1)))
+    intake.on_batch(batch(2, stored(1, 2)))
+    intake.begin_replay()
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.mode) == (False, IndexMode.DEGRADED)
+    assert len(held) == 0

@@ -92,6 +92,21 @@ def test_an_engine_that_hangs_at_rest_is_noticed_too() -> None:
     assert watched.health is Health.SUSPECT
 
 
+def test_it_settles_once_after_each_time_something_was_asked() -> None:
+    settled: list[float] = []
+    watched = Watched()
+    watched.pulse = Pulse(ENGINE, watched.roster, lambda: watched.now_s, lambda: settled.append(watched.now_s))
+    for _ in range(3):
+        for _ in range(4):  # one request soon after the other
+            watched.pulse.asked()
+            asyncio.run(watched.pass_s(0.2))
+            watched.pulse.rests()
+            asyncio.run(watched.pass_s(0.2))
+        asyncio.run(watched.pass_s(3.0))
+
+    assert len(settled) == 3
+
+
 def test_a_probe_can_be_asked_for() -> None:
     async def run() -> int:
         watched = Watched()

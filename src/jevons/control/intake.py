@@ -56,6 +56,7 @@ class Intake:
         self._counts: Counter[str] = Counter()
         self._names = source_names()
         self._next = 0  # the sequence number expected
+        self._asked_from = 0  # by the last replay
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
         self._last_ts = 0.0  # the source's clock at the last batch taken
@@ -138,7 +139,8 @@ class Intake:
         """A replay is about to be asked for. Returns the number to ask from."""
         if self._waiting is None:
             self._waiting = {}
-        return self._next if self._recalled is None else self._recalled.seq
+        self._asked_from = self._next if self._recalled is None else self._recalled.seq
+        return self._asked_from
 
     def on_replay_end(self, *, complete: bool) -> None:
         """The replay is over: go on with what came meanwhile. `complete` if it was answered to its end."""
@@ -150,6 +152,10 @@ class Intake:
         if complete and self.mode is IndexMode.NONE:
             self.mode = IndexMode.EXACT
         for seq in sorted(waiting):
+            if seq > self._next and complete and self._next > self._asked_from:
+                # A hole from after the replay was asked for: another one closes it, unless this one brought nothing.
+                self._waiting = {later: batch for later, batch in waiting.items() if later >= seq}
+                return
             self.on_replayed(waiting[seq])
 
     def reset(self) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -36,6 +37,7 @@ HOST = "127.0.0.1"
 GONE = "gone"  # the finish of a step that tells: your worker was lost
 TICK_S = 0.1
 PROBE_TIMEOUT_S = 0.5
+MEET_S = 3.0  # so long at most a first request waits until all engines are met
 RETRY_S = 1.0  # an engine that is down is looked for so often at least
 REPLAY_TIMEOUT_S = 2.0
 JOIN_S = 0.1  # a ZMQ subscription takes a moment to hold; the replay asked for after it overlaps, nothing falls between
@@ -45,10 +47,20 @@ STABLE_S = 30.0  # a worker that lived so long starts from the first wait again
 Clock = Callable[[], float]
 
 
-async def feed(router: Router, worker: WorkerId, subscriber: Subscriber) -> None:
-    """Bring a source's KV events into the router's index, with replays wherever one is missing, until cancelled."""
+async def feed(
+    router: Router,
+    worker: WorkerId,
+    subscriber: Subscriber,
+    missing: asyncio.Event,
+    on_known: Callable[[], None] | None = None,
+) -> None:
+    """Bring a source's KV events into the router's index, with replays wherever one is missing, until cancelled.
+
+    Args:
+        missing: set by who believes that some are.
+        on_known: told when what it held before is known, or cannot be.
+    """
     intake = router.intake(worker)
-    missing = asyncio.Event()
 
     async def live() -> None:
         async for batch in subscriber.batches():
@@ -63,6 +75,8 @@ async def feed(router: Router, worker: WorkerId, subscriber: Subscriber) -> None
             complete = await subscriber.replay(start, REPLAY_TIMEOUT_S, intake.on_replayed)
             intake.on_replay_end(complete=complete)
             if not intake.awaits_replay:  # it does where what was recalled from before turned out to be so no more
+                if on_known is not None:
+                    on_known()
                 await missing.wait()
 
     try:
@@ -162,7 +176,7 @@ class Link:
                 self._router.join(msgspec.structs.replace(message.facts, id=self.id), self.node)
                 self._router.on_beat(self.id, self._now_s())
                 subscriber = Subscriber(*(self.events or (message.events, message.replays)))
-                self._feed = asyncio.create_task(feed(self._router, self.id, subscriber))
+                self._feed = asyncio.create_task(feed(self._router, self.id, subscriber, asyncio.Event()))
 
     def _on_step(self, step: Step) -> None:
         sink = self._waiting.get(step.id)
@@ -184,10 +198,13 @@ def worker_of(spec: EngineSpec) -> WorkerId:
 class Attached:
     """The front's end of one attached engine."""
 
-    def __init__(self, spec: EngineSpec, router: Router, now_s: Clock, turns: Turnstile) -> None:
+    def __init__(
+        self, spec: EngineSpec, router: Router, now_s: Clock, turns: Turnstile, on_met: Callable[[WorkerId], None]
+    ) -> None:
         self.id = worker_of(spec)
         self.url = spec.url
-        self.pulse = Pulse(self.id, router.roster, now_s)
+        self._missing = asyncio.Event()  # KV events, as far as we can tell
+        self.pulse = Pulse(self.id, router.roster, now_s, self._missing.set)
         self.engine = OpenAIEngine(spec, self.pulse.wake)
         self.model: str | None = None
         self.context_tokens: int | None = None
@@ -195,6 +212,7 @@ class Attached:
         self._router = router
         self._now_s = now_s
         self._turns = turns
+        self._on_met = on_met
         self._active: dict[RequestId, Exchange | None] = {}
         self._started: set[RequestId] = set()
 
@@ -208,6 +226,7 @@ class Attached:
                 pause_s = PROBE_S
                 await on_model(self)
                 await self._probe()
+            self._on_met(self.id)  # it is not there: that is known now
             await asyncio.sleep(pause_s)
             pause_s = min(RETRY_S, 1.5 * pause_s)
 
@@ -255,7 +274,10 @@ class Attached:
         events = None
         if self._spec.events is not None:
             subscriber = Subscriber(self._spec.events, self._spec.replays)
-            events = asyncio.create_task(feed(self._router, self.id, subscriber))
+            on_known = partial(self._on_met, self.id)
+            events = asyncio.create_task(feed(self._router, self.id, subscriber, self._missing, on_known))
+        else:
+            self._on_met(self.id)
         try:
             while True:
                 await self.pulse.due()
@@ -315,10 +337,40 @@ class Fleet:
         self._router = router
         self._now_s = now_s
         self._turns = Turnstile()
+        self._unmet: set[WorkerId] = set()  # attached engines not yet known to be there, with what they hold, or not
+        self._all_met = asyncio.Event()
+        self._all_met.set()
+
+    @property
+    def is_met(self) -> bool:
+        """Whether all attached engines are known to be there, with what they hold, or not to be."""
+        return self._all_met.is_set()
+
+    async def meet(self) -> None:
+        """Wait until all attached engines are met, or had the time to be: who is placed before that finds no cache, and
+        a thousand requests would all go to the first that came up.
+        """
+        if not self._all_met.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_met.wait(), MEET_S)
+            if self._unmet:
+                log.warning(
+                    "%d engines are not met after %g s: what they hold is not known yet", len(self._unmet), MEET_S
+                )
+                self._unmet.clear()
+            self._all_met.set()
+
+    def _on_met(self, id: WorkerId) -> None:
+        self._unmet.discard(id)
+        if not self._unmet:
+            self._all_met.set()
 
     @property
     def is_ready(self) -> bool:
-        """Whether any worker is up."""
+        """Whether any worker is up, and all attached engines are met."""
+        return self._all_met.is_set() and self._has_up()
+
+    def _has_up(self) -> bool:
         return any(self._router.roster.health(id) is Health.UP for id in (*self.links, *self.attached))
 
     def url_of(self, worker: WorkerId) -> str | None:
@@ -331,7 +383,9 @@ class Fleet:
         return link
 
     def add_attached(self, spec: EngineSpec) -> Attached:
-        attached = Attached(spec, self._router, self._now_s, self._turns)
+        attached = Attached(spec, self._router, self._now_s, self._turns, self._on_met)
+        self._unmet.add(attached.id)
+        self._all_met.clear()
         self.attached[attached.id] = attached
         return attached
 
@@ -358,7 +412,7 @@ class Fleet:
             late = self._router.roster.suspects(now_s)
             for id in late:
                 log.warning("worker %s: silent for %.1f s, no new work for it", id, self._settings.hang_s)
-                if self.is_ready:
+                if self._has_up():
                     self._member(id).give_up_unstarted()
             for id in self._router.stalled(now_s):
                 log.warning("worker %s: does nothing about what waits there, no new work for it", id)

@@ -77,7 +77,7 @@ class Front:
         began_s = self.now_s()
         try:
             call = Call(request, began_s)
-            prompts = self.prompts.encode_now(call.asked)
+            prompts = self.prompts.encode_now(call.asked) if self.fleet.is_met else None
             work = self._later(call, reply) if prompts is None else self._place(call, prompts, reply)
         except JevonsError as error:
             self._over(request.path, began_s, reply, error)
@@ -85,6 +85,7 @@ class Front:
         return None if work is None else self._run(request.path, began_s, reply, work)
 
     async def _later(self, call: Call, reply: Reply) -> None:
+        await self.fleet.meet()
         work = self._place(call, await self.prompts.encode(call.asked), reply)
         if work is not None:
             await work
@@ -116,6 +117,7 @@ class Front:
 
     async def _other(self, request: Request, reply: Reply) -> None:
         if request.method == "POST" and request.path == PLACE:
+            await self.fleet.meet()
             await self._desk.place(request, reply)
         elif request.method == "POST" and request.path == PLACED:
             self._desk.placed(request, reply)
