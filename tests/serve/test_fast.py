@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jevons.base.errors import RequestError
+from jevons.control.router import Router
 from jevons.serve import fast
 from jevons.serve.fast import CHECK_EVERY, Fast, proof_texts
+from jevons.serve.metrics import Metrics
+from jevons.serve.prompts import Prompts, Served, local_encoder
 from jevons.serve.tokenizer import Tokenizer
 
 pytest.importorskip("fastokens", reason="fastokens has no wheel for this platform")
@@ -95,6 +99,7 @@ def test_one_that_is_found_wrong_later_is_used_no_more(model_dir: Path, caplog: 
     assert answers[-1] == answers[-2] == right
     assert made._fast is None
     assert "no longer used" in caplog.text
+    assert (made.mismatches, made.encoder) == (1, "tokenizers: fastokens encoded a prompt otherwise")
 
 
 def test_texts_of_a_proof_are_the_same_each_time_and_name_every_special_token() -> None:
@@ -103,3 +108,33 @@ def test_texts_of_a_proof_are_the_same_each_time_and_name_every_special_token() 
     assert texts == list(proof_texts(["<|im_start|>"]))
     assert len(texts) > 400
     assert sum("<|im_start|>" in text for text in texts) > 10
+
+
+def test_which_tokenizer_encodes_and_what_it_got_wrong_is_in_the_metrics(model_dir: Path) -> None:
+    made, prompts = Tokenizer(model_dir), Prompts()
+    prompts.serve(Served("smol", local_encoder(made), None))
+    metrics = Metrics(Router(), prompts=prompts)
+    assert 'jevons_tokenizer_fast{model="smol"} 0.0' in metrics.page().decode()
+    made.hasten()
+    made.mismatches += 1
+
+    page = metrics.page().decode()
+    assert 'jevons_tokenizer_fast{model="smol"} 1.0' in page
+    assert 'jevons_tokenizer_mismatches_total{model="smol"} 1.0' in page
+
+
+WORDS = ["the", "router", "naïve", "日本語", "don't", "12", "x=1;\n", "<|im_end|>", "  ", "A", "b", "\u0301", "▁"]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=200, max_size=1_500), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_long_texts_in_parts_come_to_the_same_tokens(
+    slow: Tokenizer, hasty: Tokenizer, words: list[str], seed: int
+) -> None:
+    draw = random.Random(seed)
+    text = "".join(word + draw.choice(("", " ", " ", " ", "\n")) for word in words)
+
+    assert hasty._fast is not None
+    assert hasty._fast.cuts
+    assert hasty.encode(text) == slow.encode(text)
+    assert hasty.encode(text + " and more") == slow.encode(text + " and more")

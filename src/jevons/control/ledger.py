@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -15,8 +16,8 @@ from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
 from jevons.facts.block import Tier
 from jevons.facts.snapshot import TierSnapshot
 from jevons.facts.worker import IndexMode, Role, WorkerFacts
-from jevons.kv.hashing import block_hashes
-from jevons.kv.index import names_of
+from jevons.kv.blake2b import name_chain
+from jevons.kv.hashing import HASH_BYTES, root
 from jevons.kv.tiers import Holdings
 from jevons.perf.kin import WorkerSeconds
 from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds
@@ -32,9 +33,16 @@ class _Named:
     """A prompt in blocks of one size."""
 
     def __init__(self, tokens: Sequence[int], size: int, salt: str) -> None:
-        self.hashes = block_hashes(tokens, size, salt)
-        self.names = names_of(self.hashes)
+        raw, names = array("I", tokens), np.empty(2 * (len(tokens) // size), np.int64)
+        name_chain(np.frombuffer(root(size, salt), np.int64), np.frombuffer(raw, np.uint32), size, names)
+        self._raw = names
+        self.names: Ints = names[1::2].copy()  # what the kernels know blocks by
         self.reusable = (len(tokens) - 1) // size  # of them: the last token is always computed
+
+    @property
+    def hashes(self) -> list[BlockHash]:
+        raw = self._raw.tobytes()
+        return [BlockHash(raw[at : at + HASH_BYTES]) for at in range(0, len(raw), HASH_BYTES)]
 
 
 class Prompt:

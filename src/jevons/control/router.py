@@ -536,7 +536,7 @@ class Router:
             names=names,
             prompt_tokens=prompt_tokens,
             claimed_tokens=int(c["depth"]) * int(c["block_size"]),
-            hashes=[] if named is None else named.hashes,
+            hashes=[] if named is None or worker.shadow is None else named.hashes,
             placed_s=ask.now_s,
             ahead=Load(
                 tokens=float(c["queued_tokens"]) + own.tokens,

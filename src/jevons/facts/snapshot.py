@@ -81,3 +81,4 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tiers: TierSnapshot | None = None  # of this node; None without, and while the keeper is away
     nodes: dict[str, TierSnapshot] = {}  # of others, by their address
     frontends: list[FrontendSnapshot] = []  # where there are several
+    tokenizers: dict[str, str] = {}  # by model: what encodes its prompts, and why where that is the slow one

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 from jevons.base.errors import ConfigError
@@ -23,6 +24,7 @@ HASH_BYTES = 16
 TOKEN_BYTES = 4
 
 
+@lru_cache(maxsize=1024)
 def root(block_size: int, salt: str = "", adapter: str = "") -> BlockHash:
     """The start of a chain. Prompts with different roots never match.
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
+
+from jevons.serve.seams import STEP, Parts, parts_of
 
 log = logging.getLogger("jevons.tokenizer")
 
 CHECK_EVERY = 512
 PROOF_TEXTS = 400
-CACHE_BYTES = 32 << 20  # of messages encoded before: the next turn of a talk begins with all of its others
+CACHE_BYTES = 8 << 20  # of messages encoded before: the next turn of a talk begins with all of its others
+LONG_TEXTS = 6  # of the texts that prove it, joined: long enough to be cut
 _CHECKED_CHARACTERS = 65_536  # longer texts are not checked: Hugging Face takes 50 ms for them
 
 # Of what rules of splitting and normalising are made: words, numbers, scripts, marks, emoji, code.
@@ -82,11 +85,35 @@ class Fast:
             raise ValueError(f"fastokens cannot read it: {error}") from error
         self._fast.enable_segment_cache(CACHE_BYTES)
         self._turn = 0
+        self._parts: Parts | None = None
         special = [token.content for token in hf.get_added_tokens_decoder().values()]
-        for text in proof_texts(special[:64]):
+        texts = list(proof_texts(special[:64]))
+        self._prove(texts)
+        parts = Parts(lambda part: self._whole(part, False), hf.get_vocab_size(with_added_tokens=True))
+        # A special token with words in it could be cut in two.
+        if not any(len(parts_of("x" * STEP + token)) > 1 for token in special) and self._can_cut(parts, texts):
+            self._parts = parts
+
+    @property
+    def cuts(self) -> bool:
+        """Whether parts of long texts are kept: proven for this tokenizer."""
+        return self._parts is not None
+
+    def _prove(self, texts: Iterable[str]) -> None:
+        for text in texts:
             for opening in (False, True):
-                if self._encode(text, opening) != hf.encode(text, add_special_tokens=opening).ids:
+                if self._whole(text, opening) != self._hf.encode(text, add_special_tokens=opening).ids:
                     raise ValueError(f"fastokens encodes {text[:80]!r} otherwise than tokenizers")
+
+    def _can_cut(self, parts: Parts, texts: list[str]) -> bool:
+        """Whether long texts come to the same tokens in parts."""
+        opening = self._whole("", True)
+        if self._whole("a b", True) != opening + self._whole("a b", False):
+            return False
+        seam, size = " then router and cache go on ", -(-len(texts) // LONG_TEXTS)
+        joined = [seam.join(texts[i : i + size]) for i in range(0, len(texts), size)]
+        joined += [("word " * 300 + chr(code) + " a b ") * 3 for code in (0x301, 0x27, 0x2581, 0x41)]
+        return all(parts.encode(text) == self._hf.encode(text, add_special_tokens=False).ids for text in joined)
 
     def encode(self, text: str, special: bool) -> list[int] | None:
         """The tokens of a text; None: it differs from Hugging Face's, this one is not to be used any more.
@@ -106,5 +133,11 @@ class Fast:
         return ids
 
     def _encode(self, text: str, special: bool) -> list[int]:
+        if self._parts is None or len(text) <= STEP:
+            return self._whole(text, special)
+        ids = self._parts.encode(text)
+        return self._whole("", True) + ids if special else ids
+
+    def _whole(self, text: str, special: bool) -> list[int]:
         ids: list[int] = self._fast.encode(text, add_special_tokens=special).ids
         return ids

@@ -18,6 +18,7 @@ import msgspec
 from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError, TooLate
 from jevons.config import Settings
 from jevons.control.router import Router
+from jevons.facts.snapshot import FleetSnapshot
 from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Fleet
@@ -49,7 +50,7 @@ class Front:
         recorder: Recorder | None = None,
     ) -> None:
         self.router = router
-        self.metrics = Metrics(router, recorder)
+        self.metrics = Metrics(router, recorder, prompts)
         self.placements = Placements(router, self.metrics, now_s, recorder)
         self.embedded: Embedded | None = None  # set where there are embedded workers
         self._timeout_s = settings.request_timeout_s
@@ -63,8 +64,13 @@ class Front:
             "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),
             "/ready": self._ready,
             "/metrics": lambda reply: reply.send(200, self.metrics.page(), TEXT),
-            "/snapshot": lambda reply: reply.send(200, msgspec.json.encode(router.snapshot())),
+            "/snapshot": lambda reply: reply.send(200, msgspec.json.encode(self.snapshot())),
         }
+
+    def snapshot(self) -> FleetSnapshot:
+        """The fleet as the router knows it, and what encodes prompts here."""
+        encoders = {name: tokenizer.encoder for name, tokenizer in self.prompts.encoders().items()}
+        return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders)
 
     def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""

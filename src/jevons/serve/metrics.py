@@ -14,6 +14,7 @@ from prometheus_client.utils import floatToGoString
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot, Outcome
 from jevons.facts.worker import Health, IndexMode
+from jevons.serve.prompts import Prompts
 from jevons.serve.record import Recorder
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -103,8 +104,10 @@ class Histograms:
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, router: Router, recorder: Recorder | None = None) -> None:
+    def __init__(self, router: Router, recorder: Recorder | None = None, prompts: Prompts | None = None) -> None:
         self.registry = registry = CollectorRegistry()
+        if prompts is not None:
+            registry.register(_TokenizerCollector(prompts))
         registry.register(_FleetCollector(router))
         if recorder is not None:
             lost = Gauge("jevons_record_lost", "Lines of the record that could not be written.", registry=registry)
@@ -170,6 +173,22 @@ class _OwnCollector(Collector):
     def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
         for one in self._counted:
             yield one.collect()
+
+
+class _TokenizerCollector(Collector):
+    """What encodes the prompts of each model."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self._prompts = prompts
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        fast = GaugeMetricFamily("jevons_tokenizer_fast", "1 if fastokens encodes its prompts.", labels=["model"])
+        says = "Prompts that fastokens was found to encode otherwise than tokenizers; it is not used from then on."
+        wrong = CounterMetricFamily("jevons_tokenizer_mismatches", says, labels=["model"])
+        for name, tokenizer in self._prompts.encoders().items():
+            fast.add_metric([name], float(tokenizer.encoder == "fastokens"))
+            wrong.add_metric([name], tokenizer.mismatches)
+        yield from (fast, wrong)
 
 
 class _FleetCollector(Collector):

@@ -56,6 +56,11 @@ class Prompts:
         """Name → context tokens, 0 where unknown."""
         return {name: served.context_tokens or 0 for name, served in self._served.items()}
 
+    def encoders(self) -> dict[str, Tokenizer]:
+        """Model → its tokenizer, where that is ours."""
+        served = self._served.items()
+        return {name: one.encode.tokenizer for name, one in served if isinstance(one.encode, LocalEncoder)}
+
     def context_tokens(self, model: str) -> int | None:
         return self._served[model].context_tokens
 
@@ -95,7 +100,7 @@ class LocalEncoder:
     """Prompts by our own tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     async def __call__(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
         found = self.now(asked)
@@ -103,7 +108,7 @@ class LocalEncoder:
 
     def now(self, asked: ChatRequest | CompletionRequest) -> list[list[int]] | None:
         """None: it is long, and better done beside the event loop."""
-        return None if _size(asked) > self._tokenizer.inline_bytes else self._encode(asked)
+        return None if _size(asked) > self.tokenizer.inline_bytes else self._encode(asked)
 
     def _encode(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
         return [self._chat(asked)] if isinstance(asked, ChatRequest) else self._text(asked)
@@ -114,12 +119,12 @@ class LocalEncoder:
         if taken:
             field = f"chat_template_kwargs.{taken[0]}"
             raise RequestError(f"{field}: is a field of the request itself, give it there", field)
-        return self._tokenizer.encode_chat(
+        return self.tokenizer.encode_chat(
             asked.messages, tools=asked.tools, add_generation_prompt=asked.add_generation_prompt, **kwargs
         )
 
     def _text(self, asked: CompletionRequest) -> list[list[int]]:
-        encode, vocab = self._tokenizer.encode, self._tokenizer.vocab
+        encode, vocab = self.tokenizer.encode, self.tokenizer.vocab
         return [encode(p) if isinstance(p, str) else _checked(p, vocab) for p in asked.prompts]
 
 

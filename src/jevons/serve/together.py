@@ -110,7 +110,7 @@ class Together:
     async def _snapshot(self, reply: Reply) -> None:
         others = await self._siblings.gather(SNAPSHOT)
         frontends = [self._own_snapshot(), *map(_OWN.decode, others.values())]
-        reply.send(200, msgspec.json.encode(_joined(self._router.snapshot(), frontends)))
+        reply.send(200, msgspec.json.encode(_joined(self._front.snapshot(), frontends)))
 
     def _own_snapshot(self) -> FrontendSnapshot:
         fleet = self._router.snapshot()

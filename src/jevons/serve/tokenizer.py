@@ -34,6 +34,7 @@ class Tokenizer:
 
     Attributes:
         vocab: how many tokens there are, special ones included.
+        encoder: what encodes now, and why where that is the slow one.
         eos_ids: the tokens that end an answer.
         context_tokens: the longest sequence the model was made for; None if its config.json does not say.
 
@@ -55,6 +56,8 @@ class Tokenizer:
         self._form = text_form(json.loads(spec).get("decoder"), model_dir)
         self.pieces, self._special = split_pieces(self._hf, self._form)
         self._fast: Fast | None = None
+        self.encoder = "tokenizers: fastokens is not proven yet"
+        self.mismatches = 0  # texts that fastokens was found to encode otherwise, while it was used
 
     def hasten(self) -> str:
         """Encode by fastokens from now on, if it is there and proves to give the same. Takes a second; for a thread.
@@ -64,9 +67,10 @@ class Tokenizer:
         """
         try:
             self._fast = Fast(self._hf)
+            self.encoder = "fastokens"
         except (ImportError, ValueError) as error:
-            return f"tokenizers: {error}"
-        return "fastokens"
+            self.encoder = f"tokenizers: {error}"
+        return self.encoder
 
     @property
     def inline_bytes(self) -> int:
@@ -139,6 +143,8 @@ class Tokenizer:
                 if ids is not None:
                     return ids
                 self._fast = None
+                self.encoder = "tokenizers: fastokens encoded a prompt otherwise"
+                self.mismatches += 1
             except (TypeError, ValueError):
                 pass  # what it cannot take, the other one says why
         try:
