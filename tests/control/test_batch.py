@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,36 @@ def test_running_sequences_come_before_prompts_in_every_step() -> None:
     b.add(work("b", list(range(20))))
 
     assert [(c.id, len(c.tokens)) for c in step(b)[0]] == [("a", 1), ("b", 7)]
+
+
+def test_the_lower_the_priority_number_the_earlier_a_prompt_is_computed() -> None:
+    b = batcher(max_running=1)
+    for name, priority in (("a", 0), ("b", 1), ("c", 0), ("d", -1)):
+        b.add(msgspec.structs.replace(work(name, [ord(name)] * 3, max_tokens=1), priority=priority))
+
+    assert [made.id for made in drain(b)] == ["d", "a", "c", "b"]
+
+
+def test_a_prompt_of_lower_priority_lets_others_go_first_in_the_middle_of_it() -> None:
+    b = batcher()
+    b.add(msgspec.structs.replace(work("low", list(range(100, 130))), priority=1))
+    step(b)
+    b.add(work("high", [1, 2, 3, 4, 5, 6]))
+    step(b)  # the budget of this step went to who ran
+
+    b.add(work("higher", [7, 8]))
+    assert [made.id for made in drain(b) if made.finish] == ["high", "higher", "low"]
+
+
+def test_without_a_free_block_the_one_of_the_lowest_priority_gives_way() -> None:
+    b = batcher(blocks=4)
+    b.add(msgspec.structs.replace(work("low", [1, 2, 3, 4], max_tokens=6), priority=1))
+    step(b)
+    b.add(work("a", [5, 6, 7, 8], max_tokens=6))
+    order = [made.id for made in drain(b) if made.finish]
+
+    assert b.preemptions > 0
+    assert order == ["a", "low"]
 
 
 def test_a_prompt_seen_before_is_taken_from_the_pool_and_reported_cached() -> None:
@@ -167,7 +198,8 @@ def test_any_mix_ends_with_every_sequence_whole_and_the_pool_as_it_was(seed: int
         if i < 60 and draw.random() < 0.4:
             prompt = [draw.randrange(2)] * draw.randrange(1, 17)
             asked[f"s{i}"] = draw.randrange(1, 16)
-            b.add(work(f"s{i}", prompt, max_tokens=asked[f"s{i}"]))
+            new = work(f"s{i}", prompt, max_tokens=asked[f"s{i}"])
+            b.add(msgspec.structs.replace(new, priority=draw.randrange(-1, 2)))
         if draw.random() < 0.05 and asked:
             victim = draw.choice(sorted(asked))
             if b.cancel(RequestId(victim)):

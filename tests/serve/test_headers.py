@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 
 from jevons.base.errors import RequestError
-from jevons.policy.admit import Promise
-from jevons.serve.headers import MISS, TPOT, TTFT, read_promise, read_seconds
+from jevons.policy.admit import Miss, Promise
+from jevons.serve.headers import (
+    FAIRNESS,
+    MISS,
+    PRIORITY,
+    QUEUE,
+    TENANT,
+    TPOT,
+    TTFT,
+    read_priority,
+    read_promise,
+    read_seconds,
+    read_tenant,
+)
 
 
 def of(ttft_ms: str | None, miss: str | None, tpot_ms: str | None = None) -> dict[str, str]:
@@ -17,10 +29,10 @@ def of(ttft_ms: str | None, miss: str | None, tpot_ms: str | None = None) -> dic
 def test_a_promise_is_read_from_headers() -> None:
     assert read_promise({}) == Promise()
     assert read_promise(of("250", None)) == Promise(0.25)
-    assert read_promise(of("250", "refuse")) == Promise(0.25, refuse_late=True)
+    assert read_promise(of("250", "refuse")) == Promise(0.25, miss=Miss.REFUSE)
     assert read_promise(of("250", "serve")) == Promise(0.25)
-    assert read_promise(of("250", "refuse", "50")) == Promise(0.25, 0.05, refuse_late=True)
-    assert read_promise(of(None, "refuse", "12.5")) == Promise(tpot_s=0.0125, refuse_late=True)
+    assert read_promise(of("250", "refuse", "50")) == Promise(0.25, 0.05, miss=Miss.REFUSE)
+    assert read_promise(of(None, "refuse", "12.5")) == Promise(tpot_s=0.0125, miss=Miss.REFUSE)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +42,7 @@ def test_a_promise_is_read_from_headers() -> None:
         ("0", None, "got '0'"),
         ("nan", None, "got 'nan'"),
         ("-1", "refuse", "got '-1'"),
-        ("100", "shed", "x-slo-miss: must be serve or refuse, got 'shed'"),
+        ("100", "shed", "x-slo-miss: must be serve, refuse, queue, downgrade, got 'shed'"),
         (None, "refuse", "x-slo-miss: refuse goes with x-slo-ttft-ms or x-slo-tpot-ms, which say what is late"),
     ],
 )
@@ -43,6 +55,39 @@ def test_a_promise_that_means_nothing_is_refused(ttft_ms: str | None, miss: str 
 def test_a_promise_for_each_token_is_checked_alike() -> None:
     with pytest.raises(RequestError, match="x-slo-tpot-ms: must be milliseconds above 0, at most 3600000, got 'fast'"):
         read_promise(of("250", None, "fast"))
+
+
+def test_who_may_wait_says_how_long() -> None:
+    asked = {TTFT: "250", MISS: "queue"}
+    assert read_promise(asked) == Promise(0.25, miss=Miss.QUEUE, queue_s=10.0)
+    assert read_promise(asked | {QUEUE: "2.5"}) == Promise(0.25, miss=Miss.QUEUE, queue_s=2.5)
+    with pytest.raises(RequestError, match="x-slo-queue-s: goes with x-slo-miss: queue, got '3'"):
+        read_promise({TTFT: "250", QUEUE: "3"})
+    with pytest.raises(RequestError, match="x-slo-queue-s: must be seconds from 0 to 3600, got 'long'"):
+        read_promise(asked | {QUEUE: "long"})
+    with pytest.raises(RequestError, match="x-slo-miss: downgrade goes with x-slo-ttft-ms or x-slo-tpot-ms"):
+        read_promise({MISS: "downgrade"})
+
+
+def test_a_priority_is_a_whole_number() -> None:
+    assert (read_priority({}), read_priority({PRIORITY: "-3"})) == (0, -3)
+    for told in ("urgent", "1.5", "2147483648", ""):
+        with pytest.raises(RequestError, match="x-priority: must be a whole number"):
+            read_priority({PRIORITY: told})
+
+
+def test_a_tenant_is_who_a_header_names_else_a_hash_of_the_key_else_of_the_salt() -> None:
+    key, names = {"authorization": "Bearer sk-1"}, {TENANT: "acme", FAIRNESS: "flow"}
+
+    assert read_tenant({**key, **names}, "salt") == "flow"
+    assert read_tenant({**key, TENANT: "acme"}, "salt") == "acme"
+    by_key, by_salt = read_tenant(key, "salt"), read_tenant({}, "salt")
+    assert by_key.startswith("key-")
+    assert by_salt.startswith("salt-")
+    assert "sk-1" not in by_key
+    assert read_tenant({"authorization": "Bearer sk-2"}, "salt") != by_key
+    assert read_tenant({}, "") == ""
+    assert len(read_tenant({TENANT: "x" * 500}, "")) == 80
 
 
 def test_seconds_are_read_from_headers() -> None:

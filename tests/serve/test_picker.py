@@ -43,7 +43,7 @@ class House:
 
     async def picker(self) -> Picker:
         await self.endpoints.refresh()
-        return Picker(self.router, self.endpoints, self.prompts, self.front.placements, lambda: self.now_s)
+        return Picker(self.router, self.endpoints, self.prompts, self.front.admission, lambda: self.now_s)
 
 
 def request(prompt: str, **headers: str) -> Request:

@@ -2,15 +2,16 @@
 
     add ──▶ waiting ──admit──▶ running: prompt in chunks, then one token a step ──▶ finished
                ▲                  │
-               └──── preempt ─────┘   (no block left: the youngest gives its blocks back and starts again)
+               └──── preempt ─────┘   (no block left: the last gives its blocks back and starts again)
 
-Every step has a budget of tokens. Running sequences come first, one token each; what is left goes to prompts, first
-come first served, cut into chunks. A prompt whose next block is just being computed for another sequence waits for
-it instead of computing it twice.
+Every step has a budget of tokens. Running sequences come first, one token each; what is left goes to prompts, by
+priority, then first come first served, cut into chunks. A prompt whose next block is just being computed for another
+sequence waits for it instead of computing it twice.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -94,7 +95,7 @@ class Batcher:
                 f"{len(work.prompt)} prompt tokens + {work.max_tokens} output tokens = {need}: "
                 f"this worker holds at most {self.context_tokens} for one sequence"
             )
-        self._waiting.append(Progress(work, self.pool.block_size))
+        self._queue(Progress(work, self.pool.block_size))
 
     def cancel(self, id: RequestId) -> bool:
         """Drop a sequence wherever it is. Returns whether it was there."""
@@ -121,15 +122,12 @@ class Batcher:
         for seq in list(self._running):  # decoding sequences first: each is one token, and somebody reads along
             if seq.left == 1 and seq in self._running:
                 budget -= self._take(seq, 1, chunks)
-        for seq in list(self._running):
+        for seq in sorted(self._running, key=_priority):
+            if seq.left > 1 and seq in self._running:
+                budget = self._begin(budget, chunks, preemptions, seq.work.priority)
             if budget > 0 and seq.left > 1 and seq in self._running:
                 budget -= self._take(seq, budget, chunks)
-        full = self.preemptions > preemptions  # who just gave way must not come back in the same step
-        while budget > 0 and self._waiting and len(self._running) < self._max_running and not full:
-            taken = self._admit()
-            if taken is None:
-                break
-            budget -= self._take(taken, budget, chunks)
+        self._begin(budget, chunks, preemptions)
         kept = {seq.work.id for seq in self._running}
         return [c for c in chunks if c.id in kept]  # a later sequence may have preempted an earlier one's turn
 
@@ -211,8 +209,25 @@ class Batcher:
 
     # Inside
 
+    def _queue(self, seq: Progress) -> None:
+        """Behind all that go before it or came before it."""
+        self._waiting.insert(bisect_right(self._waiting, seq.work.priority, key=_priority), seq)
+
     def _is_saving(self, seq: Progress) -> bool:
         return self.restore is not None and any(self.restore.is_saving(id) for id in seq.saves)
+
+    def _begin(self, budget: int, chunks: list[Chunk], preemptions: int, before: int | None = None) -> int:
+        """Start those that wait, or those of a priority before this. Returns what is left of the budget.
+
+        Args:
+            preemptions: when this step began: who just gave way must not come back in it.
+        """
+        while budget > 0 and len(self._running) < self._max_running and self.preemptions == preemptions:
+            taken = self._admit(before)
+            if taken is None:
+                break
+            budget -= self._take(taken, budget, chunks)
+        return budget
 
     def _take(self, seq: Progress, budget: int, chunks: list[Chunk]) -> int:
         """Give `seq` up to `budget` tokens of this step. Returns how many."""
@@ -241,20 +256,22 @@ class Batcher:
         return count
 
     def _grow(self, seq: Progress, tokens: int) -> bool:
-        """Have blocks for `tokens` tokens, taking them from the youngest if need be. False if `seq` gave way."""
+        """Have blocks for `tokens` tokens, taking them from who may go last if need be. False if `seq` gave way."""
         need = -(-tokens // self.pool.block_size) - len(seq.table)
         while need > 0 and not self.pool.can_allocate(need):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is seq:
+            last = max(reversed(self._running), key=_priority)  # the youngest of those that may go last
+            self._preempt(last)
+            if last is seq:
                 return False
         if need > 0:
             seq.table.extend(self.pool.allocate(need))
         return True
 
-    def _admit(self) -> Progress | None:
+    def _admit(self, before: int | None) -> Progress | None:
         """Start the first waiting sequence that fits and need not wait for a block in the making."""
         for seq in self._waiting:
+            if before is not None and seq.work.priority >= before:
+                return None
             reusable = seq.names[: (len(seq.tokens) - 1) // self.pool.block_size]
             found = self.pool.match(reusable)
             if len(found) < len(reusable) and self._coming[reusable[len(found)]]:
@@ -368,7 +385,7 @@ class Batcher:
         self._running.remove(seq)
         self._release(seq)
         seq.computed, seq.sealed, seq.offered, seq.table, seq.coming = 0, 0, 0, [], Coming()
-        self._waiting.appendleft(seq)
+        self._waiting.insert(bisect_left(self._waiting, seq.work.priority, key=_priority), seq)
 
     def _release(self, seq: Progress) -> None:
         self._arrived(seq.names[seq.sealed :])
@@ -387,3 +404,7 @@ class Batcher:
                 self._coming[name] = left
             else:
                 del self._coming[name]
+
+
+def _priority(seq: Progress) -> int:
+    return seq.work.priority

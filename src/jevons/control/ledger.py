@@ -182,6 +182,8 @@ class Placed(Counted, kw_only=True):
     claimed_tokens: int  # of them its worker's device holds, or will, by the index
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed
+    device_s: float  # predicted, that are its own
+    token_s: float  # of devices, for each token of its answer
     first_s: float | None = None
     cached_tokens: int | None = None
     cached_share: float | None = None  # of the prompt, where the engine counts its tokens otherwise than we do

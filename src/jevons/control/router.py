@@ -56,7 +56,8 @@ class _Ask(NamedTuple):
     id: RequestId
     prompt: Prompt
     promised: float  # usual streams that it counts for besides while it runs
-    untold_tokens: float  # of its answer, before anything of it is heard
+    output_tokens: int | None  # it may have
+    tells_first: bool
     now_s: float
 
 
@@ -191,12 +192,11 @@ class Router:
         self._book.count_arrival(now_s)
         self._book.promise(promise, output_tokens)
         promised = self._promised(promise, output_tokens)
-        untold = 0.0 if tells_first else self._book.answer_tokens(output_tokens)
         self._expire_shadows(now_s)
         with self._without(avoid):
             whole = self._gather(WHOLE, prompt, model, avoid)
             apart = self._gather(APART, prompt, model, avoid)
-            return self._count(_Ask(request, prompt, promised, untold, now_s), whole, apart)
+            return self._count(_Ask(request, prompt, promised, output_tokens, tells_first, now_s), whole, apart)
 
     def rank(  # noqa: PLR0913 — as `place`
         self,
@@ -260,7 +260,11 @@ class Router:
         with self._without(avoid):
             rest = self._gather(WHOLE, prompt, model, avoid)
             apart = 0 if rest else self._gather(APART, prompt, model, avoid)
-            return self._count(_Ask(request, prompt, promised, 0.0, now_s), rest, apart)
+            return self._count(_Ask(request, prompt, promised, None, True, now_s), rest, apart)
+
+    def device_s(self, request: RequestId) -> float:
+        """Predicted seconds of devices of a placed request's own: its prompt, and its share of its answer's steps."""
+        return self._placed[request].device_s
 
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
@@ -349,6 +353,7 @@ class Router:
             ttft_s=None if placed.first_s is None else placed.first_s - placed.placed_s,
             predicted_cached_tokens=placed.placement.cached_tokens,
             cached_tokens=placed.cached_tokens,
+            device_s=self._device_s(placed, output_tokens or 0),
         )
         self._recent.append(outcome)
         return outcome
@@ -525,9 +530,12 @@ class Router:
         chosen, c = self._conclude(prompt_tokens, whole, apart)
         worker, after = chosen.member, chosen.after
         placement = self._placement(chosen, prompt_tokens, c)
+        own = prompt_load(prompt_tokens, placement.cached_tokens)
+        answer_tokens = self._book.answer_tokens(ask.output_tokens)
+        token_s = chosen.tpot_s / (int(c["requests"]) + 1)  # each step is for all that are in it
+        untold_s = 0.0 if ask.tells_first else answer_tokens * placement.tpot_s
         named = prompt.named(worker.block_size) if worker.block_size else None
         names = prompt.names(0) if named is None else named.names[int(c["depth"]) :]
-        own = prompt_load(prompt_tokens, placement.cached_tokens)
         placed = Placed(
             placement=placement,
             member=worker,
@@ -544,7 +552,9 @@ class Router:
             ),
             decoding=int(c["decoding"]),
             promised=ask.promised,
-            patience_s=LATE_STEP * (placement.ttft_s + ask.untold_tokens * placement.tpot_s),
+            token_s=token_s,
+            device_s=worker.learned.prices.seconds(own) + answer_tokens * token_s,
+            patience_s=LATE_STEP * (placement.ttft_s + untold_s),
         )
         self._count_waiting(placed)
         self._placed[ask.id] = placed
@@ -608,6 +618,13 @@ class Router:
             reason += f", the rest on {after.facts.id}"
         decode = None if after is None else after.facts.id
         return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode, chosen.tpot_s)
+
+    def _device_s(self, placed: Placed, output_tokens: int) -> float:
+        """Seconds of devices that a request took: its prompt, if it was computed, and its share of steps."""
+        cached = placed.placement.cached_tokens if placed.cached_tokens is None else placed.found_tokens
+        own = prompt_load(placed.prompt_tokens, cached)
+        prompt_s = placed.member.learned.prices.seconds(own) if placed.is_running else 0.0
+        return prompt_s + output_tokens * placed.token_s
 
     def _unwait(self, counted: Counted) -> None:
         del counted.member.waiting[counted.slot]

@@ -28,7 +28,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     `emitted` are output tokens that were already produced elsewhere: they are computed with the prompt and not sent
     again, and the first token drawn is number `len(emitted)`. `salt` keeps tenants' caches apart. Whoever asks will be
     back within `keep_s` seconds: until then the tiers keep its blocks. With `hand_over` the worker draws one token and
-    leaves the rest to another.
+    leaves the rest to another. The lower its `priority`, the earlier it is computed.
     """
 
     id: RequestId
@@ -40,6 +40,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     salt: str = ""
     keep_s: float = 0.0
     hand_over: bool = False
+    priority: int = 0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

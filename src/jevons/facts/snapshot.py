@@ -42,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float | None  # placement to first token; None if none came
     predicted_cached_tokens: int
     cached_tokens: int | None  # as the engine reported; None if it did not
+    device_s: float  # seconds of devices it took, by their prices
 
 
 class TierSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,21 @@ class FrontendSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     recent: list[Outcome] = []  # in a fleet's snapshot they stand together
 
 
+class TenantSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    id: str  # as its requests name it, or a hash of its key or salt
+    placements: int
+    waiting: int  # in front
+    device_s: float  # seconds of devices for it, as predicted
+
+
+class GateSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Who waits in front of the workers."""
+
+    waiting: int
+    tenants: list[TenantSnapshot]
+    forgotten_tenants: int
+
+
 class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     placements: int
@@ -79,6 +95,7 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerSnapshot]
     recent: list[Outcome]
     tiers: TierSnapshot | None = None  # of this node; None without, and while the keeper is away
+    gate: GateSnapshot | None = None  # None: nobody is let in here
     nodes: dict[str, TierSnapshot] = {}  # of others, by their address
     frontends: list[FrontendSnapshot] = []  # where there are several
     tokenizers: dict[str, str] = {}  # by model: what encodes its prompts, and why where that is the slow one

@@ -1,15 +1,26 @@
-"""Admission: refuse now what would be late, by the forecast that places it.
+"""Admission: what becomes of a request that would be late, by the forecast that places it.
 
 A request may promise itself a time to its first token, and one for each token after it. Where even the best worker is
-predicted to miss them, serving it makes others late too and does not help who asked; told at once, and when to come
-again, a client can go elsewhere.
+predicted to miss them, serving it makes others late too and does not help who asked. It says itself what it would
+rather: be served late all the same, be told at once and go elsewhere, wait in front until a worker would keep the
+promise, or be served after all others with nothing promised.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 
 import msgspec
+
+
+class Miss(enum.StrEnum):
+    """What is to become of a request whose promise would be missed."""
+
+    SERVE = "serve"  # late
+    REFUSE = "refuse"  # told at once when to come again
+    QUEUE = "queue"  # waits in front for a while, then is refused
+    DOWNGRADE = "downgrade"  # goes after others, and nothing is promised
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -17,7 +28,8 @@ class Promise(msgspec.Struct, frozen=True):
 
     ttft_s: float | None = None  # to its first token; None: what is usual
     tpot_s: float | None = None  # for each token after it; None: nothing is promised
-    refuse_late: bool = False  # rather an error now than an answer that late
+    miss: Miss = Miss.SERVE
+    queue_s: float = 0.0  # so long it may wait in front, where it queues
 
     def late_s(self, ttft_s: float, tpot_s: float, output_tokens: float) -> float:
         """Seconds by which its first token, or its last one, would come too late; 0: neither would.
@@ -30,13 +42,14 @@ class Promise(msgspec.Struct, frozen=True):
         rest_s = 0.0 if self.tpot_s is None else (tpot_s - self.tpot_s) * output_tokens
         return max(0.0, first_s, rest_s)
 
-    def verdict(self, ttft_s: float, tpot_s: float, output_tokens: float) -> float | None:
-        """Seconds after which to come again, at least 1, where it is to be refused; None: it is admitted.
-
-        What waits or runs now is gone by then: the forecast is so much too long. Arguments as of `late_s`.
-        """
-        late_s = self.late_s(ttft_s, tpot_s, output_tokens) if self.refuse_late else 0.0
-        return float(max(1, math.ceil(late_s))) if late_s > 0 else None
-
 
 USUAL = Promise()
+
+
+def again_s(late_s: float) -> float:
+    """Seconds after which to come again, at least 1: what waits or runs now is gone by then.
+
+    Args:
+        late_s: by which the forecast is too long.
+    """
+    return float(max(1, math.ceil(late_s)))

@@ -8,12 +8,21 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import time
 
-from jevons.base.errors import NoWorker, TooLate
+from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control.gate import Gate
 from jevons.control.router import Router
-from jevons.policy.admit import Promise
+from jevons.policy.admit import USUAL
 from jevons.policy.route import Placement
-from jevons.serve.headers import KEEP, MAX_KEEP_S, MISS, REFUSE, TPOT, TTFT, read_promise, read_seconds
+from jevons.serve.headers import (
+    KEEP,
+    MAX_KEEP_S,
+    MAX_PRIORITY,
+    read_priority,
+    read_promise,
+    read_seconds,
+    read_tenant,
+)
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
@@ -57,6 +66,10 @@ class Call:
         # Seconds after which the client will be back with more of this conversation.
         self.keep_s = read_seconds(request.headers, KEEP, MAX_KEEP_S)
         self.promise = read_promise(request.headers)
+        told = self.asked.priority
+        self.priority = read_priority(request.headers) if told is None else told  # the lower, the earlier
+        self.tenant = read_tenant(request.headers, self.asked.cache_salt or "")
+        self.is_downgraded = False
         self.id = _fresh_id()
         self.prompts: list[list[int]] = []  # token ids
         self._attempts = 0
@@ -66,9 +79,15 @@ class Call:
         self._attempts += 1
         return RequestId(f"{self.id}~{self._attempts}")
 
+    def downgrade(self) -> None:
+        """What it was promised cannot be kept: it goes after others of its priority, and nothing is promised."""
+        self.promise, self.is_downgraded = USUAL, True
+        self.priority = min(self.priority + 1, MAX_PRIORITY)
+
     def headers(self, worker: WorkerId) -> bytes:
         """Response headers that let anyone find this request again, in `/snapshot` and in the logs."""
-        return b"x-request-id: %b\r\nx-jevons-worker: %b\r\n" % (self.id.encode(), worker.encode())
+        downgraded = b"x-jevons-downgraded: 1\r\n" if self.is_downgraded else b""
+        return b"x-request-id: %b\r\nx-jevons-worker: %b\r\n%b" % (self.id.encode(), worker.encode(), downgraded)
 
     def shape(self) -> Shape:
         kind = ChatShape if self.path == CHAT else CompletionShape
@@ -86,35 +105,10 @@ class Placements:
         self._begun: set[RequestId] = set()
         self._tokens: dict[RequestId, int] = {}  # of their answers, so far
         self._going_on: set[RequestId] = set()  # its first token is not the answer's first
+        self._charged: dict[RequestId, tuple[str, float]] = {}  # to whom, and how many seconds of devices
+        self.gate = Gate()
+        self.on_room: Callable[[], None] | None = None  # told when a worker may have more room, if somebody waits
         self.now_s = now_s
-
-    def admit(self, call: Call, prompt: list[int], avoid: Collection[WorkerId] = ()) -> None:
-        """Refuse a request that would be late on all but these, and wants to be told.
-
-        Raises:
-            TooLate: its first token is predicted to come too late, or those after it, even where it is best placed.
-            NoWorker: none is there.
-        """
-        promise, asked = call.promise, call.asked
-        if not promise.refuse_late:
-            return
-        best = self._router.rank(
-            prompt,
-            salt=asked.cache_salt or "",
-            model=asked.model,
-            promise=promise,
-            output_tokens=asked.output_limit,
-            avoid=avoid,
-            most=1,
-        )[0]
-        if self._router.is_saturated(best.worker):
-            self._metrics.refused.inc()
-            raise TooLate("workers: none has been heard of lately that could take this; come again", RETURN_S)
-        again_s = promise.verdict(best.ttft_s, best.tpot_s, self._router.answer_tokens(asked.output_limit))
-        if again_s is not None:
-            self._metrics.refused.inc()
-            hint = f"come again in {again_s:.0f} s, or ask without {MISS}: {REFUSE}"
-            raise TooLate(f"{_missed(promise, best)}; {hint}", again_s)
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""
@@ -130,6 +124,7 @@ class Placements:
             tells_first=bool(call.asked.stream),
         )
         self._since_s[id] = call.arrived_s
+        self._charge(call, id)
         return placement
 
     def go_on(self, call: Call, id: RequestId, tokens: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
@@ -146,7 +141,13 @@ class Placements:
         )
         self._since_s[id] = now_s
         self._going_on.add(id)
+        self._charge(call, id)
         return placement
+
+    def _charge(self, call: Call, id: RequestId) -> None:
+        account, seconds = self.gate.begin(call.tenant), self._router.device_s(id)
+        self._charged[id] = account, seconds
+        self.gate.charge(account, seconds, placements=1)
 
     async def place_again(
         self,
@@ -184,6 +185,7 @@ class Placements:
         if is_first:
             self._begun.add(id)
             self._router.on_first(id, now_s)
+            self._tell_room()
         if not is_first or id in self._going_on:
             self._metrics.itl.labels(worker).observe(gap_s)
         else:
@@ -215,15 +217,15 @@ class Placements:
         self._begun.discard(id)
         self._going_on.discard(id)
         outcome = self._router.done(id, self._tokens.pop(id, None))
+        charged = self._charged.pop(id, None)
+        if charged is not None:
+            took_s = charged[1] if outcome is None else outcome.device_s
+            self.gate.charge(charged[0], took_s - charged[1])
+            self.gate.end(charged[0])
         if outcome is not None:
             self._metrics.placed(outcome)
+        self._tell_room()
 
-
-def _missed(promise: Promise, best: Placement) -> str:
-    """Which promise would be missed, and by how much."""
-    if promise.ttft_s is not None and best.ttft_s > promise.ttft_s:
-        says = f"would be missed, the first token is predicted after {best.ttft_s * 1e3:.0f}"
-        return f"{TTFT}: {promise.ttft_s * 1e3:.0f} ms {says}"
-    assert promise.tpot_s is not None, "one of them is missed"
-    says = f"would be missed, a token after the first is predicted to take {best.tpot_s * 1e3:.1f}"
-    return f"{TPOT}: {promise.tpot_s * 1e3:g} ms {says}"
+    def _tell_room(self) -> None:
+        if self.gate.waiting and self.on_room is not None:
+            self.on_room()

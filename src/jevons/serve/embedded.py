@@ -112,6 +112,7 @@ class Embedded:
                     stop_ids=self._stop_ids(call),
                     salt=asked.cache_salt or "",
                     keep_s=call.keep_s,
+                    priority=call.priority,
                 )
                 sequences.append(Sequence(index, work, self._tokenizer, asked.stops))
         return sequences

@@ -16,9 +16,12 @@ from typing import Any
 import msgspec
 
 from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError, TooLate
+from jevons.base.ids import RequestId
 from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot
+from jevons.policy.route import Placement
+from jevons.serve.admission import Admission
 from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Fleet
@@ -53,6 +56,8 @@ class Front:
         self.metrics = Metrics(router, recorder, prompts)
         self.placements = Placements(router, self.metrics, now_s, recorder)
         self.embedded: Embedded | None = None  # set where there are embedded workers
+        self.metrics.watch(self.placements.gate)
+        self.admission = Admission(router, self.placements, self.metrics)
         self._timeout_s = settings.request_timeout_s
         self.fleet = fleet
         self.prompts = prompts
@@ -68,9 +73,10 @@ class Front:
         }
 
     def snapshot(self) -> FleetSnapshot:
-        """The fleet as the router knows it, and what encodes prompts here."""
+        """The fleet as the router knows it, who waits in front of it, and what encodes prompts here."""
         encoders = {name: tokenizer.encoder for name, tokenizer in self.prompts.encoders().items()}
-        return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders)
+        gate = self.placements.gate.snapshot()
+        return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders, gate=gate)
 
     def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""
@@ -100,8 +106,16 @@ class Front:
         """Give the call to whom it is placed on. What is returned answers it; None: callbacks do."""
         call.prompts = prompts
         id = call.attempt()
-        self.placements.admit(call, prompts[0])
-        placement = self.placements.place(call, id, prompts[0])
+        placement = self.admission.enter_now(call, id)
+        return self._wait(call, id, reply) if placement is None else self._give(call, id, placement, reply)
+
+    async def _wait(self, call: Call, id: RequestId, reply: Reply) -> None:
+        work = self._give(call, id, await self.admission.wait(call, id), reply)
+        if work is not None:
+            await work
+
+    def _give(self, call: Call, id: RequestId, placement: Placement, reply: Reply) -> Coroutine[Any, Any, None] | None:
+        """To the road of its worker. What is returned answers it; None: callbacks do."""
         if placement.worker in self.fleet.attached:
             self._relay.answer(call, id, placement, reply, partial(self._over, call.path, call.arrived_s, reply))
             return None

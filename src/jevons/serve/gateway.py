@@ -72,7 +72,7 @@ class Gateway:
         self._timeout_s = timeout_s
         self._room = Room(MAX_BODIES * limits.body_bytes, limits.body_bytes)
         self._endpoints = Endpoints(front.fleet)
-        self._picker = Picker(front.router, self._endpoints, front.prompts, front.placements, front.now_s)
+        self._picker = Picker(front.router, self._endpoints, front.prompts, front.admission, front.now_s)
         self._streams = 0
         self._is_closing = False
         self._server: grpc.aio.Server | None = None

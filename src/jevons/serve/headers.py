@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import blake2b
 
 from jevons.base.errors import RequestError
-from jevons.policy.admit import USUAL, Promise
+from jevons.policy.admit import USUAL, Miss, Promise
 
 KEEP, HOLD = "x-jevons-keep-s", "x-jevons-hold-s"
 TTFT, TPOT, MISS = "x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-miss"
-REFUSE, SERVE = "refuse", "serve"
-MAX_KEEP_S, MAX_HOLD_S, MAX_SLO_S = 86_400.0, 3_600.0, 3_600.0
+QUEUE, PRIORITY = "x-slo-queue-s", "x-priority"
+FAIRNESS, TENANT, KEY = "x-llm-d-inference-fairness-id", "x-tenant-id", "authorization"
+MAX_KEEP_S, MAX_HOLD_S, MAX_SLO_S, MAX_QUEUE_S = 86_400.0, 3_600.0, 3_600.0, 3_600.0
+MAX_PRIORITY, MAX_TENANT = 2**31 - 1, 80  # characters of a tenant's name: it stands in a page of metrics
+GUESS_QUEUE_S = 10.0  # as long as people wait for a first word before they leave
+MISSES = {str(miss): miss for miss in Miss}
 
 
 def read_seconds(headers: Mapping[str, str], name: str, most_s: float) -> float:
@@ -28,15 +34,51 @@ def read_seconds(headers: Mapping[str, str], name: str, most_s: float) -> float:
 
 def read_promise(headers: Mapping[str, str]) -> Promise:
     """What a request asks of its own serving."""
-    miss = headers.get(MISS)
-    if miss not in (None, REFUSE, SERVE):
-        raise RequestError(f"{MISS}: must be {SERVE} or {REFUSE}, got {miss[:40]!r}")
+    told, queue = headers.get(MISS, Miss.SERVE), headers.get(QUEUE)
+    if told not in MISSES:
+        raise RequestError(f"{MISS}: must be {', '.join(MISSES)}, got {told[:40]!r}")
+    miss = MISSES[told]
+    if queue is not None and miss is not Miss.QUEUE:
+        raise RequestError(f"{QUEUE}: goes with {MISS}: {Miss.QUEUE}, got {queue[:40]!r}")
     ttft_s, tpot_s = _promised(headers, TTFT), _promised(headers, TPOT)
     if ttft_s is None and tpot_s is None:
-        if miss == REFUSE:
-            raise RequestError(f"{MISS}: {REFUSE} goes with {TTFT} or {TPOT}, which say what is late")
+        if miss is not Miss.SERVE:
+            raise RequestError(f"{MISS}: {miss} goes with {TTFT} or {TPOT}, which say what is late")
         return USUAL
-    return Promise(ttft_s, tpot_s, miss == REFUSE)
+    if miss is not Miss.QUEUE:
+        return Promise(ttft_s, tpot_s, miss)
+    queue_s = GUESS_QUEUE_S if queue is None else read_seconds(headers, QUEUE, MAX_QUEUE_S)
+    return Promise(ttft_s, tpot_s, miss, queue_s)
+
+
+def read_priority(headers: Mapping[str, str]) -> int:
+    """The lower, the earlier; 0 where the header is missing."""
+    told = headers.get(PRIORITY, "0")
+    try:
+        priority = int(told)
+    except ValueError:
+        priority = MAX_PRIORITY + 1
+    if abs(priority) > MAX_PRIORITY:
+        raise RequestError(f"{PRIORITY}: must be a whole number from -2^31 + 1 to 2^31 - 1, got {told[:40]!r}")
+    return priority
+
+
+def read_tenant(headers: Mapping[str, str], salt: str) -> str:
+    """Whose request it is: as a header names them, else by the API key, else by the cache salt; "" for nobody's.
+
+    Keys and salts are secrets: their hashes are told.
+    """
+    named = headers.get(FAIRNESS) or headers.get(TENANT)
+    if named:
+        return named[:MAX_TENANT]
+    if key := headers.get(KEY):
+        return _hashed("key", key)
+    return _hashed("salt", salt) if salt else ""
+
+
+@lru_cache(4_096)
+def _hashed(kind: str, secret: str) -> str:
+    return f"{kind}-{blake2b(secret.encode(), digest_size=6).hexdigest()}"
 
 
 def _promised(headers: Mapping[str, str], name: str) -> float | None:

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from jevons.control.gate import Gate
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot, Outcome
 from jevons.facts.worker import Health, IndexMode
@@ -145,7 +146,13 @@ class Metrics:
             "jevons_placements_expired", "Placements held for a gateway that never told of their end."
         )
         self.refused = counter("jevons_refused_late", "Requests refused because they would have missed their own SLO.")
+        self.downgraded = counter("jevons_downgraded", "Requests served without the promise they asked for.")
+        self.queued = histogram("jevons_queue_seconds", "Waited in front, by what became of it.", "fate", SECONDS)
         self.left = counter("jevons_clients_gone", "Clients that left before their answer was complete.")
+
+    def watch(self, gate: Gate) -> None:
+        """Tell of a gate too."""
+        self.registry.register(_GateCollector(gate))
 
     def placed(self, outcome: Outcome) -> None:
         """A placement is over: book what was predicted and measured."""
@@ -189,6 +196,25 @@ class _TokenizerCollector(Collector):
             fast.add_metric([name], float(tokenizer.encoder == "fastokens"))
             wrong.add_metric([name], tokenizer.mismatches)
         yield from (fast, wrong)
+
+
+class _GateCollector(Collector):
+    """Who waits in front, and what each tenant was given; as many tenants as are remembered."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        state = self._gate.snapshot()
+        yield GaugeMetricFamily("jevons_queue_waiting", "Requests that wait in front.", state.waiting)
+        yield CounterMetricFamily("jevons_tenants_forgotten", "Tenants no longer remembered.", state.forgotten_tenants)
+        placements = CounterMetricFamily("jevons_tenant_placements", "Requests placed.", labels=["tenant"])
+        seconds = CounterMetricFamily("jevons_tenant_device_seconds", "Of devices, as predicted.", labels=["tenant"])
+        for tenant in state.tenants:
+            placements.add_metric([tenant.id], tenant.placements)
+            seconds.add_metric([tenant.id], tenant.device_s)
+        yield placements
+        yield seconds
 
 
 class _FleetCollector(Collector):

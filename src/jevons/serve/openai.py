@@ -25,6 +25,7 @@ TopK = Annotated[int, Meta(ge=-1)]
 Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Priority = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
 TokenId = Annotated[int, Meta(ge=0, lt=2**32)]
 
 
@@ -55,6 +56,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = None
     cache_salt: str | None = None
+    priority: Priority | None = None  # vLLM's: the lower, the earlier
 
     @property
     def stops(self) -> list[str]:

@@ -21,7 +21,8 @@ from jevons.control.router import Router
 from jevons.engine.http_client import Address
 from jevons.facts.worker import Health
 from jevons.policy.route import Placement
-from jevons.serve.call import CHAT, COMPLETIONS, MAX_ATTEMPTS, Call, Placements
+from jevons.serve.admission import Admission
+from jevons.serve.call import CHAT, COMPLETIONS, MAX_ATTEMPTS, Call
 from jevons.serve.extproc import SUBSET
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.http import Request
@@ -120,13 +121,14 @@ class Picker:
         router: Router,
         endpoints: Endpoints,
         prompts: Prompts,
-        placements: Placements,
+        admission: Admission,
         now_s: Callable[[], float],
     ) -> None:
         self._router = router
         self._endpoints = endpoints
         self._prompts = prompts
-        self._placements = placements
+        self._admission = admission
+        self._placements = admission.placements
         self._now_s = now_s
 
     @property
@@ -160,7 +162,7 @@ class Picker:
                 raise
             return self.pick_by_load(request, subset)  # an adapter, maybe: its engine knows
         prompt = call.prompts[0]
-        self._placements.admit(call, prompt, avoid)
+        id = call.attempt()
         ranked = self._router.rank(
             prompt,
             salt=call.asked.cache_salt or "",
@@ -170,10 +172,10 @@ class Picker:
             output_tokens=call.asked.output_limit,
             most=MAX_ATTEMPTS,
         )
-        id = call.attempt()
+        placement = await self._admission.enter(call, id, avoid)
         pick = Pick(
             id=id,
-            placement=(placement := self._placements.place(call, id, prompt, avoid)),
+            placement=placement,
             endpoints=self._named(placement, ranked),
             call=call,
             request=request,

@@ -1,0 +1,178 @@
+"""Admission at the front: a call is placed at once, after a while, without its promise, or refused.
+
+    promise kept by the forecast ──────────────▶ placed
+    missed: serve ─▶ placed    refuse ─▶ 429    downgrade ─▶ placed after others    queue ─▶ waits ─▶ placed, or 429
+
+The order of those who wait is `control.gate`'s, the forecast the router's own. Whenever a worker has more room they are
+looked at again, the first ones of each model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from contextlib import suppress
+
+import msgspec
+
+from jevons.base.errors import NoWorker, TooLate
+from jevons.base.ids import RequestId, WorkerId
+from jevons.control.gate import Gate, Waiter
+from jevons.control.router import Router
+from jevons.policy.admit import Miss, Promise, again_s
+from jevons.policy.route import Placement
+from jevons.serve.call import RETURN_S, Call, Placements
+from jevons.serve.headers import MISS, TPOT, TTFT
+from jevons.serve.metrics import Metrics
+
+LOOKED_AT = 8  # of those that wait for a model: who is first may be promised what nobody can keep
+LOOK_S = 0.1  # they are looked at at least so often, for forecasts fall while nothing happens
+LEAST_LOOK_S = 0.02  # and at most so often: a look costs a forecast each, about 0.1 ms
+
+
+class _Asked(msgspec.Struct):
+    """A call that waits."""
+
+    call: Call
+    avoid: Collection[WorkerId]
+    placed: asyncio.Future[Placement]
+
+
+class Admission:
+    """Lets calls in. `placements` tell it when there is more room."""
+
+    def __init__(self, router: Router, placements: Placements, metrics: Metrics) -> None:
+        self._router = router
+        self.placements = placements
+        self._gate: Gate = placements.gate
+        self._metrics = metrics
+        self._asked: dict[RequestId, _Asked] = {}
+        self._next_look_s = 0.0
+        placements.on_room = self.look
+
+    async def enter(self, call: Call, id: RequestId, avoid: Collection[WorkerId] = ()) -> Placement:
+        """Place a call, as its promise has it.
+
+        Args:
+            id: a name for this placement.
+            avoid: workers it may not go to.
+
+        Raises:
+            TooLate: it would be late, or has waited for as long as it may, and wants to be told.
+            NoWorker: none is there.
+        """
+        placement = self.enter_now(call, id, avoid)
+        return await self.wait(call, id, avoid) if placement is None else placement
+
+    def enter_now(self, call: Call, id: RequestId, avoid: Collection[WorkerId] = ()) -> Placement | None:
+        """As `enter` for who need not wait; None: it must `wait`."""
+        miss = call.promise.miss
+        if miss is Miss.QUEUE:
+            return None
+        if miss is not Miss.SERVE:
+            late = self._late(call, avoid)
+            if late is not None and miss is Miss.REFUSE:
+                self._metrics.refused.inc()
+                raise late
+            if late is not None:
+                self._metrics.downgraded.inc()
+                call.downgrade()
+        return self.placements.place(call, id, call.prompts[0], avoid)
+
+    def look(self) -> None:
+        """Place those that wait and whose turn has come."""
+        now_s = self.placements.now_s()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + LEAST_LOOK_S
+            for model in self._gate.models():
+                while self._place_one(model):
+                    pass
+
+    async def wait(self, call: Call, id: RequestId, avoid: Collection[WorkerId] = ()) -> Placement:
+        """Place a call once its promise would be kept. See `enter`."""
+        if self._gate.is_full:
+            self._metrics.refused.inc()
+            raise TooLate("queue: as many requests wait as may; come again in 1 s", 1.0)
+        promise, until_s = call.promise, call.arrived_s + call.promise.queue_s
+        due_s = until_s if promise.ttft_s is None else call.arrived_s + promise.ttft_s
+        asked = self._asked[id] = _Asked(call, avoid, asyncio.get_running_loop().create_future())
+        account = self._gate.begin(call.tenant)
+        self._gate.enter(Waiter(id, call.asked.model, account, call.priority, due_s, until_s))
+        fate = "refused"
+        try:
+            self._place_one(call.asked.model)
+            while not asked.placed.done():
+                await self._let_pass(asked, until_s)
+            fate = "placed"
+            return asked.placed.result()
+        except asyncio.CancelledError:
+            fate = "left"
+            if asked.placed.done():
+                self.placements.done(id)
+            raise
+        finally:
+            self._gate.leave(id)
+            self._gate.end(account)
+            del self._asked[id]
+            self._metrics.queued.labels(fate).observe(self.placements.now_s() - call.arrived_s)
+
+    async def _let_pass(self, asked: _Asked, until_s: float) -> None:
+        """Time, until it is placed or something may have changed.
+
+        Raises:
+            TooLate: its time is over.
+        """
+        left_s = until_s - self.placements.now_s()
+        if left_s <= 0:
+            self._metrics.refused.inc()
+            raise self._late(asked.call, asked.avoid) or TooLate("queue: others went first; come again in 1 s", 1.0)
+        await asyncio.wait([asked.placed], timeout=min(left_s, LOOK_S))
+        if not asked.placed.done():
+            self.look()
+
+    def _place_one(self, model: str) -> bool:
+        """Place the first whose promise would be kept. Returns whether there was one."""
+        for waiter in self._gate.first(model, LOOKED_AT):
+            asked = self._asked[waiter.id]
+            with suppress(NoWorker):
+                if self._late(asked.call, asked.avoid) is None:
+                    prompt = asked.call.prompts[0]
+                    asked.placed.set_result(self.placements.place(asked.call, waiter.id, prompt, asked.avoid))
+                    self._gate.leave(waiter.id)
+                    return True
+        return False
+
+    def _late(self, call: Call, avoid: Collection[WorkerId]) -> TooLate | None:
+        """What to tell a call that would be late even where it is best placed; None: it would not be.
+
+        Raises:
+            NoWorker: none is there.
+        """
+        promise, asked = call.promise, call.asked
+        limit = asked.output_limit
+        best = self._router.rank(
+            call.prompts[0],
+            salt=asked.cache_salt or "",
+            model=asked.model,
+            promise=promise,
+            output_tokens=limit,
+            avoid=avoid,
+            most=1,
+        )[0]
+        if self._router.is_saturated(best.worker):
+            return TooLate("workers: none has been heard of lately that could take this; come again", RETURN_S)
+        late_s = promise.late_s(best.ttft_s, best.tpot_s, self._router.answer_tokens(limit))
+        if late_s <= 0:
+            return None
+        hint = f"come again in {again_s(late_s):.0f} s, or ask without {MISS}: {promise.miss}"
+        return TooLate(f"{_missed(promise, best)}; {hint}", again_s(late_s))
+
+
+def _missed(promise: Promise, best: Placement) -> str:
+    """Which promise would be missed, and by how much."""
+    if promise.ttft_s is not None and best.ttft_s > promise.ttft_s:
+        says = f"would be missed, the first token is predicted after {best.ttft_s * 1e3:.0f}"
+        return f"{TTFT}: {promise.ttft_s * 1e3:.0f} ms {says}"
+    assert promise.tpot_s is not None, "one of them is missed"
+    says = f"would be missed, a token after the first is predicted to take {best.tpot_s * 1e3:.1f}"
+    return f"{TPOT}: {promise.tpot_s * 1e3:g} ms {says}"
