@@ -15,6 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from tests.processes import READ_S, START_S, Jevons, Running, free_ports, read, until
 
@@ -128,6 +129,29 @@ def test_three_frontends_find_as_much_cached_as_one(tmp_path: Path) -> None:
 
     assert found[1] > 0.5
     assert abs(found[3] - found[1]) < 0.05 * found[1], found
+
+
+def test_a_gateway_may_tell_any_frontend_what_became_of_a_placement(tmp_path: Path) -> None:
+    with fleet(tmp_path), server(tmp_path, "--frontends", "2") as running:
+        body = {"model": "mock", "prompt": prompt_of(1, 1)}
+        held = [post(running.url + "/v1/place", body, {"x-jevons-hold-s": "60"})["id"] for _ in range(12)]
+        until(lambda: sum(w["requests"] for w in running.snapshot()["workers"]) == 12, READ_S)
+        for id in held:
+            post(running.url + "/v1/placed", {"id": id, "event": "first_token"})
+            post(running.url + "/v1/placed", {"id": id, "event": "done"})
+        until(lambda: sum(w["requests"] for w in running.snapshot()["workers"]) == 0, READ_S)
+
+        with pytest.raises(urllib.error.HTTPError) as unknown:
+            post(running.url + "/v1/placed", {"id": held[0], "event": "done"})
+        with unknown.value as error:
+            assert error.code == 404
+
+
+def post(url: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers or {})
+    with urllib.request.urlopen(request, timeout=READ_S) as response:
+        answer: dict[str, Any] = json.loads(response.read())
+    return answer
 
 
 def test_a_frontend_killed_under_load_costs_the_others_nothing_and_is_soon_as_good(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Front:
         self.prompts = prompts
         self.now_s = now_s
         self._relay = Relay(fleet, self.placements, self.metrics, prompts, settings.request_timeout_s)
-        self._desk = Desk(router, prompts, self.metrics, now_s, fleet.url_of)
+        self.desk = Desk(router, prompts, self.metrics, now_s, fleet.url_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
             "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),
@@ -138,9 +138,9 @@ class Front:
     async def _other(self, request: Request, reply: Reply) -> None:
         if request.method == "POST" and request.path == PLACE:
             await self.fleet.meet()
-            await self._desk.place(request, reply)
+            await self.desk.place(request, reply)
         elif request.method == "POST" and request.path == PLACED:
-            self._desk.placed(request, reply)
+            self.desk.placed(request, reply)
         else:
             self._page(request, reply)
 

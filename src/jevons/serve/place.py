@@ -112,20 +112,35 @@ class Desk:
         Raises:
             RequestError: the body is wrong, or the placement is over or was never held (404).
         """
+        if not self.hear(request.body):
+            id = _news(request.body).id[:60]
+            raise RequestError(f"id: {id!r} is not held: it is over, or was not asked to be", "id", 404)
+        reply.send(200, b"{}")
+
+    def holds(self, body: bytes) -> bool:
+        """Whether the placement that `body` tells of is held here, as far as it can be read."""
         try:
-            news = msgspec.json.decode(request.body, type=News)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise RequestError(f"body: {error}") from error
+            return RequestId(_news(body).id) in self._held
+        except RequestError:
+            return False
+
+    def hear(self, body: bytes) -> bool:
+        """Take what `body` tells of a placement; returns whether it is held here.
+
+        Raises:
+            RequestError: it cannot be read.
+        """
+        news = _news(body)
         id = RequestId(news.id)
         if id not in self._held:
-            raise RequestError(f"id: {news.id[:60]!r} is not held: it is over, or was not asked to be", "id", 404)
+            return False
         if news.cached_tokens is not None:
             self._router.on_cached(id, news.cached_tokens)
         if news.event == "first_token":
             self._router.on_first(id, self._now_s())
         else:
             self._end(id)
-        reply.send(200, b"{}")
+        return True
 
     def close(self) -> None:
         """Nothing is held any more."""
@@ -145,6 +160,13 @@ class Desk:
     def _told(self, placement: Placement) -> Ranked:
         p = placement
         return Ranked(p.worker, self._url_of(p.worker), p.ttft_s, p.tpot_s, p.cached_tokens, p.decode, p.reason)
+
+
+def _news(body: bytes) -> News:
+    try:
+        return msgspec.json.decode(body, type=News)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RequestError(f"body: {error}") from error
 
 
 def _read(body: bytes) -> ChatRequest | CompletionRequest:

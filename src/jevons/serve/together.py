@@ -21,10 +21,11 @@ from jevons.serve.front import TEXT, Front
 from jevons.serve.http import Reply, Request
 from jevons.serve.hub import COUNTED
 from jevons.serve.pages import added, decode, encode, page_of, side_by_side, text
+from jevons.serve.place import PLACED
 from jevons.serve.siblings import Siblings
 from jevons.wire.gossip import HUB
 
-METRICS, SNAPSHOT, WORKERS, STATE = "metrics", "snapshot", "workers", "state"
+METRICS, SNAPSHOT, WORKERS, STATE, HELD = "metrics", "snapshot", "workers", "state", "held"
 PAGE_S = 1.0
 _SHARE = 100  # that takes at most this part of the time
 STATE_S = 5.0  # a million blocks of one worker are read, sent and read again in 1 s
@@ -44,11 +45,14 @@ class Together:
         siblings.answers |= {
             WORKERS: lambda _: msgspec.msgpack.encode(router.workers()),
             STATE: self._state,
+            HELD: self._hear_placed,
         }
 
     def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         if request.method == "GET" and request.path in ("/metrics", "/snapshot"):
             return (self._metrics if request.path == "/metrics" else self._snapshot)(reply)
+        if request.path == PLACED and self._siblings.peers and not self._front.desk.holds(request.body):
+            return self._placed(request, reply)
         return self._front(request, reply)
 
     def begin(self) -> None:
@@ -106,6 +110,17 @@ class Together:
         read = {number: decode(page) for number, page in pages.items()}
         sums = added([*read.values(), [] if ended is None else decode(ended)])
         reply.send(200, text(sums + side_by_side(read)), TEXT)
+
+    async def _placed(self, request: Request, reply: Reply) -> None:
+        """News of a placement that another may hold: connections go to any of us."""
+        if not await self._siblings.gather(HELD, request.body):
+            await self._front(request, reply)  # which says that nobody does
+            return
+        self._front.metrics.requests.labels(PLACED, "200").inc()
+        reply.send(200, b"{}")
+
+    def _hear_placed(self, body: bytes) -> bytes | None:
+        return b"" if self._front.desk.holds(body) and self._front.desk.hear(body) else None
 
     async def _snapshot(self, reply: Reply) -> None:
         others = await self._siblings.gather(SNAPSHOT)
