@@ -17,7 +17,7 @@ A, B = WorkerId("a"), WorkerId("b")
 
 
 def router(*workers: WorkerId, events: bool = True) -> SharingRouter:
-    made = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=lambda: None)
+    made = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=lambda is_urgent: None)
     join(made, *workers, events=events)
     return made
 
@@ -80,6 +80,21 @@ def test_a_request_runs_and_ends_for_all() -> None:
     assert work(other) == work(one) == [("a", 0, 0, 0)]
     assert other.place(RequestId("y"), prompt(1), 0.0).cached_tokens == 0
     assert (other.open_here, other.open_there) == (1, 0)
+
+
+def test_a_placement_is_urgent_what_becomes_of_it_is_not() -> None:
+    told: list[bool] = []
+    one = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=told.append)
+    join(one, A)
+    place(one, "x", prompt(1))
+    place(one, "y", prompt(2))
+    assert told == [True]
+
+    one.take_news()
+    one.on_first(RequestId("x"), 0.1)
+    one.done(RequestId("x"))
+    place(one, "z", prompt(3))
+    assert told == [True, False, True]
 
 
 def test_a_router_that_is_gone_takes_its_placements_with_it() -> None:

@@ -18,7 +18,9 @@ from jevons.wire.gossip import ALL, HUB, LETTERS, Answer, Ask, Body, Everything,
 
 log = logging.getLogger("jevons.siblings")
 
-FLUSH_S = 0.001  # news of so long go in one letter: herding takes as long as a placement, and a letter costs 20 us
+# News of so long go in one letter, which costs all frontends and the hub some 60 us together. An urgent one goes sooner
+# where none has gone for long: under load all wait as long as a short prompt takes to be computed.
+URGENT_S, FLUSH_S, PAUSE_S = 0.001, 0.01, 0.005
 MOST_WAITING_BYTES = 8 << 20  # of letters the hub has not taken; news beyond that are lost, and noticed by their number
 ASK_AGAIN_S = 1.0
 MEET_S = 10.0  # the hub says at once who is there
@@ -62,6 +64,7 @@ class Siblings:
         self._heard: dict[int, int] = {}  # the last letter of each, where none was missed
         self._asked_s: dict[int, float] = {}
         self._seq = 0
+        self._flushed_s = -PAUSE_S  # by the loop's clock
         self._ids = count(1)
         self._awaited: dict[int, _Awaited] = {}
 
@@ -78,9 +81,11 @@ class Siblings:
         self._asked_s = dict.fromkeys(self.peers, self._now_s())
         self._post(ALL, Ask(0, OPEN))
 
-    def on_news(self) -> None:
+    def on_news(self, is_urgent: bool) -> None:
         """The router has news."""
-        asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        loop.call_at(max(now_s + URGENT_S, self._flushed_s + PAUSE_S) if is_urgent else now_s + FLUSH_S, self._flush)
 
     async def ask(self, to: int, what: str, body: bytes = b"", timeout_s: float = 1.0) -> bytes | None:
         """What one sibling, or the hub, says; None: it does not know, or not in time."""
@@ -104,6 +109,7 @@ class Siblings:
         if not news:
             return
         self._seq += 1
+        self._flushed_s = asyncio.get_running_loop().time()
         if self._channel.backlog_bytes > MOST_WAITING_BYTES:
             self.counts["news_lost"] += len(news)
             return

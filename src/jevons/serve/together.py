@@ -114,7 +114,9 @@ class Together:
     async def _placed(self, request: Request, reply: Reply) -> None:
         """News of a placement that another may hold: connections go to any of us."""
         if not await self._siblings.gather(HELD, request.body):
-            await self._front(request, reply)  # which says that nobody does
+            work = self._front(request, reply)  # which says that nobody does
+            if work is not None:
+                await work
             return
         self._front.metrics.requests.labels(PLACED, "200").inc()
         reply.send(200, b"{}")
