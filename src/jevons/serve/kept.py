@@ -26,6 +26,7 @@ from jevons.base.errors import StateError
 from jevons.base.ids import WorkerId
 from jevons.control.router import Router
 from jevons.facts.state import WorkerState
+from jevons.kv.engine_names import SLOT
 from jevons.kv.hashing import block_hashes
 
 log = logging.getLogger("jevons.kept")
@@ -156,8 +157,8 @@ class Kept(Collector):
 
 
 def _naming() -> bytes:
-    """Changes with the names of blocks."""
-    return block_hashes(range(32), 16, "salt", "adapter")[-1]
+    """Changes with the names of blocks, and with how they are kept."""
+    return block_hashes(range(32), 16, "salt", "adapter")[-1] + repr(SLOT.descr).encode()
 
 
 def _frame(record: msgspec.Struct) -> bytes:
