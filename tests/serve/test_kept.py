@@ -10,9 +10,10 @@ import pytest
 
 from jevons.base.ids import WorkerId
 from jevons.control.router import Router
-from jevons.facts.event import BlocksStored, KvBatch
+from jevons.facts.event import BlocksStored, KvPayload
 from jevons.facts.worker import WorkerFacts
 from jevons.serve.kept import Kept, decode, encode
+from jevons.wire.codec import encode_batch
 
 ID = WorkerId("host:1")
 
@@ -22,7 +23,7 @@ def known() -> Router:
     router = Router()
     router.join(WorkerFacts(id=ID, model="m", kind="openai"))
     stored = BlocksStored(hashes=[-1, 2**64 - 1, b"x" * 32, 4], tokens=list(range(64)), block_size=16)
-    router.intake(ID).on_batch(KvBatch(seq=0, events=[stored], ts=1_000.0))
+    router.intake(ID).on_batch(KvPayload(0, encode_batch(1_000.5, [stored])))  # as it comes from an engine
     return router
 
 

@@ -234,7 +234,7 @@ class Intake:
             self._follow_size()
         if runs == NOT_READ:
             return False
-        self._last_ts = scratch.hub.number("ts")
+        self._last_ts = float(scratch.hub.number("ts"))
         self._apply_runs(runs)
         return True
 
