@@ -260,3 +260,62 @@ def test_a_hole_that_a_replay_brings_nothing_of_is_a_loss(intake: Intake, held: 
 
     assert (intake.awaits_replay, intake.mode) == (False, IndexMode.DEGRADED)
     assert len(held) == 0
+
+
+def lived(seq: int, *events: KvEvent, ts: float) -> KvBatch:
+    return KvBatch(seq=seq, events=list(events), ts=ts)
+
+
+def test_a_doubt_that_is_unfounded_changes_nothing(intake: Intake, held: Holding) -> None:
+    first, second = lived(0, stored(0, 1), ts=10.0), lived(1, stored(1, 2), ts=11.0)
+    intake.on_batch(first)
+    intake.doubt()
+    assert intake.begin_replay() == 0
+    intake.on_replayed(first)
+    intake.on_replayed(second)  # it was lost on the way
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.mode) == (False, IndexMode.EXACT)
+    assert held.depth(NAMES) == 2
+    assert intake.begin_replay() == 2
+    assert not intake.counts["restart"]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_source_that_restarted_unseen_is_known_anew(intake: Intake, held: Holding, has_begun: bool) -> None:
+    intake.on_batch(lived(0, stored(0, 2), ts=10.0))
+    anew = lived(0, stored(0, 1), ts=20.0)
+    intake.doubt()
+    assert intake.begin_replay() == 0
+    if has_begun:
+        intake.on_replayed(anew)
+    intake.on_replay_end(complete=True)
+    assert (intake.awaits_replay, intake.begin_replay(), len(held)) == (True, 0, 0)
+    if has_begun:
+        intake.on_replayed(anew)
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.mode) == (False, IndexMode.EXACT)
+    assert held.depth(NAMES) == has_begun
+    assert intake.counts["restart"] == 1
+
+
+def test_a_doubt_waits_for_the_next_replay(intake: Intake, held: Holding) -> None:
+    intake.on_batch(lived(0, stored(0, 1), ts=10.0))
+    intake.begin_replay()
+    intake.doubt()
+    intake.on_replayed(lived(1, stored(1, 2), ts=11.0))
+    intake.on_replay_end(complete=True)
+
+    assert held.depth(NAMES) == 2
+    assert intake.begin_replay() == 1
+
+
+def test_without_an_answer_a_doubt_proves_nothing(intake: Intake, held: Holding) -> None:
+    intake.on_batch(lived(0, stored(0, 2), ts=10.0))
+    intake.doubt()
+    intake.begin_replay()
+    intake.on_replay_end(complete=False)
+
+    assert (intake.awaits_replay, intake.mode) == (False, IndexMode.EXACT)
+    assert held.depth(NAMES) == 2

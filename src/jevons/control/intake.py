@@ -61,6 +61,8 @@ class Intake:
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
         self._last_ts = 0.0  # the source's clock at the last batch taken
         self._recalled: SourceState | None = None  # until a replay shows whether it is still so
+        self._is_doubted = False  # the next replay, or the one under way, shows whether it is still the same life
+        self._is_verifying = False
         self._is_refuted = False  # by the replay under way: that was another life, all is asked for again
 
     @property
@@ -124,12 +126,20 @@ class Intake:
         """Take a batch of the replay asked for, in rising order."""
         if self._recalled is not None:
             self._prove(self._recalled, batch)
+        elif self._is_verifying:
+            self._verify(batch)
         if batch.seq < self._next or self._is_refuted:
             return
         if batch.seq > self._next:
             self._lost(batch.seq - self._next)
             self._next = batch.seq
         self._apply(batch)
+
+    def doubt(self) -> None:
+        """The source may have started anew unseen: the next replay begins with the last batch taken, to see whether
+        that is still the same.
+        """
+        self._is_doubted = bool(self._next and self._last_ts)
 
     def on_garbage(self) -> None:
         """Something came that is no numbered batch."""
@@ -139,14 +149,20 @@ class Intake:
         """A replay is about to be asked for. Returns the number to ask from."""
         if self._waiting is None:
             self._waiting = {}
+        self._is_verifying = self._is_doubted and self._recalled is None
+        self._is_doubted = False
         self._asked_from = self._next if self._recalled is None else self._recalled.seq
-        return self._asked_from
+        return self._asked_from - self._is_verifying
 
     def on_replay_end(self, *, complete: bool) -> None:
         """The replay is over: go on with what came meanwhile. `complete` if it was answered to its end."""
-        if self._is_refuted or self._recalled is not None:  # or there is no such batch any more
-            self._counts["recall_refused"] += 1
-            self._is_refuted, self._recalled = False, None
+        if self._recalled is not None:
+            self._refuse()  # there is no such batch any more
+        elif self._is_verifying and complete:
+            self._begin_anew()
+        self._is_verifying = False
+        if self._is_refuted:
+            self._is_refuted = False
             return
         waiting, self._waiting = self._waiting or {}, None
         if complete and self.mode is IndexMode.NONE:
@@ -163,14 +179,15 @@ class Intake:
         self._forget()
         self._next, self._last_live, self._waiting = 0, -1, None
         self._recalled, self._is_refuted = None, False
+        self._is_doubted = self._is_verifying = False
         self.mode = IndexMode.NONE
 
     def _prove(self, state: SourceState, first: _Batch) -> None:
         """The replay begins with `first`: the source is the one it was if that is what was then its last batch."""
-        self._recalled = None
         if (first.seq, _time_of(first)) != (state.seq, state.ts):
-            self._is_refuted = True
+            self._refuse()
             return
+        self._recalled = None
         names = self._names.load(state.names)
         for copy in range(max((copies for _, copies in names), default=0)):
             self._holding.store([name for name, copies in names if copies > copy])
@@ -181,6 +198,22 @@ class Intake:
         self._names.hub.set("size", state.block_size)
         self._follow_size()
         self._counts["recalled"] += len(names)
+
+    def _refuse(self) -> None:
+        self._counts["recall_refused"] += 1
+        self._recalled, self._is_refuted = None, True
+
+    def _verify(self, first: _Batch) -> None:
+        """The replay begins with `first`: the last batch taken, if the source is the one it was."""
+        self._is_verifying = False
+        if (first.seq, _time_of(first)) != (self._next - 1, self._last_ts):
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Amid a replay: the source has restarted, what was kept meanwhile is of its old life."""
+        self._counts["restart"] += 1
+        self.reset()
+        self._waiting, self._is_refuted = {}, True
 
     def _keep(self, batch: _Batch) -> None:
         assert self._waiting is not None

@@ -124,6 +124,12 @@ class Router:
             known.forget_blocks()
         return self.roster.gone(worker)
 
+    def doubt(self, worker: WorkerId) -> None:
+        """A worker may have started anew unseen: its next replay shows."""
+        known = self._workers.get(worker)
+        if known is not None and known.intake is not None:
+            known.intake.doubt()
+
     def intake(self, worker: WorkerId) -> Intake:
         """Where this worker's KV events go.
 

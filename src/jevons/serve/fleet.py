@@ -205,7 +205,7 @@ class Attached:
         self.url = spec.url
         self._missing = asyncio.Event()  # KV events, as far as we can tell
         self.pulse = Pulse(self.id, router.roster, now_s, self._missing.set)
-        self.engine = OpenAIEngine(spec, self.pulse.wake)
+        self.engine = OpenAIEngine(spec, self.lost)
         self.model: str | None = None
         self.context_tokens: int | None = None
         self._spec = spec
@@ -242,6 +242,13 @@ class Attached:
     def heard(self) -> None:
         """Something of an answer came."""
         self.pulse.is_heard = True
+
+    def lost(self) -> None:
+        """A connection to it was closed: it may have ended, and be back already."""
+        self.pulse.wake()
+        if self._spec.replays is not None:
+            self._router.doubt(self.id)
+            self._missing.set()
 
     def leave(self, id: RequestId) -> None:
         self._active.pop(id, None)

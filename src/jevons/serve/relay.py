@@ -140,6 +140,7 @@ class _Transfer:
 
     def on_lost(self, error: EngineGone) -> None:
         worker = self._attached.id
+        self._attached.lost()
         self._leave()
         self._failed.append(worker)
         if self._reply.started and self._is_over():
