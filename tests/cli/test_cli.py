@@ -44,6 +44,11 @@ def test_every_setting_is_an_option_of_serve() -> None:
         (["serve", "--policy", "best", "--workers", "1"], "policy: must be one of kv"),
         (["serve", "--engine", "ftp://x"], "engines: must look like http://HOST:PORT, got 'ftp://x'"),
         (["serve", "--engine", "http://x:1,kv=udp://y"], "must look like tcp://HOST:PORT, got 'udp://y'"),
+        (["serve", "--engine", "http://x:1", "--picker", "9002"], "picker: must look like HOST:PORT, got '9002'"),
+        (
+            ["serve", "--node", "x:1", "--peer-secret-file", __file__, "--picker", "x:1"],
+            "picker, engines: a gateway sends",
+        ),
         (["serve", "--model", "/nowhere"], "/nowhere: neither a known model nor a directory"),
         (["bench", "http://127.0.0.1:1"], "jevons: engine 127.0.0.1:1: "),
     ],

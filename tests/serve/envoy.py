@@ -27,8 +27,9 @@ CACHED = 32  # prompt tokens it says it had
 class Engine:
     """An OpenAI-compatible server in a thread of its own. Its answers hold its name; it dies and returns as told."""
 
-    def __init__(self, name: str, port: int = 0) -> None:
+    def __init__(self, name: str, port: int = 0, host: str = "127.0.0.1") -> None:
         self.name = name
+        self.host = host
         self.port = port
         self.asked: list[Request] = []
         self.status = 200
@@ -42,7 +43,7 @@ class Engine:
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def hold(self) -> None:
         """Streams stop after their first token, until `release`."""
@@ -62,7 +63,7 @@ class Engine:
         self._loop, self._stop, self._gate = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         self._gate.set()
         door = Door(self._answer, lambda status, message: json.dumps({"error": message}).encode())
-        await door.listen("127.0.0.1", self.port)
+        await door.listen(self.host, self.port)
         self.port = door.port
         ready.set()
         await self._stop.wait()

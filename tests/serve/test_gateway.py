@@ -336,7 +336,7 @@ def test_a_request_without_a_body_is_picked_by_its_headers(stream: Callable[[], 
 
 def test_a_model_may_be_asked_for_by_another_name(stream: Callable[[], Stream]) -> None:
     body = asked(model="theirs")
-    sent = headers(x_gateway_model_name_rewrite=MODEL, content_length=str(len(body)))
+    sent = headers(x_llm_d_model_name_rewrite=MODEL, content_length=str(len(body)))
     talk = stream()
     answer = duplex(talk, body, headers=sent)
     streamed = talk.hear().request_body.response.body.streamed

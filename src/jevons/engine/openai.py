@@ -22,13 +22,14 @@ INCLUDE_USAGE = b'{"stream_options":{"include_usage":true},'
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
-    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR]."""
+    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR][,addresses=each]."""
 
     url: str
     address: Address
     events: str | None = None
     replays: str | None = None
     tokenizer: str | None = None
+    each_address: bool = False  # the URL's host stands for an engine at each of its addresses
 
 
 def parse_spec(text: str) -> EngineSpec:
@@ -37,12 +38,23 @@ def parse_spec(text: str) -> EngineSpec:
     values: dict[str, str] = {}
     for option in options:
         key, equals, value = option.partition("=")
-        if key not in ("kv", "replay", "tokenizer") or not equals or not value:
-            raise ConfigError(f"engines: options are kv=, replay= and tokenizer=, got {option!r} in {text!r}")
+        if key not in ("kv", "replay", "tokenizer", "addresses") or not equals or not value:
+            raise ConfigError(
+                f"engines: options are kv=, replay=, tokenizer= and addresses=, got {option!r} in {text!r}"
+            )
         values[key] = value
     if "replay" in values and "kv" not in values:
         raise ConfigError(f"engines: replay= goes with kv=, got {text!r}")
-    return EngineSpec(url, parse_url("engines", url), values.get("kv"), values.get("replay"), values.get("tokenizer"))
+    if values.get("addresses", "each") != "each":
+        raise ConfigError(f"engines: addresses= must be each, got {values['addresses']!r} in {text!r}")
+    return EngineSpec(
+        url,
+        parse_url("engines", url),
+        values.get("kv"),
+        values.get("replay"),
+        values.get("tokenizer"),
+        "addresses" in values,
+    )
 
 
 def read_specs(texts: Iterable[str]) -> list[EngineSpec]:

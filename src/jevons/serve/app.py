@@ -26,12 +26,13 @@ from jevons.control.sharing import SharingRouter
 from jevons.engine.openai import EngineSpec, read_specs
 from jevons.facts.worker import Health, IndexMode
 from jevons.serve.embedded import Embedded
-from jevons.serve.fleet import Attached, Fleet, worker_of
+from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
 from jevons.serve.http import Door, Handler, Limits
 from jevons.serve.kept import Kept
 from jevons.serve.memory import index_bytes
 from jevons.serve.openai import refusal
+from jevons.serve.pool import Engines
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
 from jevons.serve.record import Recorder, RecordingRouter
 from jevons.serve.remote import RemoteNode
@@ -127,11 +128,11 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
                 log.info("compiling the router's kernels, this once: about 20 s")
             await asyncio.to_thread(warm)  # while workers load their model
             # Late, so that engines are asked at once for what they did since: they do not keep it for long.
-            is_recalled = await memory.recall([worker_of(spec) for spec in specs])
-            for spec in specs:
-                attached = fleet.add_attached(spec)
-                chores.append(tasks.create_task(attached.watch(partial(_on_model, spec=spec, prompts=prompts))))
-            await memory.begin(len(specs) if is_recalled else 0)
+            engines = Engines(specs, fleet, partial(_on_model, prompts=prompts))
+            named = await engines.workers()
+            is_recalled = await memory.recall(named)
+            chores += [tasks.create_task(watch) for watch in engines.watches()]
+            await memory.begin(len(named) if is_recalled else 0)
             await door.open()
             yield Server(settings, door, front)
         finally:
@@ -281,14 +282,10 @@ async def picking(server: Server, settings: Settings, at: str, tls: Path | None 
     """Pick endpoints for gateways at HOST:PORT for as long as the context is open; `tls`: see `gateway.Listen`.
 
     Raises:
-        ConfigError: its packages are missing, or it cannot listen as told.
+        ConfigError: it cannot listen as told.
     """
-    try:
-        from jevons.serve.gateway import Gateway, parse_listen
-    except ImportError as error:
-        raise ConfigError(
-            f"picker: needs a package that is not installed: {error}: pip install 'jevons[gateway]'"
-        ) from error
+    from jevons.serve.gateway import Gateway, parse_listen
+
     gateway = Gateway(server.front, Limits(body_bytes=settings.max_body_bytes), settings.request_timeout_s)
     listen = parse_listen(at, tls)
     await gateway.listen(listen)
@@ -297,6 +294,18 @@ async def picking(server: Server, settings: Settings, at: str, tls: Path | None 
         yield
     finally:
         await gateway.close(settings.drain_s)
+
+
+def check_picker(settings: Settings, at: str) -> None:
+    """Raises ConfigError if it could not pick, before anything is started."""
+    if not settings.engines:
+        raise ConfigError("picker, engines: a gateway sends to attached engines, got none; attach at least one")
+    try:
+        from jevons.serve.gateway import parse_listen
+    except ImportError as error:
+        hint = "pip install 'jevons[gateway]'"
+        raise ConfigError(f"picker: needs a package that is not installed: {error}: {hint}") from error
+    parse_listen(at)
 
 
 async def run(
@@ -308,6 +317,8 @@ async def run(
     kept: Kept | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `picker`: HOST:PORT where gateways are told their endpoints; see `picking`."""
+    if picker is not None:
+        check_picker(settings, picker)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -230,6 +230,11 @@ class Attached:
             await asyncio.sleep(pause_s)
             pause_s = min(RETRY_S, 1.5 * pause_s)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it owes nobody an answer."""
+        return not self._active
+
     def enter(self, id: RequestId, exchange: Exchange | None = None) -> None:
         """A request begins here; without an exchange, a gateway sent it."""
         self._active[id] = exchange
@@ -395,6 +400,14 @@ class Fleet:
         self._all_met.clear()
         self.attached[attached.id] = attached
         return attached
+
+    def remove_attached(self, id: WorkerId) -> None:
+        """An engine is gone for good; who watches it has ended."""
+        self.attached.pop(id).engine.close()
+        self._router.leave(id)
+
+    def health(self, worker: WorkerId) -> Health:
+        return self._router.roster.health(worker)
 
     def add_remote(self, id: WorkerId, node: str) -> Link:
         link = self.links[id] = Link(id, self._router, self._now_s, node)

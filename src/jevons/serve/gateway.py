@@ -83,10 +83,8 @@ class Gateway:
         """Serve there. Port 0 takes a free one; `port` tells which.
 
         Raises:
-            ConfigError: no engine is attached, the address cannot be had, or the certificate cannot be read.
+            ConfigError: the address cannot be had, or the certificate cannot be read.
         """
-        if not self._front.fleet.attached:
-            raise ConfigError("picker, engines: a gateway sends to attached engines, got none; attach at least one")
         await self._endpoints.refresh()
         self._server = server = grpc.aio.server(options=self._options())
         server.add_generic_rpc_handlers((_process(self._process), _health(self._check, self._watch)))

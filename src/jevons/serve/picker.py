@@ -7,10 +7,8 @@ Picker      a request, as far as it is known ──▶ Pick: one engine, counted
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import secrets
-import socket
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -26,14 +24,14 @@ from jevons.serve.call import CHAT, COMPLETIONS, MAX_ATTEMPTS, Call
 from jevons.serve.extproc import SUBSET
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.http import Request
+from jevons.serve.pool import RESOLVE_S, joined, look_up
 from jevons.serve.prompts import Prompts
 
 log = logging.getLogger("jevons.picker")
 
 # Gateway API Inference Extension: the name of the model a request is for, as its body-based router found it, and the
 # one that the engine is to be asked for instead.
-MODEL, REWRITE = "x-gateway-model-name", "x-gateway-model-name-rewrite"
-RESOLVE_S = 5.0  # DNS names of a headless service follow its pods within seconds
+MODEL, REWRITES = "x-gateway-model-name", ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
 # Of a prompt that is not known only the size counts; what is longer than most contexts counts as that.
 UNKNOWN_BYTES_PER_TOKEN, UNKNOWN_MOST_TOKENS = 4, 32_768
 
@@ -90,18 +88,14 @@ class Endpoints:
             self._say(f"engine {address.authority}{address.base}: a gateway sends to IP:PORT, not to a path below it")
             return None
         try:
-            return _joined(ipaddress.ip_address(address.host), address.port)
-        except ValueError:
-            pass
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            found = await look_up(address.host, address.port)
         except OSError as error:
             self._say(f"engine {address.authority}: its name cannot be looked up: {error.strerror}")
             return None
-        addresses = sorted({ipaddress.ip_address(row[4][0]) for row in found}, key=lambda a: (a.version, a))
-        if len(addresses) > 1:
-            self._say(f"engine {address.authority}: has {len(addresses)} addresses, all goes to {addresses[0]}")
-        return _joined(addresses[0], address.port)
+        if len(found) > 1:
+            hint = "addresses=each attaches an engine at each"
+            self._say(f"engine {address.authority}: has {len(found)} addresses, all goes to {found[0]}; {hint}")
+        return joined(found[0], address.port)
 
     def _say(self, what: str) -> None:
         if what not in self._told:
@@ -152,7 +146,7 @@ class Picker:
         if not request.body or not request.path.endswith((CHAT, COMPLETIONS)):
             return self.pick_by_load(request, subset)
         sent = request.body
-        request.body = _rewritten(sent, request.headers.get(REWRITE))
+        request.body = _rewritten(sent, _renamed(request))
         request.path = CHAT if request.path.endswith(CHAT) else COMPLETIONS
         call = Call(request, arrived_s)
         try:
@@ -254,8 +248,13 @@ class Picker:
 
     def _model(self, request: Request) -> str | None:
         """The model it is for, if it is told and served here: other workers cannot answer it."""
-        name = request.headers.get(REWRITE) or request.headers.get(MODEL) or _model_in(request.body)
+        name = _renamed(request) or request.headers.get(MODEL) or _model_in(request.body)
         return name if name in self._prompts.models() else None
+
+
+def _renamed(request: Request) -> str | None:
+    """The model that the engine is to be asked for, where that is another than the client's."""
+    return next((request.headers[name] for name in REWRITES if name in request.headers), None)
 
 
 class _Model(msgspec.Struct):
@@ -285,10 +284,6 @@ def _guessed_tokens(request: Request) -> int:
     declared = request.headers.get("content-length", "")
     size_bytes = len(request.body) or (int(declared) if declared.isdecimal() else 0)
     return max(1, min(size_bytes // UNKNOWN_BYTES_PER_TOKEN, UNKNOWN_MOST_TOKENS))
-
-
-def _joined(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def _some(names: Collection[str]) -> str:
