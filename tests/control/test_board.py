@@ -446,3 +446,21 @@ def test_what_an_index_claims_counts_as_far_as_it_is_believed() -> None:
     for _ in range(400):
         confirm(book.hub["workers"][0], 1_000, 1_000)
     assert book.place(CHAINS[0], 400)[2] == 12 * SIZE
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=20), st.data())
+def test_many_are_set_up_or_down_at_once_as_one_by_one(up: list[bool], data: Any) -> None:
+    books = [Book([PRICES] * len(up), kinds=sorted(i % 2 for i in range(len(up)))) for _ in range(2)]
+    for worker, is_up in enumerate(up):
+        for book in books:
+            board.set_up(book.hub.record, worker, is_up)
+    those, to = data.draw(st.sets(st.integers(0, len(up) - 1))), data.draw(st.booleans())
+    for worker in those:
+        board.set_up(books[0].hub.record, worker, to)
+    board.set_all_up(books[1].hub.record, np.array(sorted(those), np.int64), to)
+
+    ups = int(books[0].hub["kinds"]["up_count"].sum())
+    assert np.array_equal(books[0].hub["up"][:ups], books[1].hub["up"][:ups])
+    for name in ("tree", "kinds"):
+        assert np.array_equal(books[0].hub[name], books[1].hub[name])
+    assert np.array_equal(books[0].hub["workers"]["up"], books[1].hub["workers"]["up"])

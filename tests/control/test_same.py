@@ -15,10 +15,11 @@ from jevons.control.router import Router
 from jevons.facts.event import BlocksRemoved, BlocksStored, KvBatch
 from jevons.facts.worker import PageFacts, Role, StepReport, WorkerFacts
 from jevons.kv import holders, index
-from jevons.policy import disagg, route
+from jevons.policy import belief, disagg, route
+from jevons.policy.admit import Promise
 from jevons.twin import fleet, kernel
 
-A, B, C, D, E, P = (WorkerId(name) for name in "abcdep")
+A, B, C, D, E, F, P = (WorkerId(name) for name in "abcdefp")
 GOLDEN = Path(__file__).parent / "golden_decisions.json"
 
 
@@ -37,6 +38,8 @@ def test_the_live_router_and_the_twin_call_the_same_kernels_on_the_same_arrays()
     assert globals_of(board.place)["conclude"] is board.conclude
     assert globals_of(board.conclude)["choose"] is route.choose
     assert globals_of(board.conclude)["choose_apart"] is disagg.choose_apart
+    assert vars(kernel)["confirm"] is vars(book)["confirm"] is belief.confirm
+    assert globals_of(board.gather)["confidence"] is belief.confidence
     assert vars(kernel)["store_one"] is holders.store_one
     live, twin = book.Book(route.KV).hub, board.board_arrays(board.kinds_of([]), np.zeros(1, board.WORKER), 1)[0]
     assert all(live[name].dtype == array.dtype for name, array in twin.items())
@@ -45,8 +48,9 @@ def test_the_live_router_and_the_twin_call_the_same_kernels_on_the_same_arrays()
 class Day:
     """A made-up day of a small fleet of unlike workers, and what was decided in it."""
 
-    def __init__(self, policy: str, apart: bool) -> None:
+    def __init__(self, policy: str, apart: bool, asks: bool = False) -> None:
         self.draw = random.Random(7)
+        self.wishes = random.Random(11) if asks else None  # requests ask for more than an answer
         self.router = Router(policy, hang_s=1.0, shadow_ttl_s=20.0)
         self.fleet = [
             WorkerFacts(id=A, model="m", kind="reference", block_size=16, pages=PageFacts(b"f", 16, 1 << 16)),
@@ -54,6 +58,7 @@ class Day:
             WorkerFacts(id=C, model="m", kind="openai", block_size=32),
             WorkerFacts(id=D, model="m", kind="openai", sends_events=False),
             WorkerFacts(id=E, model="n", kind="reference", block_size=16),
+            *([WorkerFacts(id=F, model="m", kind="openai", adapters=frozenset({"poet"}))] if asks else []),
         ]
         if apart:
             self.fleet.append(WorkerFacts(id=P, model="m", kind="reference", block_size=16, role=Role.PREFILL))
@@ -70,12 +75,22 @@ class Day:
         tokens = self.talks[self.draw.randrange(12)]
         model = self.draw.choice(["m", "m", "m", "n", None])
         avoid = {self.draw.choice([A, B])} if self.draw.random() < 0.1 else set()
-        p = self.router.place(RequestId(name), tokens, now_s, model=model, avoid=avoid)
+        asked = {} if self.wishes is None else self.wish(self.wishes)
+        p = self.router.place(RequestId(name), tokens, now_s, **{"model": model, "avoid": avoid, **asked})
         self.decisions.append([p.worker, p.decode, p.cached_tokens, round(p.ttft_s, 9)])
         self.open.append((RequestId(name), False))
         if p.worker in self.stored:
             self.store(p.worker, tokens)
         tokens += [self.draw.randrange(50_000) for _ in range(self.draw.randint(0, 40))]
+
+    def wish(self, draw: random.Random) -> dict[str, Any]:
+        """What one request asks for; now and then who stalls is looked for."""
+        if draw.random() < 0.1:
+            self.router.stalled(draw.random() * 20.0)
+        promise = Promise(draw.choice([None, 0.05, 1.0, 60.0]), draw.choice([None, None, 0.001, 0.006, 0.1]))
+        adapter = {"model": "poet"} if draw.random() < 0.1 else {}
+        limit = draw.choice([None, 1, 40, 4_000])
+        return {"promise": promise, "session": str(draw.randrange(6)), "output_tokens": limit, **adapter}
 
     def store(self, worker: WorkerId, tokens: list[int]) -> None:
         size = 32 if worker == C else 16
@@ -98,7 +113,9 @@ class Day:
         at = self.draw.randrange(len(self.open))
         name, has_begun = self.open[at]
         if has_begun:
-            self.router.done(name)
+            if self.wishes is not None:  # what was predicted is there, mostly
+                self.router.on_cached(name, int(self.wishes.choice([1, 1, 1, 0.5, 0]) * self.wishes.randrange(900)))
+            self.router.done(name, None if self.wishes is None else self.wishes.randrange(1, 600))
             self.open.pop(at)
         else:
             self.router.on_first(name, now_s)
@@ -128,7 +145,8 @@ class Day:
 
 def all_histories() -> dict[str, list[list[Any]]]:
     both = [(policy, apart) for policy in route.POLICIES for apart in (False, True)]
-    return {f"{policy}{' apart' * apart}": Day(policy, apart).run() for policy, apart in both}
+    usual = {f"{policy}{' apart' * apart}": Day(policy, apart).run() for policy, apart in both}
+    return usual | {f"kv asking{' apart' * apart}": Day("kv", apart, asks=True).run() for apart in (False, True)}
 
 
 def test_decisions_are_those_of_the_golden_replay() -> None:

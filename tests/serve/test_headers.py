@@ -11,12 +11,14 @@ from jevons.serve.headers import (
     MISS,
     PRIORITY,
     QUEUE,
+    SESSION,
     TENANT,
     TPOT,
     TTFT,
     read_priority,
     read_promise,
     read_seconds,
+    read_session,
     read_tenant,
 )
 
@@ -88,6 +90,13 @@ def test_a_tenant_is_who_a_header_names_else_a_hash_of_the_key_else_of_the_salt(
     assert read_tenant({"authorization": "Bearer sk-2"}, "salt") != by_key
     assert read_tenant({}, "") == ""
     assert len(read_tenant({TENANT: "x" * 500}, "")) == 80
+
+
+def test_sessions_of_tenants_that_are_kept_apart_are_not_the_same() -> None:
+    asked = {SESSION: "1"}
+    assert read_session({}, "salt") == ""
+    assert len({read_session(asked, ""), read_session(asked, "a"), read_session({SESSION: "2"}, "a")}) == 3
+    assert len(read_session({SESSION: "x" * 9_000}, "")) < 300
 
 
 def test_seconds_are_read_from_headers() -> None:

@@ -40,6 +40,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--step-tokens", type=click.IntRange(1), default=8192, show_default=True)
 @click.option("--max-running", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--served-name", default="mock", show_default=True, help="Model that clients ask for.")
+@click.option("--adapter", "adapters", multiple=True, help="Another model they serve, an adapter of that; repeatable.")
 @click.option("--tokenizer", help="Known model or directory whose tokenizer reads text; without, bytes are tokens.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -120,8 +121,8 @@ def _shaped(flags: dict[str, Any], group: Group) -> dict[str, Any]:
 
 def _facts(flags: dict[str, Any], blocks: int) -> MockFacts:
     shape = {name: flags[name] for name in _SHAPE}
-    replays = flags["replay_batches"]
-    return MockFacts(id="", model=flags["served_name"], blocks=blocks, replay_batches=replays, **shape)
+    more = {"replay_batches": flags["replay_batches"], "adapters": tuple(flags["adapters"])}
+    return MockFacts(id="", model=flags["served_name"], blocks=blocks, **more, **shape)
 
 
 def _numbered(kinds: Iterable[tuple[MockFacts, Pace, int]]) -> list[Made]:

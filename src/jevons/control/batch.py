@@ -347,6 +347,7 @@ class Batcher:
                 tokens=seq.tokens[seq.sealed * size : full * size],
                 parent=seq.names[seq.sealed - 1] if seq.sealed else None,
                 salt=seq.work.salt,
+                adapter=seq.work.adapter,
             ),
         )
         self._arrived(fresh)

@@ -159,7 +159,7 @@ def seat(hub: Hub) -> None:
     kinds["root"] = np.cumsum([0, *(2 * n for n in leaves)])[:-1]
     hub.put("tree", np.full(2 * sum(leaves), np.inf))
     hub.put("member", np.full(2 * sum(leaves), -1, np.int32))
-    desk = (2 * LISTED + LOOKED_AT) * len(kinds)
+    desk = (2 * LISTED + LOOKED_AT) * len(kinds) + 1  # one may be put besides
     if hub.number("desk") < desk:
         hub.set("desk", desk)
         hub.put("candidates", np.zeros(2 * desk, CANDIDATE))
@@ -212,6 +212,17 @@ def set_up(hubs: Records, worker: int, up: bool) -> None:
     view(h.workers, h.workers_n, WORKER)[worker].up = up
     _list_up(h)
     rekey(h, worker)
+
+
+@compiled
+def set_all_up(hubs: Records, those: Ints, up: bool) -> None:
+    """As `set_up` for many. Costs O(workers) once."""
+    h = hubs[0]
+    workers = view(h.workers, h.workers_n, WORKER)
+    for worker in those:
+        workers[worker].up = up
+        rekey(h, worker)
+    _list_up(h)
 
 
 # Who has least to do
@@ -518,6 +529,12 @@ def _context_s(h: Records, w: Records) -> float:
     if w.per_context_s > 0.0:
         return float(w.per_context_s)
     return float(w.per_decode_s * h.prompts / h.prompt_tokens)
+
+
+@compiled
+def put_also(h: Records, desk: int, count: int, worker: int) -> None:
+    """`worker`, of which no blocks are known, is one more candidate on a desk that has so many."""
+    _put(h, desk, count, worker, 0)
 
 
 @compiled

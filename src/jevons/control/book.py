@@ -5,7 +5,7 @@ The twin fills the same arrays and calls the same kernels, only from its own loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 import numpy as np
@@ -37,6 +37,11 @@ def _pick(hubs: Records, desk: int, model: int) -> int:
 @compiled
 def _put_alone(hubs: Records, desk: int, worker: int, names: Ints) -> None:
     board.put_alone(hubs[0], desk, worker, names)
+
+
+@compiled
+def _put_also(hubs: Records, desk: int, count: int, worker: int) -> None:
+    board.put_also(hubs[0], desk, count, worker)
 
 
 @compiled
@@ -176,6 +181,11 @@ class Book:
     def set_up(self, number: int, up: bool) -> None:
         board.set_up(self.hub.record, number, up)
 
+    def set_all_up(self, numbers: Sequence[int], up: bool) -> None:
+        """As `set_up` for many."""
+        if numbers:
+            board.set_all_up(self.hub.record, np.array(numbers, np.int64), up)
+
     def node(self, name: str) -> int:
         return self._nodes.setdefault(name, len(self._nodes))
 
@@ -215,6 +225,14 @@ class Book:
     def put_alone(self, desk: int, worker: int, names: Ints) -> None:
         """See `board.put_alone`."""
         _put_alone(self.hub.record, desk, worker, names)
+
+    def candidate_of(self, desk: int, count: int, worker: int) -> tuple[int, int]:
+        """Where `worker` is among the so many candidates of a desk, and how many there are then: it is put there."""
+        those = np.flatnonzero(self.candidates(desk, count)["worker"] == worker)
+        if len(those):
+            return int(those[0]), count
+        _put_also(self.hub.record, desk, count, worker)
+        return count, count + 1
 
     def conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
         """See `board.conclude`."""

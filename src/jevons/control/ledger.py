@@ -10,6 +10,7 @@ import numpy as np
 
 from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash
+from jevons.control.affinity import Adapters
 from jevons.control.book import Book
 from jevons.control.intake import Intake
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
@@ -32,9 +33,9 @@ _NO_NAMES: Ints = np.zeros(0, np.int64)
 class _Named:
     """A prompt in blocks of one size."""
 
-    def __init__(self, tokens: Sequence[int], size: int, salt: str) -> None:
+    def __init__(self, tokens: Sequence[int], size: int, salt: str, adapter: str) -> None:
         raw, names = array("I", tokens), np.empty(2 * (len(tokens) // size), np.int64)
-        name_chain(np.frombuffer(root(size, salt), np.int64), np.frombuffer(raw, np.uint32), size, names)
+        name_chain(np.frombuffer(root(size, salt, adapter), np.int64), np.frombuffer(raw, np.uint32), size, names)
         self._raw = names
         self.names: Ints = names[1::2].copy()  # what the kernels know blocks by
         self.reusable = (len(tokens) - 1) // size  # of them: the last token is always computed
@@ -46,16 +47,22 @@ class _Named:
 
 
 class Prompt:
-    """A prompt, cut into blocks of every size that is asked for, once."""
+    """A prompt, cut into blocks of every size that is asked for, once.
 
-    def __init__(self, tokens: Sequence[int], salt: str) -> None:
+    Args:
+        salt: what keeps its tenant's cache apart.
+        adapter: whose blocks are unlike those of the model without it; "" for none.
+    """
+
+    def __init__(self, tokens: Sequence[int], salt: str, adapter: str = "") -> None:
         self.tokens = tokens
+        self.adapter = adapter
         self._salt = salt
         self._named: dict[int, _Named] = {}
 
     def named(self, size: int) -> _Named:
         if size not in self._named:
-            self._named[size] = _Named(self.tokens, size, self._salt)
+            self._named[size] = _Named(self.tokens, size, self._salt, self.adapter)
         return self._named[size]
 
     def names(self, size: int) -> Ints:
@@ -83,6 +90,7 @@ class Member:
         self.reports_steps = False
         self.tier_counts: dict[str, int] = {}
         self.waiting: dict[int, Counted] = {}  # requests whose prompt is not computed, by their number, oldest first
+        self.adapters = Adapters(facts.adapters)
         self.signs = 0  # of work: steps, first tokens, answers
         self.is_stalled = False
         self._seen = -1  # signs at the last look, and when there were new ones
@@ -180,6 +188,7 @@ class Placed(Counted, kw_only=True):
 
     placement: Placement
     claimed_tokens: int  # of them its worker's device holds, or will, by the index
+    session: str
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed
     device_s: float  # predicted, that are its own

@@ -27,7 +27,7 @@ class Progress:
         self.outputs = len(work.emitted)
         self.computed = 0
         self.table: list[BlockId] = []
-        self.root = root(block_size, work.salt)
+        self.root = root(block_size, work.salt, work.adapter)
         self.names: list[BlockHash] = chain(self.tokens, block_size, self.root)
         self.sealed = 0  # blocks of `names` that are named in the pool
         self.cached_tokens: int | None = None  # reported once, from the first admission
@@ -52,7 +52,7 @@ class Progress:
             return self.names
         size, known = restore.page_tokens, len(self._pages)
         if known < len(self.tokens) // size:
-            parent = self._pages[-1] if self._pages else root(size, self.work.salt)
+            parent = self._pages[-1] if self._pages else root(size, self.work.salt, self.work.adapter)
             self._pages += chain(self.tokens[known * size :], size, parent)
         return self._pages
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control.affinity import Adapters, Last, Sessions
 from jevons.control.board import APART, WHOLE
 from jevons.control.book import Book
 from jevons.control.intake import Intake
@@ -26,7 +27,7 @@ from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch,
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.state import Measured, WorkerState
-from jevons.facts.worker import Health, Role, StepReport, WorkerFacts
+from jevons.facts.worker import Health, IndexMode, Role, StepReport, WorkerFacts
 from jevons.kv.index import ENTRY_BYTES
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
@@ -50,11 +51,21 @@ class _Chosen(NamedTuple):
     tpot_s: float
 
 
+class _Wish(NamedTuple):
+    """Where a prompt may go."""
+
+    prompt: Prompt
+    model: str | None
+    avoid: Collection[WorkerId]
+    last: Last | None  # where its session was
+
+
 class _Ask(NamedTuple):
     """What is to be placed."""
 
     id: RequestId
     prompt: Prompt
+    session: str
     promised: float  # usual streams that it counts for besides while it runs
     output_tokens: int | None  # it may have
     tells_first: bool
@@ -79,6 +90,8 @@ class Router:
         self._recalled: dict[WorkerId, WorkerState] = {}  # of workers that have not joined yet
         self._lately: dict[WorkerId, deque[Measured]] = {}  # by the worker it was measured on
         self._placed: dict[RequestId, Placed] = {}
+        self._sessions = Sessions()
+        self._bases: dict[str, str] = {}  # adapter → the model it is of
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
 
     def bound_index(self, size_bytes: int) -> None:
@@ -103,10 +116,24 @@ class Router:
         self._members[worker.number] = worker
         if old is not None:
             worker.reports_steps = old.reports_steps
+        self.carry(facts.id, facts.adapters)
         self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
         recalled = self._recalled.pop(facts.id, None)
         if recalled is not None:
             self._resume(worker, recalled)
+
+    def carry(self, worker: WorkerId, adapters: Collection[str]) -> None:
+        """It serves these adapters of its model from now on."""
+        known = self._workers[worker]
+        if known.adapters.names != frozenset(adapters):
+            known.adapters = Adapters(adapters)
+        self._bases.update(dict.fromkeys(adapters, known.facts.model))
+
+    def on_adapters(self, worker: WorkerId, running: Sequence[str], slots: int) -> None:
+        """It reports which adapters run, and for how many it has room."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.adapters.tell(running, slots)
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone for good."""
@@ -173,6 +200,7 @@ class Router:
         *,
         salt: str = "",
         model: str | None = None,
+        session: str = "",
         avoid: Collection[WorkerId] = (),
         promise: Promise = USUAL,
         output_tokens: int | None = None,
@@ -184,7 +212,9 @@ class Router:
             request: a name not in use.
             tokens: the prompt, at least one token.
             salt: what keeps this tenant's cache apart.
-            model: only workers that serve it; None for any.
+            model: only workers that serve it, or the model it is an adapter of, with it; None for any.
+            session: of whose requests each goes on from the one before: where no index is known of the worker of the
+                last one, it is taken to hold that. "" for none.
             avoid: workers that have failed this request.
             promise: the sooner its first token, the less streams weigh that wait for it; the sooner each token after
                 it, the more it weighs while it runs.
@@ -194,15 +224,15 @@ class Router:
         Raises:
             NoWorker: none is left.
         """
-        prompt = Prompt(tokens, salt)
+        wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
         self._book.count_arrival(now_s)
         self._book.promise(promise, output_tokens)
         promised = self._promised(promise, output_tokens)
         self._expire_shadows(now_s)
-        with self._without(avoid):
-            whole = self._gather(WHOLE, prompt, model, avoid)
-            apart = self._gather(APART, prompt, model, avoid)
-            return self._count(_Ask(request, prompt, promised, output_tokens, tells_first, now_s), whole, apart)
+        with self._without(wish.avoid):
+            whole, apart = self._gather(WHOLE, wish), self._gather(APART, wish)
+            ask = _Ask(request, wish.prompt, session, promised, output_tokens, tells_first, now_s)
+            return self._count(ask, whole, apart)
 
     def rank(  # noqa: PLR0913 — as `place`
         self,
@@ -210,6 +240,7 @@ class Router:
         *,
         salt: str = "",
         model: str | None = None,
+        session: str = "",
         promise: Promise = USUAL,
         output_tokens: int | None = None,
         avoid: Collection[WorkerId] = (),
@@ -224,10 +255,10 @@ class Router:
         Raises:
             NoWorker: there is none.
         """
-        with self._without(avoid):
-            prompt = Prompt(tokens, salt)
+        wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
+        with self._without(wish.avoid):
             self._book.promise(promise, output_tokens)
-            whole, apart = self._gather(WHOLE, prompt, model, avoid), self._gather(APART, prompt, model, avoid)
+            whole, apart = self._gather(WHOLE, wish), self._gather(APART, wish)
             return self._ranked(len(tokens), whole, apart, most)
 
     def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
@@ -259,14 +290,14 @@ class Router:
         tpot_slo_s: float | None = None,
     ) -> Placement:
         """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
-        prompt, promise = Prompt(tokens, salt), Promise(tpot_s=tpot_slo_s)
+        wish, promise = self._wish(self._prompt(tokens, salt, model), model, avoid, ""), Promise(tpot_s=tpot_slo_s)
         self._book.promise(promise, None)
         promised = self._promised(promise, None)
         self._expire_shadows(now_s)
-        with self._without(avoid):
-            rest = self._gather(WHOLE, prompt, model, avoid)
-            apart = 0 if rest else self._gather(APART, prompt, model, avoid)
-            return self._count(_Ask(request, prompt, promised, None, True, now_s), rest, apart)
+        with self._without(wish.avoid):
+            rest = self._gather(WHOLE, wish)
+            apart = 0 if rest else self._gather(APART, wish)
+            return self._count(_Ask(request, wish.prompt, "", promised, None, True, now_s), rest, apart)
 
     def device_s(self, request: RequestId) -> float:
         """Predicted seconds of devices of a placed request's own: its prompt, and its share of its answer's steps."""
@@ -346,6 +377,8 @@ class Router:
             return None
         if output_tokens is not None:
             self._book.count_answer(output_tokens)
+            there = placed.decode or placed.member
+            self._sessions.note(placed.session, Last(there.facts.id, placed.prompt_tokens + output_tokens))
         self._end_counted(placed)
         if self._is_current(placed.member):
             self._learn(placed.member, placed)
@@ -452,13 +485,11 @@ class Router:
     def _without(self, avoid: Collection[WorkerId]) -> Iterator[None]:
         """These workers get no work meanwhile."""
         those = [self._workers[id].number for id in avoid if id in self._workers and self._may_work(self._workers[id])]
-        for number in those:
-            self._book.set_up(number, False)
+        self._book.set_all_up(those, False)
         try:
             yield
         finally:
-            for number in those:
-                self._book.set_up(number, True)
+            self._book.set_all_up(those, True)
 
     def _expire_shadows(self, now_s: float) -> None:
         if now_s < self._shadows_expire_s:
@@ -468,29 +499,39 @@ class Router:
             shadow.expire(now_s)
         self._shadows_expire_s = min((shadow.expires_s for shadow in shadows), default=inf)
 
-    def _gather(self, desk: int, prompt: Prompt, model: str | None, avoid: Collection[WorkerId]) -> int:
+    def _prompt(self, tokens: Sequence[int], salt: str, model: str | None) -> Prompt:
+        return Prompt(tokens, salt, model if model is not None and model in self._bases else "")
+
+    def _wish(self, prompt: Prompt, model: str | None, avoid: Collection[WorkerId], session: str) -> _Wish:
+        """Where a prompt for `model` may go: for an adapter to its model's workers, but those that do not serve it."""
+        if prompt.adapter:
+            model = self._bases[prompt.adapter]
+            others = (id for id, w in self._workers.items() if prompt.adapter not in w.adapters.names)
+            avoid = {*avoid, *(id for id in others if self._workers[id].facts.model == model)}
+        return _Wish(prompt, model, avoid, self._sessions.last(session) if session else None)
+
+    def _gather(self, desk: int, wish: _Wish) -> int:
         """Candidates of a desk: of those that are up, else of suspects and stalled ones, for work on a slow worker
         beats none at all. Returns how many there are."""
-        count = self._gather_up(desk, prompt, model)
+        count = self._gather_up(desk, wish)
         if count:
             return count
         suspects = [
             worker.number
             for id, worker in self._workers.items()
-            if worker.desk == desk and id not in avoid and self._is_last_resort(worker)
+            if worker.desk == desk and id not in wish.avoid and self._is_last_resort(worker)
         ]
-        for number in suspects:
-            self._book.set_up(number, True)
-        count = self._gather_up(desk, prompt, model) if suspects else 0
-        for number in suspects:
-            self._book.set_up(number, False)
+        self._book.set_all_up(suspects, True)
+        count = self._gather_up(desk, wish) if suspects else 0
+        self._book.set_all_up(suspects, False)
         return count
 
-    def _gather_up(self, desk: int, prompt: Prompt, model: str | None) -> int:
-        count = 0
+    def _gather_up(self, desk: int, wish: _Wish) -> int:
+        count, prompt, model = 0, wish.prompt, wish.model
         if self._is_kv:
             for size in self._book.block_sizes(model, desk):
                 count = self._book.gather(desk, count, prompt.names(size), model, size)
+            count = self._recall(desk, count, wish)
         else:
             worker = self._book.pick(desk, model)
             if worker >= 0:
@@ -499,6 +540,21 @@ class Router:
         if any(len(node.holdings) for node in self._nodes.values()):
             for candidate in self._book.candidates(desk, count):
                 self._add_tiers(candidate, prompt)
+        for candidate in self._book.candidates(desk, count) if prompt.adapter else ():
+            candidate["bring_s"] += self._members[int(candidate["worker"])].adapters.load_s(prompt.adapter)
+        return count
+
+    def _recall(self, desk: int, count: int, wish: _Wish) -> int:
+        """Where no index is known of the worker where its session was last, that is taken to hold what was said there.
+        Returns how many candidates there are then."""
+        worker = None if wish.last is None else self._workers.get(wish.last.worker)
+        if worker is None or wish.last is None or worker.index_mode is not IndexMode.NONE or worker.desk != desk:
+            return count
+        if wish.model not in (None, worker.facts.model) or not self._book.hub["workers"][worker.number]["up"]:
+            return count
+        at, count = self._book.candidate_of(desk, count, worker.number)
+        c = self._book.candidates(desk, count)[at]
+        c["cached"] = max(int(c["cached"]), min(wish.last.tokens, len(wish.prompt.tokens) - 1))
         return count
 
     def _add_tiers(self, candidate: Any, prompt: Prompt) -> None:
@@ -550,6 +606,7 @@ class Router:
             names=names,
             prompt_tokens=prompt_tokens,
             claimed_tokens=int(c["depth"]) * int(c["block_size"]),
+            session=ask.session,
             hashes=[] if named is None or worker.shadow is None else named.hashes,
             placed_s=ask.now_s,
             ahead=Load(
@@ -563,6 +620,10 @@ class Router:
             patience_s=LATE_STEP * (placement.ttft_s + untold_s),
         )
         self._count_waiting(placed)
+        self._sessions.note(ask.session, Last((after or worker).facts.id, prompt_tokens))
+        for member in (worker, after) if prompt.adapter else ():
+            if member is not None:
+                member.adapters.use(prompt.adapter)
         self._placed[ask.id] = placed
         return placement
 
@@ -670,6 +731,7 @@ class Router:
             prefill_tokens_per_s=prices.prefill_rate,
             step_s=prices.per_step_s,
             measurements=worker.learned.samples,
+            adapters=worker.adapters.loaded,
             index_confidence=float(confidence(w)),
             tier_counts=worker.tier_counts,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
@@ -695,6 +757,13 @@ def warm() -> None:
         events: list[KvEvent] = [stored, BlocksRemoved(hashes=[1]), AllCleared(), stored]
         router.intake(WorkerId(name)).on_batch(KvBatch(seq=0, events=events))
         router.intake(WorkerId(name)).on_batch(KvPayload(1, msgspec.msgpack.encode([0.0, [_FIRST_BLOCK]])))
+    router.join(WorkerFacts(id=WorkerId("new"), model="", kind=""))
+    router.roster.heard(WorkerId("new"), 0.0)
+    router.place(RequestId("s"), tokens, 0.0, session="s", avoid={WorkerId("both"), WorkerId("prompts")})
+    router.done(RequestId("s"))
+    router.place(RequestId("s"), tokens, 0.0, session="s")
+    router.done(RequestId("s"))
+    router.leave(WorkerId("new"))
     for _ in range(2):
         worker = router.place(RequestId(""), tokens, 0.0).worker
         router.on_step(worker, StepReport(seconds=0.1, tokens=8, token_context=64, decodes=0))

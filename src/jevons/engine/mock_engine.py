@@ -53,6 +53,7 @@ class MockFacts(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int = 8192  # computed in one step at most
     max_running: int = 256
     context_tokens: int = 1 << 20
+    adapters: tuple[str, ...] = ()  # of its model, by their own names
     replay_batches: int = 10_000  # of events kept for who missed them, as many as vLLM keeps
 
 

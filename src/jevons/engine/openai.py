@@ -7,6 +7,7 @@ router learns from: when tokens come, how many prompt tokens were cached, why it
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
@@ -125,6 +126,9 @@ class Answer(msgspec.Struct, frozen=True):
     usage: SeenUsage | None
 
 
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
 class _Used(msgspec.Struct, frozen=True):
     usage: SeenUsage | None = None
 
@@ -141,10 +145,11 @@ class OpenAIEngine:
         """For `on_idle_lost` see `HttpClient`."""
         self.spec = spec
         self._http = HttpClient(spec.address, on_idle_lost)
+        self.adapters: frozenset[str] = frozenset()  # as it told when it was last asked for its models
         self._roots: dict[str, str] = {}  # as it told when it was last asked for its models
 
     async def models(self) -> dict[str, int | None]:
-        """Served names, with their context in tokens where it is told.
+        """Served names, with their context in tokens where it is told; adapters are not among them.
 
         Raises:
             EngineError: it answers no list of models.
@@ -152,7 +157,12 @@ class OpenAIEngine:
         raw = await self.get_json("/v1/models")
         try:
             rows = raw["data"]
-            found = {row["id"]: row.get("max_model_len") or (row.get("meta") or {}).get("n_ctx_train") for row in rows}
+            found = {
+                row["id"]: row.get("max_model_len") or (row.get("meta") or {}).get("n_ctx_train")
+                for row in rows
+                if not row.get("parent")
+            }
+            self.adapters = frozenset(row["id"] for row in rows if row.get("parent"))
             self._roots = {row["id"]: row["root"] for row in rows if isinstance(row.get("root"), str)}
         except (KeyError, TypeError, AttributeError) as error:
             text = str(raw)[:120]
@@ -173,6 +183,12 @@ class OpenAIEngine:
             return msgspec.json.decode(body)
         except msgspec.DecodeError as error:
             raise EngineError(f"engine {self.spec.url}: GET {path} answered no JSON: {error}") from error
+
+    async def running_adapters(self) -> tuple[list[str], int] | None:
+        """Adapters that run or are waited for, and for how many there is room, by vLLM's metrics; None: not told."""
+        async with self._http.request("GET", "/metrics") as response:
+            page = await response.body()
+        return read_adapters(page.decode(errors="replace")) if response.status == 200 else None
 
     async def is_alive(self, timeout_s: float) -> bool:
         """Whether /health answers in time. False: it lives but is late or ill.
@@ -227,6 +243,16 @@ class OpenAIEngine:
 
     def close(self) -> None:
         self._http.close()
+
+
+def read_adapters(page: str) -> tuple[list[str], int] | None:
+    """What the newest `vllm:lora_requests_info` of a metrics page says: its value is the time it was told."""
+    rows = [line.rpartition("} ") for line in page.splitlines() if line.startswith("vllm:lora_requests_info{")]
+    if not rows:
+        return None
+    labels = dict(_LABEL.findall(max(rows, key=lambda row: float(row[2]))[0]))
+    names = f"{labels.get('running_lora_adapters', '')},{labels.get('waiting_lora_adapters', '')}".split(",")
+    return [name for name in names if name], max(int(labels.get("max_lora") or 1), 1)
 
 
 def read_event(raw: bytes) -> Event:

@@ -26,7 +26,8 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """One sequence to run: the prompt as tokens, and when to stop.
 
     `emitted` are output tokens that were already produced elsewhere: they are computed with the prompt and not sent
-    again, and the first token drawn is number `len(emitted)`. `salt` keeps tenants' caches apart. Whoever asks will be
+    again, and the first token drawn is number `len(emitted)`. `salt` keeps tenants' caches apart, `adapter` what
+    is computed with it. Whoever asks will be
     back within `keep_s` seconds: until then the tiers keep its blocks. With `hand_over` the worker draws one token and
     leaves the rest to another. The lower its `priority`, the earlier it is computed.
     """
@@ -38,6 +39,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_ids: list[int]  # token ids that end the output; sent, with finish "stop"
     emitted: list[int] = []
     salt: str = ""
+    adapter: str = ""
     keep_s: float = 0.0
     hand_over: bool = False
     priority: int = 0

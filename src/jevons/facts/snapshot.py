@@ -28,6 +28,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     index_confidence: (
         float  # share of the cached tokens its index claims that is expected to be there, by what it reported
     )
+    adapters: list[str]  # loaded, as far as is known; the last used is last
     event_counts: dict[str, int]
     tier_counts: dict[str, int]  # pages saved, and those that could not be brought, by reason
 

@@ -55,6 +55,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     sends_events: bool = True
     pid: int | None = None  # of its process, where that is on this host and ours
     role: Role = Role.BOTH
+    adapters: frozenset[str] = frozenset()  # of `model`, that it serves by their own names
     pages: PageFacts | None = None  # its blocks in the tiers; None where it cannot use them
 
 

@@ -29,6 +29,7 @@ class FullBlocks(msgspec.Struct, frozen=True):
     tokens: Sequence[int]  # len(hashes) * block_size
     parent: BlockHash | None  # None where the first starts a prompt
     salt: str = ""
+    adapter: str = ""
 
 
 class BlockPool:
@@ -146,6 +147,7 @@ class BlockPool:
                 parent=full.hashes[start - 1] if start else full.parent,
                 tokens=list(full.tokens[start * size : end * size]),
                 block_size=size,
+                adapter=full.adapter or None,
                 medium="GPU",
                 extra=extra,
             )

@@ -154,6 +154,7 @@ class Admission:
             call.prompts[0],
             salt=asked.cache_salt or "",
             model=asked.model,
+            session=call.session,
             promise=promise,
             output_tokens=limit,
             avoid=avoid,

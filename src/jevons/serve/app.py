@@ -245,7 +245,14 @@ def _checked(spec: EngineSpec) -> EngineSpec:
 
 
 async def _on_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> None:
-    """An attached engine came up: serve its model, with the best tokenizer there is."""
+    """An attached engine came up, or has other adapters: serve its model and them."""
+    assert attached.model is not None
+    await _serve_model(attached, spec, prompts)
+    prompts.serve_adapters(attached.model, attached.engine.adapters)
+
+
+async def _serve_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> None:
+    """With the best tokenizer there is."""
     assert attached.model is not None
     name, context = attached.model, attached.context_tokens
     root, known = spec.tokenizer or attached.engine.model_root(name), prompts.served(name)

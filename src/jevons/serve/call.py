@@ -21,6 +21,7 @@ from jevons.serve.headers import (
     read_priority,
     read_promise,
     read_seconds,
+    read_session,
     read_tenant,
 )
 from jevons.serve.http import Request
@@ -69,6 +70,7 @@ class Call:
         told = self.asked.priority
         self.priority = read_priority(request.headers) if told is None else told  # the lower, the earlier
         self.tenant = read_tenant(request.headers, self.asked.cache_salt or "")
+        self.session = read_session(request.headers, self.asked.cache_salt or "")
         self.is_downgraded = False
         self.id = _fresh_id()
         self.prompts: list[list[int]] = []  # token ids
@@ -118,6 +120,7 @@ class Placements:
             self.now_s(),
             salt=call.asked.cache_salt or "",
             model=call.asked.model,
+            session=call.session,
             avoid=avoid,
             promise=call.promise,
             output_tokens=call.asked.output_limit,

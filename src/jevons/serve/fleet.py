@@ -38,6 +38,8 @@ GONE = "gone"  # the finish of a step that tells: your worker was lost
 TICK_S = 0.1
 PROBE_TIMEOUT_S = 0.5
 MEET_S = 3.0  # so long at most a first request waits until all engines are met
+ADAPTERS_S = 5.0  # between looks at which adapters an engine serves and runs
+NO_ADAPTERS_S = 60.0  # where it had none
 RETRY_S = 1.0  # an engine that is down is looked for so often at least
 REPLAY_TIMEOUT_S = 2.0
 JOIN_S = 0.1  # a ZMQ subscription takes a moment to hold; the replay asked for after it overlaps, nothing falls between
@@ -225,7 +227,7 @@ class Attached:
                 await self._introduce()
                 pause_s = PROBE_S
                 await on_model(self)
-                await self._probe()
+                await self._probe(on_model)
             self._on_met(self.id)  # it is not there: that is known now
             await asyncio.sleep(pause_s)
             pause_s = min(RETRY_S, 1.5 * pause_s)
@@ -276,14 +278,32 @@ class Attached:
         if not models:
             raise EngineError(f"engine {self._spec.url}: serves no model")
         self.model, self.context_tokens = next(iter(models.items()))
-        facts = WorkerFacts(id=self.id, model=self.model, kind="openai", sends_events=self._spec.events is not None)
+        facts = WorkerFacts(
+            id=self.id,
+            model=self.model,
+            kind="openai",
+            sends_events=self._spec.events is not None,
+            adapters=self.engine.adapters,
+        )
         await self._turns.pass_through()
         self._router.join(facts)
         self.pulse.heard()
 
-    async def _probe(self) -> None:
+    async def _look_at_adapters(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
+        """Adapters come and go while an engine runs."""
+        before = self.engine.adapters
+        await asyncio.wait_for(self.engine.models(), PROBE_TIMEOUT_S)
+        if self.engine.adapters != before:
+            self._router.carry(self.id, self.engine.adapters)
+            await on_model(self)
+        if self.engine.adapters:
+            told = await asyncio.wait_for(self.engine.running_adapters(), PROBE_TIMEOUT_S)
+            if told is not None:
+                self._router.on_adapters(self.id, *told)
+
+    async def _probe(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
         """Returns, or raises EngineGone, when the engine is gone."""
-        events = None
+        events, look_s = None, self._now_s() + (0.0 if self.engine.adapters else NO_ADAPTERS_S)
         if self._spec.events is not None:
             subscriber = Subscriber(self._spec.events, self._spec.replays)
             on_known = partial(self._on_met, self.id)
@@ -296,6 +316,10 @@ class Attached:
                 await self._turns.pass_through()
                 if await self.engine.is_alive(PROBE_TIMEOUT_S):
                     self.pulse.heard()
+                if self._now_s() >= look_s:
+                    look_s = self._now_s() + (ADAPTERS_S if self.engine.adapters else NO_ADAPTERS_S)
+                    with contextlib.suppress(TimeoutError):
+                        await self._look_at_adapters(on_model)
         finally:
             if events is not None:
                 events.cancel()

@@ -13,8 +13,10 @@ from jevons.policy.admit import USUAL, Miss, Promise
 KEEP, HOLD = "x-jevons-keep-s", "x-jevons-hold-s"
 TTFT, TPOT, MISS = "x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-miss"
 QUEUE, PRIORITY = "x-slo-queue-s", "x-priority"
+SESSION = "x-session-id"
 FAIRNESS, TENANT, KEY = "x-llm-d-inference-fairness-id", "x-tenant-id", "authorization"
 MAX_KEEP_S, MAX_HOLD_S, MAX_SLO_S, MAX_QUEUE_S = 86_400.0, 3_600.0, 3_600.0, 3_600.0
+MAX_SESSION = 200  # characters
 MAX_PRIORITY, MAX_TENANT = 2**31 - 1, 80  # characters of a tenant's name: it stands in a page of metrics
 GUESS_QUEUE_S = 10.0  # as long as people wait for a first word before they leave
 MISSES = {str(miss): miss for miss in Miss}
@@ -61,6 +63,12 @@ def read_priority(headers: Mapping[str, str]) -> int:
     if abs(priority) > MAX_PRIORITY:
         raise RequestError(f"{PRIORITY}: must be a whole number from -2^31 + 1 to 2^31 - 1, got {told[:40]!r}")
     return priority
+
+
+def read_session(headers: Mapping[str, str], salt: str) -> str:
+    """Which conversation it goes on from; "" for none. Tenants that are kept apart share none."""
+    told = headers.get(SESSION)
+    return f"{salt}\0{told[:MAX_SESSION]}" if told else ""
 
 
 def read_tenant(headers: Mapping[str, str], salt: str) -> str:

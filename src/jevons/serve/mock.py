@@ -89,13 +89,14 @@ class MockServer:
             asked = read_completion(request.body)
         else:
             raise RequestError(f"path: this engine takes no {path[:100]!r}", status=404)
-        name = self.engine.facts.model
-        if asked.model != name:
-            raise RequestError(f"model: {asked.model!r} is not served here; there is {name}", "model", 404)
+        facts, name = self.engine.facts, asked.model
+        if name not in (facts.model, *facts.adapters):
+            there = ", ".join((facts.model, *facts.adapters))
+            raise RequestError(f"model: {name!r} is not served here; there is {there}", "model", 404)
         prompts = await self._words.encode(asked)
         if len(prompts) != 1 or (asked.n or 1) != 1:
             raise RequestError("n, prompt: a mock gives one answer to one prompt; ask several times", "n")
-        work = _work(asked, prompts[0])
+        work = _work(asked, prompts[0], name if name in facts.adapters else "")
         shape = (ChatShape if path == CHAT else CompletionShape)(work.id, int(time()), name)
         await _Answer(asked, work, shape, self._words.spell, reply).run(self.engine)
 
@@ -154,7 +155,7 @@ class _Answer:
         self._reply.write(opening + self._shape.chunk(0, Delta(text, [], finish)))
 
 
-def _work(asked: ChatRequest | CompletionRequest, prompt: list[int]) -> Work:
+def _work(asked: ChatRequest | CompletionRequest, prompt: list[int], adapter: str) -> Work:
     return Work(
         id=RequestId(secrets.token_hex(12)),
         prompt=prompt,
@@ -162,6 +163,8 @@ def _work(asked: ChatRequest | CompletionRequest, prompt: list[int]) -> Work:
         sampling=Sampling(),
         stop_ids=[] if asked.ignore_eos else asked.stop_token_ids or [],
         salt=asked.cache_salt or "",
+        adapter=adapter,
+        priority=asked.priority or 0,
     )
 
 
@@ -175,7 +178,8 @@ def _models(engine: MockEngine, root: str | None) -> bytes:
         "root": root or facts.model,
         "max_model_len": min(facts.context_tokens, facts.blocks * facts.block_size),
     }
-    return msgspec.json.encode({"object": "list", "data": [row]})
+    adapters = [{**row, "id": name, "root": name, "parent": facts.model} for name in facts.adapters]
+    return msgspec.json.encode({"object": "list", "data": [row, *adapters]})
 
 
 def _metrics(engine: MockEngine) -> bytes:

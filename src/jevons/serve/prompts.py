@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import msgspec
 
@@ -45,6 +45,11 @@ class Prompts:
 
     def served(self, name: str) -> Served | None:
         return self._served.get(name)
+
+    def serve_adapters(self, model: str, names: Collection[str]) -> None:
+        """These are adapters of a model that is served: its tokenizer is theirs."""
+        for name in names:
+            self._served[name] = msgspec.structs.replace(self._served[model], name=name)
 
     def limit(self, name: str, context_tokens: int) -> None:
         """A worker that serves this model holds no longer sequences."""
