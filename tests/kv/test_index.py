@@ -88,6 +88,29 @@ def test_removing_what_is_unknown_is_counted_and_harmless() -> None:
     assert index.overlaps(CHAINS[0]) == {}
 
 
+def test_of_a_crowd_those_are_told_that_got_it_last_as_others_come_and_go() -> None:
+    (index, holdings), names = held_by(80), CHAINS[0]
+    for holding in holdings[:60]:
+        holding.store(names)
+    told = [index.overlaps(names)]
+    for holding in holdings[60:]:
+        holding.store(names)
+    told.append(index.overlaps(names))
+    for holding in holdings[70:]:
+        holding.remove(names)
+    told.append(index.overlaps(names))
+    holdings[5].remove(names)
+    holdings[5].store(names)
+    told.append(index.overlaps(names))
+    for holding in holdings[40:60]:
+        holding.remove(names[:1])
+    told.append(index.overlaps(names))
+
+    last = [range(28, 60), range(48, 80), range(38, 70), [5, *range(39, 70)], [5, *range(19, 40), *range(60, 70)]]
+    assert [sorted(depths) for depths in told] == [sorted(workers) for workers in last]
+    assert all(set(depths.values()) == {len(names)} for depths in told)
+
+
 @pytest.mark.parametrize("workers", [1, 30])
 def test_any_number_of_workers_can_share_a_prefix(workers: int) -> None:
     (index, holdings), names = held_by(workers), CHAINS[0]

@@ -83,7 +83,8 @@ def reserved(array: Any, size: int) -> Any:
 
     It comes in small pages. Numpy asks for pages of 2 MB, and to clear one took 5 ms where memory was fragmented.
     """
-    pages = mmap.mmap(-1, max(1, size) * array.dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, max(1, size) * array.dtype.itemsize, flags=flags)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         pages.madvise(mmap.MADV_NOHUGEPAGE)
     wider = np.frombuffer(pages, array.dtype, size)

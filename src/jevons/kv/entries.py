@@ -54,6 +54,7 @@ PAIR = np.dtype(
     ]
 )
 _LEAST = 16  # heads
+CROWDS, CROWD = 256, 32  # blocks of which it is kept who got them last, in a row, and how many of those
 
 
 def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, int | float]]:
@@ -66,6 +67,8 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
         "set_heads": np.zeros(sets + _LEAST, np.int32),
         "pairs": np.zeros(pairs, PAIR),
         "pair_heads": np.zeros(pairs + _LEAST, np.int32),
+        "listed": np.full(CROWDS, -1, np.int32),  # the block kept there, by the last bits of its number
+        "listed_workers": np.zeros(CROWDS * CROWD, np.int32),  # workers of each
         "held": np.zeros(workers, np.int64),  # distinct blocks, by worker
         "whose": np.arange(workers, dtype=np.int32),  # who has that number here; -1: nobody any more
     }
@@ -312,6 +315,7 @@ def _link_pair(h: Records, block: int, worker: int) -> Any:
     if blk.first >= 0:
         pairs[blk.first].before = pair
     blk.first = pair
+    _forget_crowd(h, block)
     insert_at(heads, _pair_head(h, block, worker), pairs, pair)
     h.pairs_known += 1
     return new
@@ -329,6 +333,13 @@ def pair_of(h: Records, block: int, worker: int) -> Any:
         return view(h.pairs, h.pairs_n, PAIR)[pair]
     _change_set(h, block, worker, 1)
     return _link_pair(h, block, worker)
+
+
+@compiled
+def _forget_crowd(h: Records, block: int) -> None:
+    crowds = view(h.listed, h.listed_n, SMALL)
+    if crowds[block & (CROWDS - 1)] == block:
+        crowds[block & (CROWDS - 1)] = -1
 
 
 @compiled
@@ -355,6 +366,7 @@ def drop_pair(h: Records, pair: int) -> None:
         view(h.blocks, h.blocks_n, BLOCK)[block].first = old.next
     if old.next >= 0:
         pairs[old.next].before = old.before
+    _forget_crowd(h, block)
     remove_at(heads, _pair_head(h, block, worker), pairs, pair)
     old.next, h.pair_spare = h.pair_spare, pair
     old.worker = -1

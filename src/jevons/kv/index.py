@@ -173,7 +173,7 @@ class Holding:
         self, index: PrefixIndex, worker: int, on_renumbered: Callable[[], None] | None, tier: Tier = Tier.HBM
     ) -> None:
         self._index = index
-        self._tier = tier
+        self._tier, self._is_lower = tier, tier is not Tier.HBM
         self._worker = worker
         self._on_renumbered = on_renumbered
         self.holder = index._new_holder(worker)
@@ -189,11 +189,14 @@ class Holding:
 
     def store_names(self, names: Ints, group: int = 0) -> None:
         """As `store`, of blocks that are named as the kernels name them, in a group of layers. See `kv.groups`."""
-        index, names = self._index, groups.names_in(names, self._tier, group)
+        index = self._index
+        if group or self._is_lower:
+            names = groups.names_in(names, self._tier, group)
         if not _store(index.hub.record, self.holder, names):
             index.make_room(len(names))
             _store(index.hub.record, self.holder, names)
-        index.sweep(_SWEPT * len(names) + _SWEPT_AT_LEAST)
+        if index._dead:
+            index.sweep(_SWEPT * len(names) + _SWEPT_AT_LEAST)
 
     def remove(self, hashes: Sequence[BlockHash]) -> int:
         """It has one copy less of each of `hashes`. Returns how many of them it was not known to hold."""

@@ -11,9 +11,9 @@ crowd, among which the least busy are found otherwise.
 
 from __future__ import annotations
 
-from jevons.base.compiled import Ints, Places, Records, compiled
+from jevons.base.compiled import SMALL, Ints, Places, Records, compiled
 from jevons.base.hub import view
-from jevons.kv.entries import BLOCK, PAIR, find_after, find_block, find_pair, holders_of
+from jevons.kv.entries import BLOCK, CROWD, CROWDS, PAIR, find_after, find_block, find_pair, holders_of
 
 
 @compiled
@@ -39,18 +39,28 @@ def overlaps(h: Records, names: Ints, workers: Places, depths: Places, most: int
         still = _list_holders(h, first, workers, most)
         _follow(h, names, (1, first, still), workers, depths)
         return still
-    depth, block = 0, first
-    while block >= 0 and holders_of(h, block) > most and depth + 1 < len(names):
-        depth += 1
-        block = find_after(h, block, names[depth])
+    block, depth = _pass_crowd(h, names, first, most)
     still = 0
     if block >= 0 and holders_of(h, block) <= most:
         still = _list_holders(h, block, workers, most)
         still = _keep_reaching(h, names[:depth], workers, still)
         _follow(h, names, (depth + 1, block, still), workers, depths)
-    some = _list_holders(h, first, workers[still:], most)
+    some = _list_crowd(h, first, workers[still:], most)
     _measure(h, names, first, workers[still : still + some], depths[still : still + some])
     return still + some
+
+
+@compiled
+def _pass_crowd(h: Records, names: Ints, block: int, most: int) -> tuple[int, int]:
+    """From the first block, that more than `most` have, to the first that no more have, or nobody (-1), and its depth;
+    to the last block if there is none."""
+    depth = 0
+    while block >= 0 and holders_of(h, block) > most:
+        block, depth = _run(h, names, block, depth + 1)
+        if depth == len(names):
+            return block, depth - 1
+        block = find_after(h, block, names[depth])
+    return block, depth
 
 
 @compiled
@@ -177,6 +187,22 @@ def _keep_reaching(h: Records, names: Ints, workers: Places, count: int) -> int:
         block = find_after(h, block, names[depth])
         count = _keep(h, block, workers, count) if block >= 0 else 0
     return count
+
+
+@compiled
+def _list_crowd(h: Records, block: int, workers: Places, most: int) -> int:
+    """As `_list_holders`, of a block that more have. Pairs of one block lie far apart, so who they are is kept."""
+    if most > CROWD:
+        return _list_holders(h, block, workers, most)
+    crowds, at = view(h.listed, h.listed_n, SMALL), block & (CROWDS - 1)
+    kept = view(h.listed_workers, h.listed_workers_n, SMALL)[at * CROWD : (at + 1) * CROWD]
+    if crowds[at] != block:
+        crowds[at] = block if _list_holders(h, block, kept, CROWD) == CROWD else -1
+        if crowds[at] < 0:
+            return _list_holders(h, block, workers, most)
+    for i in range(most):
+        workers[i] = kept[i]
+    return most
 
 
 @compiled
