@@ -179,6 +179,21 @@ def test_who_works_on_a_long_queue_has_not_stalled() -> None:
         r.on_first(RequestId(str(i)), 1.0 + 0.9 * i)
 
 
+def test_last_resorts_are_those_that_are_late_now_and_no_others() -> None:
+    r = attached(A, B)
+    r.roster.heard(A, 1.0, silent_s=5.0)
+    place(r, "1", now_s=1.0)
+    assert r.stalled(30.0) == [B]
+    assert place(r, "2", now_s=30.0, avoid={B}) == A  # suspect, but there
+    r.gone(A)
+    assert place(r, "3", now_s=30.0) == B
+    with pytest.raises(NoWorker):
+        place(r, "4", now_s=30.0, avoid={B})
+    r.leave(B)
+    with pytest.raises(NoWorker):
+        place(r, "5", now_s=30.0)
+
+
 def test_an_answer_that_comes_whole_may_take_as_long_as_its_tokens() -> None:
     r = attached(A)
     r.place(RequestId("1"), PROMPT, 1.0, tells_first=False)

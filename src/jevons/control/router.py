@@ -87,6 +87,7 @@ class Router:
         self._kins: dict[tuple[Any, ...], Kin] = {}  # by what makes workers alike
         self._workers: dict[WorkerId, Member] = {}
         self._members: dict[int, Member] = {}  # by number
+        self._resorts: dict[WorkerId, Member] = {}  # suspects and stalled ones
         self._recalled: dict[WorkerId, WorkerState] = {}  # of workers that have not joined yet
         self._lately: dict[WorkerId, deque[Measured]] = {}  # by the worker it was measured on
         self._placed: dict[RequestId, Placed] = {}
@@ -117,7 +118,7 @@ class Router:
         if old is not None:
             worker.reports_steps = old.reports_steps
         self.carry(facts.id, facts.adapters)
-        self._book.set_up(worker.number, self.roster.health(facts.id) is Health.UP)
+        self._tell_up(worker)
         recalled = self._recalled.pop(facts.id, None)
         if recalled is not None:
             self._resume(worker, recalled)
@@ -142,6 +143,7 @@ class Router:
             left.learned.leave()
             self._lately.pop(worker, None)
             self._end(left)
+            self._resorts.pop(worker, None)
         self.roster.forget(worker)
 
     def gone(self, worker: WorkerId) -> bool:
@@ -408,7 +410,7 @@ class Router:
             has_stalled = worker.has_stalled(now_s, self._hang_s)
             if has_stalled is not worker.is_stalled:
                 worker.is_stalled = has_stalled
-                self._book.set_up(worker.number, self._may_work(worker))
+                self._tell_up(worker)
                 found += [id] if has_stalled else []
         return found
 
@@ -473,10 +475,16 @@ class Router:
     def _on_health(self, worker: WorkerId, health: Health) -> None:
         known = self._workers.get(worker)
         if known is not None:
-            self._book.set_up(known.number, self._may_work(known))
+            self._tell_up(known)
 
-    def _is_last_resort(self, worker: Member) -> bool:
-        return not self._may_work(worker) and self.roster.health(worker.facts.id) is not Health.DOWN
+    def _tell_up(self, worker: Member) -> None:
+        """Whether it may work, or only where nobody else is left, may have changed."""
+        id, may_work = worker.facts.id, self._may_work(worker)
+        self._book.set_up(worker.number, may_work)
+        if may_work or self.roster.health(id) is Health.DOWN:
+            self._resorts.pop(id, None)
+        else:
+            self._resorts[id] = worker
 
     def _may_work(self, worker: Member) -> bool:
         return self.roster.health(worker.facts.id) is Health.UP and not worker.is_stalled
@@ -517,9 +525,7 @@ class Router:
         if count:
             return count
         suspects = [
-            worker.number
-            for id, worker in self._workers.items()
-            if worker.desk == desk and id not in wish.avoid and self._is_last_resort(worker)
+            worker.number for id, worker in self._resorts.items() if worker.desk == desk and id not in wish.avoid
         ]
         self._book.set_all_up(suspects, True)
         count = self._gather_up(desk, wish) if suspects else 0
