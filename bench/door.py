@@ -1,10 +1,20 @@
-"""What the front costs: CPU per request and per streamed chunk of `jevons serve`, beside vllm-router (Rust).
+"""What the door costs: CPU, latency, affinity of `jevons serve`, beside vllm-router and sglang-router (Rust).
 
-    python bench/door.py [--requests 1500] [--rounds 3] [--json]
+    python bench/door.py [--rounds 5] [--seconds 1.5] [--only short-1,16k] [--peers DIR] [--tokenizer DIR] [--json]
 
-Two stub engines answer at once; the front under test relays. Targets take turns in one run, medians count. CPU is that
-of the front's own process, from /proc. `kv` knows each worker's blocks by the prompts it placed; `cache_aware` is the
-peer's likeness of it. vllm-router (PyPI, 0.1.17) is left out where it is not installed. Linux only.
+    short-1     one connection, prompts of 64 bytes: what is added to the engine's own time
+    short-64    64 connections, the same: CPU per request
+    16k         32 connections, 16 KB of which 64 groups share 80 %: CPU per request, and affinity: how often a group's
+                prompt went where its last one went
+    light       8 streams at 50 tokens/s each: time to first token, one-way time of a chunk
+    streams     256 streams at 50 tokens/s each: CPU per chunk
+
+Two stub engines that take no time, one load generator, each a process of its own on bare asyncio protocols; targets
+take turns within a round, medians of the rounds count. CPU is that of the target's process, all its threads; the
+generator manages some 15,000 requests/s, so `direct` and fast peers are bound by it, CPU per request is not. `kv`
+tokenizes every prompt with the model's tokenizer (SmolLM2's; `--tokenizer ''`: by its bytes), names its blocks, places
+it; it knows workers by what it placed on them, as there are no KV events. The peers (`pip install vllm-router==0.1.17
+sglang-router==0.3.2` into a venv, `--peers VENV/bin`) are left out where they are not installed. Linux only.
 """
 
 from __future__ import annotations
@@ -18,55 +28,274 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, cast
 
 import uvloop
 
-from jevons.base.errors import JevonsError
-from jevons.engine.openai import Answer, OpenAIEngine, parse_spec
-from jevons.serve.http import EVENT_STREAM, Door, Reply, Request
+from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.pull import resolve
 
-CHUNKS = 50
+PACE_S, CHUNKS = 0.02, 50
 RUNNING = 8
-CHUNK = b'data: {"id":"c","object":"text_completion","choices":[{"index":0,"text":" word","finish_reason":null}]}\n\n'
-WHOLE = json.dumps(
-    {
-        "id": "c",
-        "object": "text_completion",
-        "model": "stub",
-        "choices": [{"index": 0, "text": " word", "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 8, "completion_tokens": 1, "total_tokens": 9},
-    }
-).encode()
+WORDS = (
+    "the",
+    "cache",
+    "of",
+    "every",
+    "token",
+    "model",
+    "server",
+    "and",
+    "route",
+    "with",
+    "prefix",
+    "block",
+    "is",
+    "a",
+)
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 MODELS = b'{"object":"list","data":[{"id":"stub","object":"model","max_model_len":32768}]}'
-SCENARIOS = ("small", "16 KB prompt", "stream")
+# What sglang-router asks an engine of itself.
+INFO = b'{"model_path":"stub","tokenizer_path":"stub","served_model_name":"stub","is_generation":true,"tp_size":1}'
 
 
-async def stub(request: Request, reply: Reply) -> None:
-    """An engine that takes no time."""
-    if request.method == "GET":
-        reply.send(200, MODELS)
-    elif not request.path.startswith("/v1/"):
-        reply.send(404, b'{"error":"no such path"}')
-    elif b'"stream":true' in request.body.replace(b" ", b""):
-        reply.start(200, EVENT_STREAM)
-        for _ in range(CHUNKS):
-            reply.write(CHUNK)
-            await asyncio.sleep(0.002)
-        reply.write(b"data: [DONE]\n\n")
-        reply.end()
-    else:
-        reply.send(200, WHOLE)
+class Scenario(NamedTuple):
+    name: str
+    connections: int
+    prompt_bytes: int
+    streams: bool = False
+
+
+SCENARIOS = (
+    Scenario("short-1", 1, 64),
+    Scenario("short-64", 64, 64),
+    Scenario("16k", 32, 16_384),
+    Scenario("light", 8, 64, True),
+    Scenario("streams", 256, 64, True),
+)
+
+
+class Http(asyncio.Protocol):
+    """Messages with a content-length, or chunked: enough for a stub and for who asks it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self._data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        self._data = data = self._data + data if self._data else data
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            return
+        head = data[:end].lower()
+        if b"transfer-encoding: chunked" in head:
+            self.on_part(data)
+            if data.endswith(b"0\r\n\r\n"):
+                self._data = b""
+                self.on_message(head, data[end:])
+            return
+        at = head.find(b"content-length:")
+        size = int(head[at + 15 : head.index(b"\r", at)]) if at >= 0 else 0
+        if len(data) >= end + size:
+            self._data = b""
+            self.on_message(head, data[end : end + size])
+
+    def on_part(self, data: bytes) -> None:
+        """All of a chunked message so far."""
+
+    def on_message(self, head: bytes, body: bytes) -> None:
+        raise NotImplementedError
+
+
+class Stub(Http):
+    """An engine that takes no time; its streams get a token each at every tick."""
+
+    streams: ClassVar[dict[Stub, int]] = {}  # chunks still to come
+    whole = b""
+
+    def on_message(self, head: bytes, body: bytes) -> None:
+        path = head.split(b" ", 2)[1]
+        if path.endswith((b"/render", b"/tokenize")):
+            self._send(_tokens(path, body))
+        elif not path.startswith(b"/v1/") or head.startswith(b"get"):
+            self._send(MODELS if path == b"/v1/models" else INFO)
+        elif b'"stream":true' in body.replace(b" ", b""):
+            kind = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            self.transport.write(b"HTTP/1.1 200 OK\r\n" + kind)
+            self.streams[self] = CHUNKS
+            self.step()
+        else:
+            self.transport.write(self.whole)
+
+    def step(self) -> None:
+        """One token of its stream."""
+        now = b"%d" % time.monotonic_ns()
+        event = b'data: {"id":"c","object":"text_completion","choices":[{"index":0,"text":"%b"}]}\n\n' % now
+        self.streams[self] -= 1
+        if not self.streams[self]:
+            del self.streams[self]
+            event += b"data: [DONE]\n\n"
+        last = b"" if self in self.streams else b"0\r\n\r\n"
+        self.transport.write(b"%x\r\n%b\r\n%b" % (len(event), event, last))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.streams.pop(self, None)
+
+    def _send(self, body: bytes) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(head + body)
+
+
+def _tokens(path: bytes, body: bytes) -> bytes:
+    """A token for four bytes, in the forms of vLLM's /tokenize and /render."""
+    asked = json.loads(body)
+    raw = str(asked.get("prompt") or asked.get("messages")).encode()
+    ids = [int.from_bytes(raw[i : i + 4], "big") & 0x7FFF for i in range(0, len(raw), 4)]
+    if path.endswith(b"/tokenize"):
+        return json.dumps({"count": len(ids), "max_model_len": 131_072, "tokens": ids}).encode()
+    told = {"request_id": "r", "token_ids": ids, "sampling_params": {"max_tokens": 1}, "model": "stub"}
+    return json.dumps(told if b"/chat/" in path else [told]).encode()
 
 
 async def serve_stub(port: int) -> None:
-    door = Door(stub, lambda status, message: json.dumps({"error": message}).encode())
-    await door.listen("127.0.0.1", port)
-    await asyncio.Event().wait()
+    """Each engine says in its answers who it is."""
+    usage = {"prompt_tokens": 8, "completion_tokens": 1, "total_tokens": 9}
+    choice = {"index": 0, "text": " word", "finish_reason": "length"}
+    body = json.dumps({"id": f"e{port}", "object": "text_completion", "choices": [choice], "usage": usage}).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    Stub.whole = head + body
+    await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", port, backlog=1024)
+    due_s = time.monotonic()
+    while True:
+        due_s += PACE_S
+        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        for one in list(Stub.streams):
+            one.step()
+
+
+class Load:
+    """Closed-loop clients of one target, and what they saw."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        self.latencies_s: list[float] = []
+        self.firsts_s: list[float] = []
+        self.transits_s: list[float] = []
+        self.chunks = self.wrong = self.same = self.again = 0
+        self._asked = seed * 1_000_003
+        self._groups: dict[int, bytes] = {}  # who answered last
+        self._shared = [_text(g, scenario.prompt_bytes * 4 // 5) for g in range(64)]
+        self.until_s = 0.0
+
+    def message(self) -> tuple[int, bytes]:
+        """The next request, and its group."""
+        self._asked += 7_919
+        group = self._asked % 64
+        prompt = f"hello {self._asked} " + "word " * 10
+        if self.scenario.prompt_bytes > 1_000:
+            shared = self._shared[group]
+            prompt = f"{shared} {self._asked} {_text(self._asked, self.scenario.prompt_bytes - len(shared))}"
+        asked = {"model": "stub", "prompt": prompt, "max_tokens": CHUNKS if self.scenario.streams else 1}
+        body = json.dumps({**asked, "stream": self.scenario.streams}).encode()
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        )
+        return group, head % len(body) + body
+
+    def answered(self, group: int, who: bytes) -> None:
+        known = self._groups.get(group)
+        self.again += known is not None
+        self.same += known == who
+        self._groups[group] = who
+
+    def report(self, took_s: float) -> dict[str, float]:
+        ordered = sorted(self.firsts_s if self.scenario.streams else self.latencies_s)
+        transits = sorted(self.transits_s)
+        return {
+            "requests": len(self.latencies_s),
+            "chunks": self.chunks,
+            "wrong": self.wrong,
+            "per_s": (self.chunks if self.scenario.streams else len(self.latencies_s)) / took_s,
+            "p50_us": 1e6 * ordered[len(ordered) // 2] if ordered else 0.0,
+            "p99_us": 1e6 * ordered[len(ordered) * 99 // 100] if ordered else 0.0,
+            "chunk_p50_us": 1e6 * transits[len(transits) // 2] if transits else 0.0,
+            "affinity": self.same / max(1, self.again),
+        }
+
+
+def _text(seed: int, size: int) -> str:
+    words = [WORDS[(seed * 31 + i * i * 7 + i // 3) % len(WORDS)] for i in range(size // 4)]
+    return f"g{seed} {' '.join(words)}"[:size]
+
+
+class Client(Http):
+    """Asks, waits for the answer, asks again."""
+
+    def __init__(self, load: Load) -> None:
+        super().__init__()
+        self._load = load
+        self.over = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._group, message = self._load.message()
+        self._seen = 0
+        self._began_s = time.monotonic()
+        self.transport.write(message)
+
+    def on_part(self, data: bytes) -> None:
+        load, now_ns = self._load, time.monotonic_ns()
+        while load.scenario.streams and (at := data.find(b'"text":"', self._seen)) >= 0:
+            end = data.find(b'"', at + 8)
+            if end < 0:
+                return
+            if not self._seen:
+                load.firsts_s.append(now_ns / 1e9 - self._began_s)
+            self._seen = end
+            load.chunks += 1
+            load.transits_s.append((now_ns - int(data[at + 8 : end])) / 1e9)
+
+    def on_message(self, head: bytes, body: bytes) -> None:
+        load, now_s = self._load, time.monotonic()
+        load.latencies_s.append(now_s - self._began_s)
+        load.wrong += not head.startswith(b"http/1.1 200") or (load.scenario.streams and b"[DONE]" not in body)
+        load.answered(self._group, body[:20])
+        if now_s < load.until_s:
+            self._ask()
+        else:
+            self.over.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.over.done():
+            self.over.set_exception(ConnectionError("the target closed a connection under a request"))
+
+
+async def run_load(port: int, scenario: Scenario, seconds: float, seed: int) -> dict[str, float]:
+    load, loop = Load(scenario, seed), asyncio.get_running_loop()
+    began_s = time.monotonic()
+    load.until_s = began_s + seconds
+    made = [await loop.create_connection(lambda: Client(load), "127.0.0.1", port) for _ in range(scenario.connections)]
+    async with asyncio.timeout(seconds + 60):
+        await asyncio.gather(*(client.over for _, client in made))
+    took_s = time.monotonic() - began_s
+    for transport, _ in made:
+        transport.abort()
+    return load.report(took_s)
+
+
+# Processes
 
 
 def free_ports(count: int) -> list[int]:
@@ -85,126 +314,183 @@ def process(*command: str) -> Iterator[int]:
         yield running.pid
     finally:
         running.terminate()
-        running.wait(20)
+        try:
+            running.wait(15)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds of a process so far, of the threads it has."""
+    total_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total_ns += int((task / "schedstat").read_text().split()[0])
+    return total_ns / 1e9
+
+
+def rss_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+class Target(NamedTuple):
+    name: str
+    port: int
+    pid: int
 
 
 async def until_ready(url: str) -> None:
+    """Raises SystemExit unless a completion is answered within three minutes: kernels may have to be compiled."""
     body = json.dumps({"model": "stub", "prompt": "ready?", "max_tokens": 1}).encode()
-    for _ in range(300):
-        engine = OpenAIEngine(parse_spec(url))
+    asked = urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
+
+    def answers() -> bool:
         try:
-            answer = await engine.whole("/v1/completions", body)
-            if answer.status == 200:
-                return
-        except (JevonsError, OSError):
-            pass
-        finally:
-            engine.close()
+            with urllib.request.urlopen(asked, timeout=2):
+                return True
+        except OSError:
+            return False
+
+    for _ in range(1_800):
+        if await asyncio.to_thread(answers):
+            return
         await asyncio.sleep(0.1)
     raise SystemExit(f"{url} does not answer")
 
 
-async def load(url: str, scenario: str, requests: int) -> int:
-    """Send `requests`, eight at a time; returns how many things (requests or chunks) passed."""
-    engine = OpenAIEngine(parse_spec(url))
-    words = "lorem ipsum dolor sit amet " * (16_384 // 27)
-    passed = 0
-
-    async def one(number: int) -> None:
-        nonlocal passed
-        prompt = f"{number % 7} {words}" if scenario == "16 KB prompt" else f"hello {number % 7}"
-        body: dict[str, Any] = {"model": "stub", "prompt": prompt, "max_tokens": CHUNKS}
-        if scenario != "stream":
-            answer = await engine.whole("/v1/completions", json.dumps(body).encode())
-            assert answer.status == 200, answer.body
-            passed += 1
-            return
-        chunks = 0
-        async for event in engine.stream("/v1/completions", json.dumps({**body, "stream": True}).encode()):
-            assert not isinstance(event, Answer), event
-            chunks += event.has_choices
-        assert chunks == CHUNKS, f"{chunks} of {CHUNKS} chunks came"
-        passed += chunks
-
-    numbers = iter(range(requests))
+async def load(url: str, requests: int) -> int:
+    """So many small requests, RUNNING at a time; returns how many were answered. For other benches."""
+    engine, numbers = OpenAIEngine(parse_spec(url)), iter(range(requests))
 
     async def client() -> None:
         for number in numbers:
-            await one(number)
+            body = {"model": "stub", "prompt": f"hello {number % 7}", "max_tokens": 1}
+            answer = await engine.whole("/v1/completions", json.dumps(body).encode())
+            assert answer.status == 200, answer.body
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(RUNNING):
             tasks.create_task(client())
     engine.close()
-    return passed
+    return requests
 
 
-async def measure(targets: dict[str, tuple[str, int]], requests: int, rounds: int) -> list[dict[str, Any]]:
-    for url, _ in targets.values():
-        await until_ready(url)
+def peers_of(folder: str | None, backends: list[str]) -> Iterator[tuple[str, Callable[[int], list[str]]]]:
+    """Each peer and policy, as a command for a port; those that are missing are named on stderr."""
+    for program, words in (("vllm-router", []), ("sglang-router", ["launch"])):
+        path = shutil.which(program, path=folder) if folder else None
+        path = path or shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
+        if path is None:
+            print(f"{program} is not installed: left out", file=sys.stderr)
+            continue
+        for policy in ("round_robin", "cache_aware"):
+
+            def command(port: int, path: str = path, words: list[str] = words, policy: str = policy) -> list[str]:
+                flags = ["--host", "127.0.0.1", "--port", str(port), "--policy", policy]
+                metrics = ["--prometheus-host", "127.0.0.1"] if words else []
+                metrics += ["--prometheus-port", str(free_ports(1)[0]), "--log-level", "warn" if words else "warning"]
+                return [path, *words, *flags, *metrics, "--worker-urls", *backends]
+
+            yield f"{program} {policy}", command
+
+
+def start(running: ExitStack, peers: str | None, tokenizer: str) -> list[Target]:
+    one, two, *ports = free_ports(8)
+    me = [sys.executable, __file__]
+    pids = [running.enter_context(process(*me, "--stub", str(port))) for port in (one, two)]
+    targets = [Target("direct", one, pids[0])]
+    more = f",tokenizer={tokenizer}" if tokenizer else ""
+    engines = [word for port in (one, two) for word in ("--engine", f"http://127.0.0.1:{port}{more}")]
+    for policy in ("kv", "round_robin"):
+        port = ports.pop()
+        command = [sys.executable, "-m", "jevons", "serve", "--policy", policy, "--port", str(port), *engines]
+        targets.append(Target(f"jevons {policy}", port, running.enter_context(process(*command))))
+    backends = [f"http://127.0.0.1:{port}" for port in (one, two)]
+    for name, made in peers_of(peers, backends):
+        port = ports.pop()
+        targets.append(Target(name, port, running.enter_context(process(*made(port)))))
+    for target in targets:
+        uvloop.run(until_ready(f"http://127.0.0.1:{target.port}"))
+    return targets
+
+
+def turn(target: Target, scenario: Scenario, seconds: float, seed: int) -> dict[str, float]:
+    """One target under one load, once."""
+    asked = [sys.executable, __file__, "--load", f"{target.port},{scenario.name},{seconds},{seed}"]
+    before_s = cpu_s(target.pid)
+    found: dict[str, float] = json.loads(subprocess.run(asked, capture_output=True, check=True, timeout=300).stdout)
+    used_s = cpu_s(target.pid) - before_s
+    passed = found["chunks"] if scenario.streams else found["requests"]
+    return {**found, "cpu_us": 1e6 * used_s / max(1, passed), "rss_mib": rss_mib(target.pid)}
+
+
+def measure(targets: list[Target], scenarios: list[Scenario], rounds: int, seconds: float) -> list[dict[str, Any]]:
     rows = []
-    for scenario in SCENARIOS:
-        count = max(16, requests // 10) if scenario == "stream" else requests
-        costs: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
+    for scenario in scenarios:
+        seen: dict[str, list[dict[str, float]]] = {target.name: [] for target in targets}
         for round_ in range(rounds + 1):
-            for name, (url, pid) in targets.items():
-                cpu, wall = cpu_s(pid), time.perf_counter()
-                passed = await load(url, scenario, count)
+            for target in targets:
+                found = turn(target, scenario, seconds, round_)
                 if round_:  # the first one warms up
-                    costs[name].append(((cpu_s(pid) - cpu) / passed, (time.perf_counter() - wall) / passed))
-        for name, pairs in costs.items():
-            cpu, wall = (1e6 * median(column) for column in zip(*pairs, strict=True))
-            rows.append({"scenario": scenario, "target": name, "cpu_us": cpu, "wall_us": wall})
+                    seen[target.name].append(found)
+        bare = median(one["p50_us"] for one in seen["direct"]), median(one["p99_us"] for one in seen["direct"])
+        for name, turns in seen.items():
+            row: dict[str, Any] = {key: median(one[key] for one in turns) for key in turns[0]}
+            row |= {"added_p50_us": row["p50_us"] - bare[0], "added_p99_us": row["p99_us"] - bare[1]}
+            rows.append({"scenario": scenario.name, "target": name, **row, "wrong": sum(one["wrong"] for one in turns)})
     return rows
 
 
-def run(requests: int, rounds: int) -> list[dict[str, Any]]:
-    one, two, *ports = free_ports(6)
-    backends = [f"http://127.0.0.1:{port}" for port in (one, two)]
-    me, targets = [sys.executable, __file__], {}
-    with ExitStack() as running:
-        pids = [running.enter_context(process(*me, "--stub", str(port))) for port in (one, two)]
-        targets["direct"] = (backends[0], pids[0])
-        engines = [word for url in backends for word in ("--engine", url)]
-        for policy in ("round_robin", "kv"):
-            port = ports.pop()
-            command = [sys.executable, "-m", "jevons", "serve", "--policy", policy, "--port", str(port), *engines]
-            targets[f"jevons {policy}"] = (f"http://127.0.0.1:{port}", running.enter_context(process(*command)))
-        peer = shutil.which("vllm-router") or shutil.which("vllm-router", path=str(Path(sys.executable).parent))
-        for policy in ("round_robin", "cache_aware") if peer else ():
-            port, metrics = ports.pop(), free_ports(1)[0]
-            flags = f"--host 127.0.0.1 --port {port} --prometheus-port {metrics} --log-level warning --policy {policy}"
-            command = [str(peer), *flags.split(), "--worker-urls", *backends]
-            targets[f"vllm-router {policy}"] = (f"http://127.0.0.1:{port}", running.enter_context(process(*command)))
-        return uvloop.run(measure(targets, requests, rounds))
-
-
 def report(rows: list[dict[str, Any]]) -> None:
-    print(f"{'':14}{'':26}{'CPU us':>9}{'wall us':>9}   per request, or per chunk of a stream")
+    columns = (
+        "cpu_us",
+        "p50_us",
+        "added_p50_us",
+        "added_p99_us",
+        "per_s",
+        "chunk_p50_us",
+        "affinity",
+        "rss_mib",
+        "wrong",
+    )
+    print(f"{'':36}" + "".join(f"{column:>14}" for column in columns) + "   CPU, of the best peer's")
     for row in rows:
-        peer = next((r for r in rows if r["scenario"] == row["scenario"] and "vllm-router r" in r["target"]), None)
-        ratio = f"   {row['cpu_us'] / peer['cpu_us']:.2f} x vllm-router's round robin" if peer else ""
-        ratio = ratio if row["target"].startswith("jevons") else ""
-        print(f"{row['scenario']:14}{row['target']:26}{row['cpu_us']:9.1f}{row['wall_us']:9.1f}{ratio}")
+        peers = [r for r in rows if r["scenario"] == row["scenario"] and "-router" in r["target"]]
+        best = min((r["cpu_us"] for r in peers), default=0.0)
+        ratio = f"   {row['cpu_us'] / best:.2f}" if best and row["target"].startswith("jevons") else ""
+        name = f"{row['scenario']:10}{row['target']:26}"
+        wrong = f"   {row['wrong']:.0f} WRONG ANSWERS" if row["wrong"] else ""
+        print(name + "".join(f"{row[column]:14,.2f}" for column in columns) + ratio + wrong)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each turn")
+    parser.add_argument("--only", default="", help="scenarios, by comma")
+    parser.add_argument("--peers", default=os.environ.get("PEERS_BIN"), help="folder of the peers' programs")
+    parser.add_argument("--tokenizer", help="directory; SmolLM2's by default, '' for none")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stub:
         uvloop.run(serve_stub(args.stub))
-        return
-    rows = run(args.requests, args.rounds)
+    elif args.load:
+        port, name, seconds, seed = args.load.split(",")
+        scenario = next(s for s in SCENARIOS if s.name == name)
+        print(json.dumps(uvloop.run(run_load(int(port), scenario, float(seconds), int(seed)))))
+    else:
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    tokenizer = str(resolve("smollm2-135m")) if args.tokenizer is None else args.tokenizer
+    wanted = args.only.split(",") if args.only else [s.name for s in SCENARIOS]
+    with ExitStack() as running:
+        targets = start(running, args.peers, tokenizer)
+        rows = measure(targets, [s for s in SCENARIOS if s.name in wanted], args.rounds, args.seconds)
     print(json.dumps(rows)) if args.json else report(rows)
 
 

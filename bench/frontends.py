@@ -94,7 +94,7 @@ async def _loads(url: str, requests: int, sides: int) -> None:
     """Over as many connections as eight clients of several processes have, spread by the kernel."""
     async with asyncio.TaskGroup() as tasks:
         for _ in range(sides):
-            tasks.create_task(load(url, "small", requests // sides))
+            tasks.create_task(load(url, requests // sides))
 
 
 def cost(counts: list[int], requests: int, rounds: int) -> list[dict[str, Any]]:

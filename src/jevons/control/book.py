@@ -125,6 +125,7 @@ class Book:
         self.index = PrefixIndex(self.hub)
         self.scratch = Scratch()  # what events are read into
         self._kinds: dict[tuple[int, bool, int], int] = {}
+        self._sizes: dict[tuple[str | None, int], list[int]] = {}  # block sizes by model and desk, while kinds stay
         self._models: dict[str, int] = {}
         self._nodes: dict[str, int] = {}
         self._workers = list(range(_WORKERS - 1, -1, -1))  # numbers nobody has
@@ -174,6 +175,7 @@ class Book:
         """What a worker serves, whether it computes prompts alone, how long its blocks are (0: unknown)."""
         kind = self._kinds.setdefault((self._model(model), apart, block_size), len(self._kinds))
         if len(self._kinds) > len(self.hub["kinds"]):
+            self._sizes.clear()
             self.hub.put("kinds", board.kinds_of(list(self._kinds)))
         self.hub["workers"][number]["kind"] = kind
         board.seat(self.hub)
@@ -191,8 +193,14 @@ class Book:
 
     def block_sizes(self, model: str | None, desk: int) -> list[int]:
         """Of the workers that a request for `model` may find at a desk."""
-        number = board.ANY if model is None else self._models.get(model, -2)
-        return sorted({size for m, apart, size in self._kinds if apart == bool(desk) and number in (board.ANY, m)})
+        sizes = self._sizes.get((model, desk))
+        if sizes is None:
+            number = board.ANY if model is None else self._models.get(model, -2)
+            found = {size for m, apart, size in self._kinds if apart == bool(desk) and number in (board.ANY, m)}
+            sizes = sorted(found)
+            if number != -2:
+                self._sizes[model, desk] = sizes
+        return sizes
 
     def _model(self, name: str) -> int:
         return self._models.setdefault(name, len(self._models))

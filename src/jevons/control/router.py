@@ -521,6 +521,8 @@ class Router:
     def _gather(self, desk: int, wish: _Wish) -> int:
         """Candidates of a desk: of those that are up, else of suspects and stalled ones, for work on a slow worker
         beats none at all. Returns how many there are."""
+        if not self._book.block_sizes(wish.model, desk):
+            return 0  # nobody of this kind ever joined
         count = self._gather_up(desk, wish)
         if count:
             return count

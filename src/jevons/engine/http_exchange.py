@@ -34,6 +34,18 @@ class Taker(Protocol):
         """The engine cannot be reached, or the connection ended first."""
 
 
+class _Nobody:
+    """Takes what nobody waits for."""
+
+    def on_head(self, head: Head) -> None: ...
+    def on_body(self, data: bytes) -> None: ...
+    def on_end(self) -> None: ...
+    def on_lost(self, error: EngineGone) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Exchange:
     """A request on its way and its response, for whoever decides that it must end."""
 
@@ -59,6 +71,10 @@ class Exchange:
             self._connection.abort()
         if self._dialing is not None:
             self._dialing.cancel()
+
+    def forget(self) -> None:
+        """It is over for its taker, who is let go."""
+        self.taker = _NOBODY
 
     def pause(self) -> None:
         """Read no more for now."""

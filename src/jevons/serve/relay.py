@@ -278,6 +278,7 @@ class _Transfer:
     def _end(self, error: Exception | None, status: int = 0) -> None:
         self._relay.deadlines.end(self)
         self._reply.answerer = None
+        self._exchange.forget()  # it knows us and we know it: only a collection would find that nobody needs either
         self._over(error, status)
 
 
