@@ -314,6 +314,26 @@ def test_what_is_wrong_is_answered_at_once(
     talk.end()
 
 
+@pytest.mark.parametrize("header", ["x_gateway_inference_fairness_id", "x_llm_d_inference_fairness_id"])
+def test_whose_request_it_is_is_told_by_the_fairness_id(
+    server: Picking, stream: Callable[[], Stream], header: str
+) -> None:
+    talk = stream()
+    assert destination(duplex(talk, asked(), headers=headers(**{header: f"team of {header}"})))
+
+    assert f"team of {header}" in [tenant["id"] for tenant in server.snapshot()["gate"]["tenants"]]
+    talk.leave()
+
+
+def test_who_would_be_late_may_wait_in_front_of_a_gateway_too(stream: Callable[[], Stream]) -> None:
+    talk = stream()
+    waits = headers(x_slo_ttft_ms="0.001", x_slo_miss="queue", x_slo_queue_s="0.3")
+    answer = duplex(talk, asked(), headers=waits).immediate
+
+    assert (answer.status.code, json.loads(answer.body)["error"]["code"]) == (429, "too_late")
+    talk.end()
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [("/v1/embeddings", b'{"input": "a"}'), (CHAT, asked(model="an-adapter")), ("/v1/files", b"\x00\x01"), (CHAT, b"")],

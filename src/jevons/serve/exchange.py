@@ -26,12 +26,14 @@ from jevons.serve.extproc import (
     stream,
 )
 from jevons.serve.front import explain
+from jevons.serve.headers import FAIRNESS
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import error_body
 from jevons.serve.picker import Pick, Picker
 from jevons.serve.relay import as_finished
 
+OLD_FAIRNESS = "x-gateway-inference-fairness-id"  # as the extension named it at first, and gateways still do
 ENDPOINT = "picker"  # its label in the metrics
 _SENT_BACK = (Mode.FULL_DUPLEX_STREAMED, Mode.GRPC)
 _EVENT_BYTES = 1 << 20  # an event longer than that is not read
@@ -318,6 +320,8 @@ class _Answer:
 def _request(headers: dict[str, str]) -> Request:
     request = Request()
     request.headers = headers
+    if OLD_FAIRNESS in headers:
+        headers.setdefault(FAIRNESS, headers[OLD_FAIRNESS])
     request.method = headers.get(":method", "")
     request.path, _, request.query = headers.get(":path", "").partition("?")
     return request
