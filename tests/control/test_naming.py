@@ -73,7 +73,7 @@ def payloads(draw: st.DrawFn) -> bytes:
 def state(intake: Intake, index: PrefixIndex) -> Any:
     slots = intake._names.hub["slots"]
     held = sorted((int(slot["second"]), int(slot["key"]) & 1023) for slot in slots if slot["key"])
-    return held, len(index), +intake.counts, intake._last_ts, intake.mode, intake.block_size
+    return held, len(index), +intake.counts, float(intake._names.hub.number("ts")), intake.mode, intake.block_size
 
 
 @settings(max_examples=300, deadline=None)  # the first call compiles

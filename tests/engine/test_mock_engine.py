@@ -24,7 +24,7 @@ from jevons.kv.hashing import block_hashes
 from jevons.kv.index import PrefixIndex
 from jevons.perf.measured import Prices
 from jevons.perf.pace import pace_of
-from jevons.wire.events import Subscriber
+from jevons.wire.sources import Sources
 
 BLOCK = 4
 PRICES = Prices(per_step_s=0.01, per_token_s=0.001, per_token_context_s=0.0, per_decode_s=0.002)
@@ -202,13 +202,15 @@ class Heard:
     def __init__(self, made: MockEngine) -> None:
         self.holding = PrefixIndex().holding(0)
         self.intake = Intake(self.holding)
-        self.subscriber = Subscriber(*made.endpoints)
+        self.made = made
+        self.sources = Sources()
 
     def has_exactly(self, names: Sequence[BlockHash]) -> bool:
         return len(self.holding) == len(names) and all(self.holding.holds(name) for name in names)
 
     async def until_replayed(self) -> None:
-        complete = await self.subscriber.replay(self.intake.begin_replay(), 5.0, self.intake.on_replayed)
+        at, start = self.made.endpoints[1], self.intake.begin_replay()
+        complete = await self.sources.replay(at, start, 5.0, self.intake.on_replayed)
         self.intake.on_replay_end(complete=complete)
 
 
@@ -218,7 +220,7 @@ async def hearing(made: MockEngine) -> AsyncIterator[Heard]:
     try:
         yield heard
     finally:
-        heard.subscriber.close()
+        heard.sources.close()
 
 
 async def work_hard(made: MockEngine) -> None:
@@ -243,11 +245,7 @@ def test_lost_batches_are_not_sent_but_can_be_replayed() -> None:
         async with engine(blocks=40) as made, hearing(made) as heard:
             seen: list[KvPayload] = []
 
-            async def listen() -> None:
-                async for batch in heard.subscriber.batches():
-                    seen.append(batch)
-
-            listening = asyncio.create_task(listen())
+            source = heard.sources.listen(made.endpoints[0], seen.append, lambda: None)
             await asyncio.sleep(0.2)  # a subscription takes a moment to hold
             made.faults.event_loss = 0.5
             await work_hard(made)
@@ -257,7 +255,7 @@ def test_lost_batches_are_not_sent_but_can_be_replayed() -> None:
                 while not seen or seen[-1].seq != made.counts["batches"] - 1:  # noqa: ASYNC110 — a few looks
                     await asyncio.sleep(0.01)
             await heard.until_replayed()
-            listening.cancel()
+            source.close()
 
             assert made.counts["batches_lost"] > 0
             assert len(seen) == made.counts["batches"] - made.counts["batches_lost"]

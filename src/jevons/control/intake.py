@@ -21,7 +21,7 @@ import numpy as np
 
 from jevons.base.ids import BlockHash
 from jevons.control import naming
-from jevons.control.naming import FATES, SPECIAL, root_numbers, set_size, source_names
+from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.reading import CLEARED, NO_ROOM, NOT_READ, STORED, Scratch
 from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import BlocksRemoved, BlocksStored, KvBatch, KvPayload
@@ -56,10 +56,9 @@ class Intake:
         self._counts: Counter[str] = Counter()
         self._names = source_names()
         self._next = 0  # the sequence number expected
-        self._asked_from = 0  # by the last replay
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
-        self._last_ts = 0.0  # the source's clock at the last batch taken
+        self._asked_from = 0  # by the last replay
         self._recalled: SourceState | None = None  # until a replay shows whether it is still so
         self._is_doubted = False  # the next replay, or the one under way, shows whether it is still the same life
         self._is_verifying = False
@@ -70,6 +69,11 @@ class Intake:
         """Blocks by what became of them; batches and events that were lost or could not be read, by reason."""
         fates = {fate: int(count) for fate, count in zip(FATES, self._names.hub["fates"], strict=True) if count}
         return Counter(fates) + self._counts
+
+    @property
+    def _last_ts(self) -> float:
+        """The source's clock at the last batch taken."""
+        return float(self._names.hub.number("ts"))
 
     @property
     def names_bytes(self) -> int:
@@ -191,7 +195,8 @@ class Intake:
         names = self._names.load(state.names)
         for copy in range(max((copies for _, copies in names), default=0)):
             self._holding.store([name for name, copies in names if copies > copy])
-        self._next, self._last_ts = state.seq + 1, state.ts
+        self._next = state.seq + 1
+        self._names.hub.set("ts", state.ts)
         if state.is_degraded:
             self.mode = IndexMode.DEGRADED
         self._names.hub.set("group", state.group)
@@ -256,6 +261,9 @@ class Intake:
         """Returns whether it is of a shape that kernels know; if not, nothing was done."""
         scratch, names, raw = self._scratch, self._names, np.frombuffer(payload, np.uint8)
         runs = naming.take_payload(scratch.hub.record, names.hub.record, raw)
+        if runs >= ONE_STORE:  # as nearly all are
+            self._holding.store_names(scratch.hub["changed"][: runs - ONE_STORE])
+            return True
         while runs == NO_ROOM:
             if not names.make_room(scratch.hub.number("hashes_used")):
                 scratch.grow()
@@ -267,7 +275,6 @@ class Intake:
             self._follow_size()
         if runs == NOT_READ:
             return False
-        self._last_ts = float(scratch.hub.number("ts"))
         self._apply_runs(runs)
         return True
 
@@ -286,6 +293,9 @@ class Intake:
         return True
 
     def _apply_runs(self, count: int) -> None:
+        if count >= ONE_STORE:
+            self._holding.store_names(self._scratch.hub["changed"][: count - ONE_STORE])
+            return
         begin, changed = 0, self._scratch.hub["changed"]
         runs = self._scratch.hub["runs"][: 2 * count].tolist()
         for kind, end in zip(runs[::2], runs[1::2], strict=True):
@@ -312,7 +322,7 @@ class Intake:
     # The long way
 
     def _apply_records(self, batch: KvBatch) -> None:
-        self._last_ts = batch.ts
+        self._names.hub.set("ts", batch.ts)
         if batch.unread:
             self._counts["unread"] += batch.unread
             self.mode = IndexMode.DEGRADED

@@ -38,6 +38,7 @@ from jevons.kv.hashing import root
 # What became of blocks, by number; the names are those of the counts. Why blocks were rejected comes first.
 FATES = ("", "ignored_tier", "ignored_group", "misshapen", "partial", "orphan", "unknown_removed", "stored", "removed")
 _STORED, _REMOVED = FATES.index("stored"), FATES.index("removed")
+ONE_STORE = 1 << 40  # and so many blocks: all that a payload does is to store them, the first of `changed`
 SPECIAL = -3  # blocks have another size, or prompts begin with a salt or an adapter: their roots are to be told
 
 
@@ -48,6 +49,7 @@ def source_names() -> EngineNames:
         "size": 0,  # tokens in a block; 0: not told yet
         "first": 0,  # the root of a prompt without salt and adapter
         "second": 0,
+        "ts": 0.0,  # its clock at the last payload taken
     }
     return EngineNames({"fates": np.zeros(len(FATES), np.int64)}, numbers)
 
@@ -72,8 +74,8 @@ def halves(ours: BlockHash) -> tuple[int, int]:
 
 @compiled
 def take_payload(scratches: Records, sources: Records, raw: Raw) -> int:
-    """Read a payload and do what it tells. Returns how many runs there are; otherwise nothing was done: see `read`, and
-    SPECIAL. NO_ROOM may mean the source's table too."""
+    """Read a payload and do what it tells. Returns how many runs there are, or ONE_STORE and more; otherwise nothing
+    was done: see `read`, and SPECIAL. NO_ROOM may mean the source's table too."""
     s, n = scratches[0], sources[0]
     status = read(s, raw)
     if status < 0:
@@ -87,7 +89,7 @@ def take_payload(scratches: Records, sources: Records, raw: Raw) -> int:
 
 @compiled
 def apply(scratches: Records, sources: Records) -> int:
-    """Do what was read, once its roots are told. Returns how many runs there are."""
+    """Do what was read, once its roots are told. Returns the same."""
     return _apply(scratches[0], sources[0])
 
 
@@ -119,6 +121,9 @@ def _apply(s: Records, n: Records) -> int:
             forget_all(n)
         if kind == CLEARED or s.changed_used > before:
             _add_run(s, kind)
+    n.ts = s.ts
+    if s.runs_used == 1 and view(s.runs, s.runs_n, INT)[0] == STORED:
+        return int(ONE_STORE + s.changed_used)
     return int(s.runs_used)
 
 

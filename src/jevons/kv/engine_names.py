@@ -1,6 +1,7 @@
 """What one engine calls its blocks → what we call them: a hash table of 24 bytes a place, as kernels.
 
     slots   [ empty | key, first, second | … ]      linear probing; at most 4 of 5 are taken, and it grows by a quarter
+           once it is large
     key     54 bits of the engine's number, mixed, and the copies that the engine has of that block, at least 1;
             0: the place is empty
 
@@ -24,6 +25,7 @@ _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: sprea
 _COPIES = (1 << 10) - 1  # the most; more are as many
 _LOW32 = (1 << 32) - 1
 _FIRST_SIZE = 64
+_SMALL = 4_096  # up to there it doubles: growing costs 30 us besides
 
 
 def number_of(name: int | bytes) -> int:
@@ -180,7 +182,8 @@ class EngineNames:
         needed = -(-(len(self) + more) * 5 // 4)
         if needed <= len(slots):
             return False
-        self.hub.put("slots", np.zeros(max(_FIRST_SIZE, needed, len(slots) * 5 // 4), SLOT))
+        wider = len(slots) * 5 // 4 if len(slots) > _SMALL else 2 * len(slots)
+        self.hub.put("slots", np.zeros(max(_FIRST_SIZE, needed, wider), SLOT))
         _refill(slots, self.hub.record)
         return True
 

@@ -26,10 +26,11 @@ from jevons.engine.http_exchange import Exchange
 from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.request import Step, Work
 from jevons.facts.worker import Health, WorkerFacts
+from jevons.serve.feed import EventsAt, feed
 from jevons.serve.pulse import PROBE_S, Pulse, Turnstile
 from jevons.serve.substrate import Process
 from jevons.wire.channel import TO_FRONT, AgentConfig, Beat, Cancel, Channel, Hello, Steps, Submit, ToFront
-from jevons.wire.events import Subscriber
+from jevons.wire.sources import Sources
 
 log = logging.getLogger("jevons.fleet")
 
@@ -41,63 +42,22 @@ MEET_S = 3.0  # so long at most a first request waits until all engines are met
 ADAPTERS_S = 5.0  # between looks at which adapters an engine serves and runs
 NO_ADAPTERS_S = 60.0  # where it had none
 RETRY_S = 1.0  # an engine that is down is looked for so often at least
-REPLAY_TIMEOUT_S = 2.0
-JOIN_S = 0.1  # a ZMQ subscription takes a moment to hold; the replay asked for after it overlaps, nothing falls between
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # waits before starting a worker again, one after another
 STABLE_S = 30.0  # a worker that lived so long starts from the first wait again
 
 Clock = Callable[[], float]
 
 
-async def feed(
-    router: Router,
-    worker: WorkerId,
-    subscriber: Subscriber,
-    missing: asyncio.Event,
-    on_known: Callable[[], None] | None = None,
-) -> None:
-    """Bring a source's KV events into the router's index, with replays wherever one is missing, until cancelled.
-
-    Args:
-        missing: set by who believes that some are.
-        on_known: told when what it held before is known, or cannot be.
-    """
-    intake = router.intake(worker)
-
-    async def live() -> None:
-        async for batch in subscriber.batches():
-            if intake.on_batch(batch) is not None:
-                missing.set()
-
-    async def replays() -> None:
-        await asyncio.sleep(JOIN_S)
-        while True:
-            missing.clear()
-            start = intake.begin_replay()
-            complete = await subscriber.replay(start, REPLAY_TIMEOUT_S, intake.on_replayed)
-            intake.on_replay_end(complete=complete)
-            if not intake.awaits_replay:  # it does where what was recalled from before turned out to be so no more
-                if on_known is not None:
-                    on_known()
-                await missing.wait()
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(live())
-            tasks.create_task(replays())
-    finally:
-        subscriber.close()
-
-
 class Link:
     """The front's end of one embedded worker."""
 
-    def __init__(self, id: WorkerId, router: Router, now_s: Clock, node: str = HERE) -> None:
+    def __init__(self, id: WorkerId, router: Router, sources: Sources, now_s: Clock, node: str = HERE) -> None:
         self.id = id
         self.node = node
         self.events: tuple[str, str] | None = None  # endpoints of its KV events and their replays; None: as it says
         self.on_hello: Callable[[Hello], None] | None = None
         self._router = router
+        self._sources = sources
         self._now_s = now_s
         self._channel: Channel[ToFront] | None = None
         self._waiting: dict[RequestId, asyncio.Queue[Step]] = {}
@@ -177,8 +137,8 @@ class Link:
                     self.on_hello(message)
                 self._router.join(msgspec.structs.replace(message.facts, id=self.id), self.node)
                 self._router.on_beat(self.id, self._now_s())
-                subscriber = Subscriber(*(self.events or (message.events, message.replays)))
-                self._feed = asyncio.create_task(feed(self._router, self.id, subscriber, asyncio.Event()))
+                at = EventsAt(*(self.events or (message.events, message.replays)))
+                self._feed = asyncio.create_task(feed(self._router.intake(self.id), self._sources, at, asyncio.Event()))
 
     def _on_step(self, step: Step) -> None:
         sink = self._waiting.get(step.id)
@@ -201,7 +161,13 @@ class Attached:
     """The front's end of one attached engine."""
 
     def __init__(
-        self, spec: EngineSpec, router: Router, now_s: Clock, turns: Turnstile, on_met: Callable[[WorkerId], None]
+        self,
+        spec: EngineSpec,
+        router: Router,
+        sources: Sources,
+        now_s: Clock,
+        turns: Turnstile,
+        on_met: Callable[[WorkerId], None],
     ) -> None:
         self.id = worker_of(spec)
         self.url = spec.url
@@ -212,6 +178,7 @@ class Attached:
         self.context_tokens: int | None = None
         self._spec = spec
         self._router = router
+        self._sources = sources
         self._now_s = now_s
         self._turns = turns
         self._on_met = on_met
@@ -305,9 +272,9 @@ class Attached:
         """Returns, or raises EngineGone, when the engine is gone."""
         events, look_s = None, self._now_s() + (0.0 if self.engine.adapters else NO_ADAPTERS_S)
         if self._spec.events is not None:
-            subscriber = Subscriber(self._spec.events, self._spec.replays)
+            at, intake = EventsAt(self._spec.events, self._spec.replays), self._router.intake(self.id)
             on_known = partial(self._on_met, self.id)
-            events = asyncio.create_task(feed(self._router, self.id, subscriber, self._missing, on_known))
+            events = asyncio.create_task(feed(intake, self._sources, at, self._missing, on_known))
         else:
             self._on_met(self.id)
         try:
@@ -371,6 +338,7 @@ class Fleet:
         self.restarts = 0
         self._settings = settings
         self._router = router
+        self._sources = Sources()
         self._now_s = now_s
         self._turns = Turnstile()
         self._unmet: set[WorkerId] = set()  # attached engines not yet known to be there, with what they hold, or not
@@ -415,11 +383,11 @@ class Fleet:
         return None if attached is None else attached.url
 
     def add_embedded(self, config: AgentConfig) -> Link:
-        link = self.links[config.id] = Link(config.id, self._router, self._now_s)
+        link = self.links[config.id] = Link(config.id, self._router, self._sources, self._now_s)
         return link
 
     def add_attached(self, spec: EngineSpec) -> Attached:
-        attached = Attached(spec, self._router, self._now_s, self._turns, self._on_met)
+        attached = Attached(spec, self._router, self._sources, self._now_s, self._turns, self._on_met)
         self._unmet.add(attached.id)
         self._all_met.clear()
         self.attached[attached.id] = attached
@@ -434,7 +402,7 @@ class Fleet:
         return self._router.roster.health(worker)
 
     def add_remote(self, id: WorkerId, node: str) -> Link:
-        link = self.links[id] = Link(id, self._router, self._now_s, node)
+        link = self.links[id] = Link(id, self._router, self._sources, self._now_s, node)
         return link
 
     async def keep(self, config: AgentConfig) -> None:
@@ -473,3 +441,4 @@ class Fleet:
     def close(self) -> None:
         for attached in self.attached.values():
             attached.engine.close()
+        self._sources.close()

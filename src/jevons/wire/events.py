@@ -1,4 +1,4 @@
-"""KV events over ZMQ: a publisher with a replay window, and a subscriber that asks for what it missed.
+"""KV events over ZMQ, published with a replay window; `wire.sources` listens.
 
 Neither ever waits for the other: a subscriber that is slow or away loses batches, sees the gap in their numbers, and
 asks the replay socket. Publishing from inside an engine's step must never block it.
@@ -6,9 +6,8 @@ asks the replay socket. Publishing from inside an engine's step must never block
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -16,7 +15,7 @@ import zmq.asyncio
 
 from jevons.base.errors import ConfigError
 from jevons.control.shapes import Malformed
-from jevons.facts.event import KvEvent, KvPayload
+from jevons.facts.event import KvEvent
 from jevons.wire.codec import decode_seq, encode_batch, encode_seq
 
 REPLAY_BATCHES = 10_000  # as many as vLLM keeps
@@ -85,11 +84,10 @@ class Publisher:
             await self._replay.send_multipart([client, b"", self._topic, encode_seq(_END_SEQ), b""])
 
     def close(self) -> None:
+        self._live.close(linger=0)
+        self._replay.close(linger=0)
         if self._own_context:
             self._context.destroy(linger=0)
-        else:
-            self._live.close(linger=0)
-            self._replay.close(linger=0)
 
 
 def _bind(socket: zmq.Socket[Any], host: str, port: int | None) -> int:
@@ -105,69 +103,3 @@ def check_endpoint(name: str, endpoint: str) -> None:
     host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
     if not (endpoint.startswith("tcp://") and host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ConfigError(f"{name}: must look like tcp://HOST:PORT, got {endpoint!r}")
-
-
-class Subscriber:
-    """One source of KV events. For one event loop.
-
-    Args:
-        endpoint: where the engine publishes. An address with `*` (tcp://*:5557) is bound instead of connected to: that
-            is for engines that connect to their consumer, as vLLM does unless its own endpoint has a `*`.
-        replay_endpoint: where it answers replays; None if it does not.
-    """
-
-    def __init__(self, endpoint: str, replay_endpoint: str | None) -> None:
-        self._context = zmq.asyncio.Context()
-        self._live = self._context.socket(zmq.SUB)
-        self._live.set_hwm(HIGH_WATER)
-        self._live.subscribe(b"")
-        if "*" in endpoint:
-            self._live.bind(endpoint)
-        else:
-            self._live.connect(endpoint)
-        self._replay_endpoint = replay_endpoint
-        self.malformed = 0
-
-    async def batches(self) -> AsyncIterator[KvPayload]:
-        """Live batches as they come, for ever. What is no batch is counted in `malformed` and passed over."""
-        while True:
-            batch = self._read(await self._live.recv_multipart())
-            if batch is not None:
-                yield batch
-
-    async def replay(self, start: int, timeout_s: float, on_batch: Callable[[KvPayload], None]) -> bool:
-        """Ask for the batches from number `start` that the engine still keeps; `on_batch` gets them in rising order.
-
-        Returns whether the answer came to its end; not so if the engine answers no replays, or is silent for
-        `timeout_s`.
-        """
-        if self._replay_endpoint is None:
-            return False
-        socket = self._context.socket(zmq.DEALER)
-        try:
-            socket.connect(self._replay_endpoint)
-            await socket.send_multipart([b"", encode_seq(start)])
-            while True:
-                frames = await asyncio.wait_for(socket.recv_multipart(), timeout_s)
-                if len(frames) >= 2 and decode_seq(frames[-2]) == _END_SEQ:
-                    return True
-                batch = self._read(frames)
-                if batch is not None:
-                    on_batch(batch)
-        except (TimeoutError, Malformed):
-            return False
-        finally:
-            socket.close(linger=0)
-
-    def close(self) -> None:
-        self._context.destroy(linger=0)
-
-    def _read(self, frames: list[bytes]) -> KvPayload | None:
-        """Frames end with [seq] [payload], whatever stands before."""
-        try:
-            if len(frames) < 2:
-                raise Malformed(f"message: must have a sequence and a payload frame, got {len(frames)} frames")
-            return KvPayload(decode_seq(frames[-2]), frames[-1])
-        except Malformed:
-            self.malformed += 1
-            return None
