@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jevons.base.ids import BlockHash
-from jevons.kv.blake2b import name_chain
+from jevons.kv.blake2b import name_chain, name_prompt
 from jevons.kv.engine_names import EngineNames, number_of
-from jevons.kv.hashing import chain, root
+from jevons.kv.hashing import block_hashes, chain, root
 
 NAMES = [*range(40), -1, 2**63, 2**64 - 2, b"short", b"x" * 32, b"y" + b"x" * 35]
 
@@ -62,3 +64,11 @@ def test_the_kernel_names_blocks_as_hashlib_does(size: int, data: st.DataObject)
     name_chain(np.frombuffer(root(size), np.int64), np.array(tokens, np.uint32), size, named)
 
     assert named.tobytes() == b"".join(chain(tokens, size, root(size)))
+
+
+@pytest.mark.parametrize("tokens", [[], [1, 2, 3], list(range(40)), array("I", range(33))])
+def test_a_prompt_has_the_same_names_by_the_kernel(tokens: list[int]) -> None:
+    raw, names = name_prompt(tokens, 16, salt="tenant", adapter="sql")
+
+    assert names.tobytes() == b"".join(block_hashes(tokens, 16, salt="tenant", adapter="sql"))
+    assert raw.tolist() == list(tokens)

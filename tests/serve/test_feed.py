@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 import zmq
 import zmq.asyncio
 
 from jevons.base.ids import BlockHash
 from jevons.control.intake import Intake
+from jevons.control.router import warm
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvEvent
 from jevons.facts.worker import IndexMode
 from jevons.kv.hashing import block_hashes
@@ -25,6 +27,12 @@ from jevons.wire.sources import Sources
 
 SIZE = 16
 WAIT_S = 20.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled() -> None:
+    """Kernels are compiled before anything waits for them."""
+    warm()
 
 
 def live(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -3,7 +3,9 @@
     batch seq as expected      apply
     seq ahead                  some were lost: ask for a replay from the first missing one, keep what comes meanwhile
     seq goes back              the engine restarted: it holds nothing; forget all, start again from its 0
-    replay cannot close it     forget all, go on from what there is, mode DEGRADED until the engine starts anew
+    replay cannot close it     mode DEGRADED until the engine starts anew: what was known is kept as long as little of
+                               it can have been removed in what was lost, and what goes on from unknown blocks is kept
+                               aside until prompts tell what those were (`control.orphans`)
     recalled from before       ask for a replay from the last batch that was taken then; believe it if that is the same
 
 The engine's names for blocks are opaque. Ours are recomputed from the tokens in each event, so hash seeds and
@@ -22,14 +24,19 @@ import numpy as np
 from jevons.base.ids import BlockHash
 from jevons.control import naming
 from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
-from jevons.control.reading import CLEARED, NO_ROOM, NOT_READ, STORED, Scratch
+from jevons.control.orphans import Orphans, Prompted
+from jevons.control.reading import CLEARED, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
 from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import BlocksRemoved, BlocksStored, KvBatch, KvPayload
 from jevons.facts.state import SourceState
 from jevons.facts.worker import IndexMode
+from jevons.kv.engine_names import number_of
 from jevons.kv.hashing import chain, root
 from jevons.kv.index import Holding
 
+# So much of what is known may have been removed unheard, by the removals a batch has on the mean; then all is
+# forgotten. GUESS: what a wrong block costs is a prompt computed where another worker has it.
+GUESS_STALE_SHARE = 0.1
 # While a replay is awaited at most this many batches are kept; vLLM's own replay window is 10,000.
 MAX_WAITING = 10_000
 _Batch = KvBatch | KvPayload
@@ -58,6 +65,9 @@ class Intake:
         self._next = 0  # the sequence number expected
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
+        self._orphans = Orphans(self._names, holding)
+        self._taken = 0  # batches
+        self._stale = 0.0  # blocks that were removed unheard, about
         self._asked_from = 0  # by the last replay
         self._recalled: SourceState | None = None  # until a replay shows whether it is still so
         self._is_doubted = False  # the next replay, or the one under way, shows whether it is still the same life
@@ -68,7 +78,7 @@ class Intake:
     def counts(self) -> Counter[str]:
         """Blocks by what became of them; batches and events that were lost or could not be read, by reason."""
         fates = {fate: int(count) for fate, count in zip(FATES, self._names.hub["fates"], strict=True) if count}
-        return Counter(fates) + self._counts
+        return Counter(fates) + Counter({"recovered": self._orphans.recovered}) + self._counts
 
     @property
     def _last_ts(self) -> float:
@@ -181,6 +191,7 @@ class Intake:
     def reset(self) -> None:
         """The engine is new or unknown: it holds nothing, and counts from 0."""
         self._forget()
+        self._taken = 0
         self._next, self._last_live, self._waiting = 0, -1, None
         self._recalled, self._is_refuted = None, False
         self._is_doubted = self._is_verifying = False
@@ -228,12 +239,27 @@ class Intake:
         self._waiting[batch.seq] = batch
 
     def _lost(self, batches: int) -> None:
-        """Removals may be among the lost, so nothing known before can be trusted."""
+        """Batches that nobody has any more."""
         self._counts["lost_batches"] += batches
-        self._forget()
         self.mode = IndexMode.DEGRADED
+        self._stale += batches * self.counts["removed"] / max(1, self._taken)
+        if self._stale > GUESS_STALE_SHARE * len(self._holding):
+            self._counts["forgotten"] += len(self._holding)
+            self._forget()
+
+    def on_prompted(self, prompt: Prompted) -> None:
+        """The worker has computed a prompt of ours: that may tell what blocks are whose storing was lost."""
+        self._orphans.prompted(prompt)
+        self._adopt(self._orphans.adopt())
+
+    def _adopt(self, orphans: list[BlocksStored]) -> None:
+        """What they go on from is known by now."""
+        for event in orphans:
+            self._stored(event)
 
     def _forget(self) -> None:
+        self._orphans.clear()
+        self._stale = 0.0
         self._holding.clear()
         self._names.clear()
         self._names.hub.set("group", -1)
@@ -241,6 +267,7 @@ class Intake:
 
     def _apply(self, batch: _Batch) -> None:
         self._next = batch.seq + 1
+        self._taken += 1
         if self.mode is IndexMode.NONE and self._waiting is None:  # amid a replay more is to come
             self.mode = IndexMode.EXACT
         if isinstance(batch, KvBatch):
@@ -261,7 +288,7 @@ class Intake:
         """Returns whether it is of a shape that kernels know; if not, nothing was done."""
         scratch, names, raw = self._scratch, self._names, np.frombuffer(payload, np.uint8)
         runs = naming.take_payload(scratch.hub.record, names.hub.record, raw)
-        if runs >= ONE_STORE:  # as nearly all are
+        if runs >= ONE_STORE and self.mode is not IndexMode.DEGRADED:  # as nearly all are
             self._holding.store_names(scratch.hub["changed"][: runs - ONE_STORE])
             return True
         while runs == NO_ROOM:
@@ -276,7 +303,30 @@ class Intake:
         if runs == NOT_READ:
             return False
         self._apply_runs(runs)
+        if self.mode is IndexMode.DEGRADED:
+            self._keep_orphans()
         return True
+
+    def _keep_orphans(self) -> None:
+        """What was rejected for its unknown parent, of the payload just taken; who waited for what it stored is not."""
+        scratch = self._scratch.hub
+        hashes = scratch["hashes"][: scratch.number("hashes_used")].tolist()
+        events = scratch["events"][: scratch.number("events_used")]
+        orphans = events[(events["kind"] == STORED) & (events["reject"] == ORPHAN)].copy()
+        tokens = [scratch["tokens"][e["token_at"] : e["token_at"] + e["tokens"]].tolist() for e in orphans]
+        for e, its in zip(orphans, tokens, strict=True):
+            if e["salt"] or e["adapter"] or e["adapter_number"] >= 0:
+                continue
+            names, parent = hashes[e["hash_at"] : e["hash_at"] + e["hashes"]], int(e["parent"])
+            self._orphans.keep(BlocksStored(hashes=names, parent=parent, tokens=its, block_size=int(e["size"])))
+        if len(self._orphans):
+            self._adopt(self._orphans.children_of(number for number in hashes if self._names.get(number) is not None))
+        self._settle_degraded()
+
+    def _settle_degraded(self) -> None:
+        if len(self._orphans):
+            self._adopt(self._orphans.adopt())
+        self._orphans.let_go()
 
     def _tell_roots(self, payload: bytes) -> bool:
         """Where prompts begin that have a salt, an adapter or another block size than most."""
@@ -309,6 +359,8 @@ class Intake:
 
     def _cleared(self) -> None:
         self._holding.clear()
+        self._orphans.clear()
+        self._stale = 0.0
         self.mode = IndexMode.EXACT  # whatever was lost before is gone there too
 
     def _follow_size(self) -> None:
@@ -335,11 +387,15 @@ class Intake:
                 self._names.clear()
                 self._cleared()
         self._follow_size()
+        if self.mode is IndexMode.DEGRADED:
+            self._settle_degraded()
 
     def _stored(self, event: BlocksStored) -> None:
         reason = self._reject(event)
         if reason is not None:
             self._counts[reason] += len(event.hashes)
+            if reason == "orphan" and self.mode is IndexMode.DEGRADED:
+                self._orphans.keep(event)
             return
         salt, extra = _salt_and_extra(event)
         if event.parent is None:
@@ -354,6 +410,8 @@ class Intake:
         self._holding.store(ours)
         self._names.hub.set("size", event.block_size)
         self._counts["stored"] += len(ours)
+        if len(self._orphans):
+            self._adopt(self._orphans.children_of(number_of(name) for name in event.hashes))
 
     def _reject(self, event: BlocksStored) -> str | None:
         """Why these blocks cannot serve as a prefix here, or None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -13,12 +12,13 @@ from jevons.base.ids import BlockHash
 from jevons.control.affinity import Adapters
 from jevons.control.book import Book
 from jevons.control.intake import Intake
+from jevons.control.orphans import Prompted
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
 from jevons.facts.block import Tier
 from jevons.facts.snapshot import TierSnapshot
 from jevons.facts.worker import IndexMode, Role, WorkerFacts
-from jevons.kv.blake2b import name_chain
-from jevons.kv.hashing import HASH_BYTES, root
+from jevons.kv.blake2b import name_prompt
+from jevons.kv.hashing import HASH_BYTES
 from jevons.kv.tiers import Holdings
 from jevons.perf.kin import WorkerSeconds
 from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds
@@ -34,16 +34,15 @@ class _Named:
     """A prompt in blocks of one size."""
 
     def __init__(self, tokens: Sequence[int], size: int, salt: str, adapter: str) -> None:
-        raw, names = array("I", tokens), np.empty(2 * (len(tokens) // size), np.int64)
-        name_chain(np.frombuffer(root(size, salt, adapter), np.int64), np.frombuffer(raw, np.uint32), size, names)
-        self._raw = names
-        self.names: Ints = names[1::2].copy()  # what the kernels know blocks by
+        self.prompted = Prompted(*name_prompt(tokens, size, salt, adapter))
+        self.names: Ints = self.prompted.names[1::2].copy()  # what the kernels know blocks by
         self.reusable = (len(tokens) - 1) // size  # of them: the last token is always computed
 
     @property
     def hashes(self) -> list[BlockHash]:
-        raw = self._raw.tobytes()
-        return [BlockHash(raw[at : at + HASH_BYTES]) for at in range(0, len(raw), HASH_BYTES)]
+        """The names whole."""
+        raw = self.prompted.names.tobytes()
+        return [BlockHash(raw[i : i + HASH_BYTES]) for i in range(0, len(raw), HASH_BYTES)]
 
 
 class Prompt:
@@ -112,6 +111,11 @@ class Member:
         return IndexMode.APPROXIMATE if self.intake is None else self.intake.mode
 
     @property
+    def has_holes(self) -> bool:
+        """Whether some of its events are lost."""
+        return self.index_mode is IndexMode.DEGRADED
+
+    @property
     def desk(self) -> int:
         """See `control.board`."""
         return int(self.facts.role is Role.PREFILL)
@@ -176,7 +180,8 @@ class Counted(msgspec.Struct, kw_only=True):
     slot: int  # its number in the book
     prompt_tokens: int
     names: Ints  # of the blocks its worker was to compute
-    hashes: list[BlockHash]  # in the worker's block size
+    hashes: list[BlockHash]  # in the worker's block size; where it is remembered what was placed on it
+    prompted: Prompted | None = None  # where its events are known to have holes
     promised: float  # usual streams that it counts for besides while it runs
     placed_s: float
     patience_s: float  # so long its worker may show no sign of work

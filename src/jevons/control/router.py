@@ -616,6 +616,7 @@ class Router:
             claimed_tokens=int(c["depth"]) * int(c["block_size"]),
             session=ask.session,
             hashes=[] if named is None or worker.shadow is None else named.hashes,
+            prompted=None if named is None or prompt.adapter or not worker.has_holes else named.prompted,
             placed_s=ask.now_s,
             ahead=Load(
                 tokens=float(c["queued_tokens"]) + own.tokens,
@@ -654,6 +655,8 @@ class Router:
             if member.shadow is not None:
                 member.shadow.placed(counted.hashes, now_s)
                 self._shadows_expire_s = min(self._shadows_expire_s, member.shadow.expires_s)
+            if member.intake is not None and counted.prompted is not None:
+                member.intake.on_prompted(counted.prompted)
 
     def _end_counted(self, counted: Counted) -> None:
         """It counts no more."""

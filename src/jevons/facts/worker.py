@@ -29,7 +29,7 @@ class IndexMode(enum.StrEnum):
     """Where the knowledge of a worker's blocks comes from."""
 
     EXACT = "exact"  # its own KV events, no hole
-    DEGRADED = "degraded"  # its KV events, but some were lost: overlaps are too small until it is rebuilt
+    DEGRADED = "degraded"  # its KV events, but some were lost: it may hold more or less until it starts anew
     APPROXIMATE = "approximate"  # our own placements, with expiry: it sends no events
     NONE = "none"  # its events are expected, none has come yet
 

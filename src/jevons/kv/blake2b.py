@@ -6,11 +6,14 @@ tokens, 4 bytes each, little endian: 80 bytes for 16 tokens, so one compression 
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jevons.base.compiled import Ints, compiled
+from jevons.kv.hashing import root
 
 U64 = Any  # an unsigned 64-bit number, wrapping; mixed with a signed one it would become a float
 Words = Any  # sixteen of them
@@ -171,3 +174,15 @@ def name_chain(parent: Ints, tokens: Tokens, size: int, names: Ints) -> None:
     for block in range(len(tokens) // size):
         first, second = name(first, second, tokens, block * size, size)
         names[2 * block], names[2 * block + 1] = first, second
+
+
+def name_prompt(tokens: Sequence[int], size: int, salt: str = "", adapter: str = "") -> tuple[Tokens, Ints]:
+    """A prompt's tokens as an array, and the names of its full blocks, two numbers each: as `hashing.block_hashes`.
+
+    Costs 14 ns a token from a list, 8 from an `array("I")`.
+    """
+    buffer = tokens if isinstance(tokens, array) and tokens.typecode == "I" else array("I", tokens)
+    numbers = np.zeros(2 * (len(buffer) // size), np.int64)
+    raw = np.frombuffer(buffer, np.uint32) if len(buffer) else np.zeros(0, np.uint32)
+    name_chain(np.frombuffer(root(size, salt, adapter), np.int64), raw, size, numbers)
+    return raw, numbers

@@ -198,7 +198,7 @@ class EngineNames:
         Raises:
             ValueError: this is no dump.
         """
-        entries = np.frombuffer(dump, SLOT)
+        entries = np.frombuffer(dump, SLOT).copy()  # kernels would be compiled anew for what cannot be written to
         self.clear()
         self.make_room(len(entries))
         _refill(entries, self.hub.record)

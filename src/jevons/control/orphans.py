@@ -1,0 +1,120 @@
+"""Blocks told of whose block before is unknown: kept aside until that is known, or a prompt shows what it is.
+
+What stored that block was lost. But who computed it had a prompt from us: where the orphan's tokens stand in a prompt,
+and in one place only, the block before it there is the one that the engine meant by its name for it. That block and
+all before it are on the worker too, for the engine computed the orphan from them.
+
+    lost      ■ ■ ■                     names of ours from the prompt, of the engine's only the last
+    orphan          □ □                 its parent is that one
+    prompt    ■ ■ ■ □ □ …
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from jevons.base.compiled import Ints
+from jevons.base.ids import BlockHash
+from jevons.facts.event import BlocksStored
+from jevons.kv.blake2b import Tokens
+from jevons.kv.engine_names import EngineNames, number_of
+from jevons.kv.index import Holding
+
+GUESS_KEPT = 256  # parents: some seconds of a busy engine's events
+GUESS_PROMPTS = 32  # of those told last: as many as run at once on a busy worker
+
+
+class Prompted(NamedTuple):
+    """A prompt that a worker has computed."""
+
+    tokens: Tokens
+    names: Ints  # of its full blocks, two numbers each, as `kv.blake2b` makes them
+
+
+class Orphans:
+    """Those of one source. `recovered` counts the blocks that prompts told of.
+
+    Args:
+        names: what the source calls its blocks.
+        holding: what it is known to hold.
+    """
+
+    def __init__(self, names: EngineNames, holding: Holding) -> None:
+        self._names = names
+        self._holding = holding
+        self.recovered = 0
+        # By a block's number, those before it that are held as long as that one is: their own removal nobody would
+        # recognise, but an engine evicts from the end.
+        self._before_it: dict[int, list[BlockHash]] = {}
+        self._aside: dict[int, list[BlocksStored]] = {}  # by the parent's number
+        self._prompts: deque[Prompted] = deque(maxlen=GUESS_PROMPTS)
+
+    def __len__(self) -> int:
+        return len(self._aside)
+
+    def clear(self) -> None:
+        self._aside.clear()
+        self._prompts.clear()
+        self._before_it.clear()
+
+    def keep(self, event: BlocksStored) -> None:
+        """An orphan came. Those that wait for longest are dropped where there are too many."""
+        if event.parent is None or event.adapter is not None or event.extra:  # prompts of ours have no such
+            return
+        self._aside.setdefault(number_of(event.parent), []).append(event)
+        if len(self._aside) > GUESS_KEPT:
+            del self._aside[next(iter(self._aside))]
+
+    def prompted(self, prompt: Prompted) -> None:
+        """The worker has computed a prompt of ours."""
+        self._prompts.append(prompt)
+
+    def children_of(self, numbers: Iterable[int]) -> list[BlocksStored]:
+        """Those that come after blocks which are known now, by their numbers; they are kept aside no more."""
+        return [event for number in numbers if number in self._aside for event in self._aside.pop(number)]
+
+    def adopt(self) -> list[BlocksStored]:
+        """Take prompts' word for what the parents of orphans are. Returns those that are orphans no more.
+
+        Costs some us for each parent and prompt.
+        """
+        pairs = [(number, self._before(events[0])) for number, events in self._aside.items()]
+        told = {number: before for number, before in pairs if before is not None}
+        for number, before in told.items():
+            missing = [name for name in before[:-1] if not self._holding.holds(name)]
+            self._names.put(number, before[-1])
+            self._before_it[number] = missing
+            self._holding.store([*missing, before[-1]])
+            self.recovered += 1 + len(missing)
+        return self.children_of(told)
+
+    def let_go(self) -> None:
+        """Blocks held as long as others are go with them."""
+        for number in [number for number in self._before_it if self._names.get(number) is None]:
+            self._holding.remove(self._before_it.pop(number))
+
+    def _before(self, event: BlocksStored) -> list[BlockHash] | None:
+        """All blocks before an orphan; None if no prompt has it, or they do not agree."""
+        tokens, candidates = np.array(event.tokens, np.uint32), dict[bytes, list[BlockHash]]()
+        for prompt in self._prompts:
+            for at in _places(tokens, event.block_size, prompt.tokens):
+                raw = prompt.names[: 2 * at].tobytes()
+                candidates[raw[-16:]] = [BlockHash(raw[i : i + 16]) for i in range(0, len(raw), 16)]
+        return next(iter(candidates.values())) if len(candidates) == 1 else None
+
+
+def _places(tokens: Tokens, size: int, prompt: Tokens) -> list[int]:
+    """Blocks of a prompt, not the first, where `tokens` stand as far as both go on."""
+    blocks = len(prompt) // size
+    rows = prompt[: blocks * size].reshape(blocks, size)
+    places = np.flatnonzero((rows == tokens[:size]).all(axis=1))
+    return [int(at) for at in places if at and _goes_on(tokens, prompt[at * size :])]
+
+
+def _goes_on(tokens: Tokens, rest: Tokens) -> bool:
+    both = min(len(tokens), len(rest))
+    return bool((tokens[:both] == rest[:both]).all())
