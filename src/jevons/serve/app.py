@@ -47,6 +47,7 @@ from jevons.wire.events import check_endpoint
 
 log = logging.getLogger("jevons")
 
+GOLDEN = 0.618034  # multiples of it, without their whole part, are spread evenly however many there are
 KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
 
 
@@ -108,7 +109,7 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     router.bound_index(index_bytes(1 if around.siblings is None else os.cpu_count() or 1))
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
     front = Front(settings, router, fleet, prompts, time.monotonic, around.recorder)
-    specs = [_checked(spec) for spec in read_specs(settings.engines)]
+    specs = _in_turn([_checked(spec) for spec in read_specs(settings.engines)], around.siblings)
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
     agents: list[AgentConfig] = []
     if model_dir is not None:
@@ -198,6 +199,13 @@ class _Memory:
         health = self._router.roster.health
         workers = self._router.snapshot().workers
         return sum(health(w.id) is Health.UP and w.index is not IndexMode.NONE for w in workers)
+
+
+def _in_turn(specs: list[EngineSpec], siblings: Siblings | None) -> list[EngineSpec]:
+    """Engines in the order in which they join, so in which equals are preferred: another one for each frontend, or what
+    arrives at all of them at once would go to the same engines before they have heard of each other."""
+    start = 0 if siblings is None else round(len(specs) * (siblings.number * GOLDEN % 1.0))
+    return specs[start:] + specs[:start]
 
 
 async def _bound(settings: Settings, handler: Handler, *, is_shared: bool) -> Door:
