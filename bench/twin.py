@@ -1,6 +1,11 @@
 """The twin beside NVIDIA Dynamo's offline replay (PyPI `ai-dynamo-runtime`), on the same trace and the same physics.
 
     python bench/twin.py TRACE [--runs 5] [--copies 8] [--json]
+    python bench/twin.py --workload agents|hot|groups [--seed 7] [--runs 1] [--json]
+
+A workload is made up, from a seed, and written in Mooncake's format, so that both replay the same file: `agents` with
+tools, which nobody tuned on, on 8 and 64 instances; `hot`, one system prompt of 32k tokens that 50 requests a second
+share, on 64; `groups`, 150 system prompts of 6k tokens as in llm-d's benchmark, on 8, at two rates.
 
 TRACE is Mooncake's conversation trace. Both simulate the same machine: Dynamo's mocker with its default polynomials,
 16,384 blocks of 64 tokens, 8,192 tokens a step, 256 sequences; prefix caches block by block; routing by KV, and round
@@ -17,8 +22,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jevons.config.scenario import Traffic
+from jevons.twin.arrivals import TRACE_BLOCK, arrivals
 
 ROWS = ((8, "round_robin", 1.0), (8, "kv", 1.0), (64, "kv", 8.0), (1024, "kv", 128.0))
 OURS = """
@@ -95,13 +108,90 @@ def _print(row: dict[str, Any]) -> None:
         print(f"      ratio {row['ours']['per_cpu_s'] / row['theirs']['per_cpu_s']:.1f}")
 
 
+class Row(NamedTuple):
+    at_s: float
+    prompt: int
+    output: int
+    ids: Sequence[int]
+
+
+def agents(rate: float, count: int, seed: int) -> Iterator[Row]:
+    """Sessions of agents that start at a rate a second."""
+    for piece in arrivals(Traffic(kind="agents", rate=rate, requests=count), seed):
+        for at_s, prompt, output, first, ids in piece.requests.tolist():
+            yield Row(at_s, prompt, output, piece.ids[first : first + min(ids, -(-prompt // TRACE_BLOCK))].tolist())
+
+
+class Shared(NamedTuple):
+    """Prompts that begin with one of some system prompts, and go on with a question that nobody else asks."""
+
+    groups: int
+    system_tokens: int
+    question_tokens: int  # mean, exponential
+    output_tokens: int  # mean, exponential
+    rate: float  # requests a second, Poisson
+    requests: int
+
+
+def shared(s: Shared, seed: int) -> Iterator[Row]:
+    draw, at_s, fresh = np.random.default_rng(seed), 0.0, 1 << 30
+    system = s.system_tokens // TRACE_BLOCK
+    for _ in range(s.requests):
+        at_s += draw.exponential(1 / s.rate)
+        prompt = s.system_tokens + 1 + int(draw.exponential(s.question_tokens))
+        group, own = int(draw.integers(s.groups)), -(-prompt // TRACE_BLOCK) - system
+        ids = [*range(group * system, (group + 1) * system), *range(fresh, fresh + own)]
+        fresh += own
+        yield Row(at_s, prompt, 2 + int(draw.exponential(s.output_tokens)), ids)
+
+
+def write(path: Path, rows: Iterator[Row]) -> None:
+    """In Mooncake's format, its ids counted from 0."""
+    numbers: dict[int, int] = {}
+    with path.open("w") as file:
+        for at_s, prompt, output, ids in rows:
+            named = [numbers.setdefault(id, len(numbers)) for id in ids]
+            row = {"timestamp": round(at_s * 1e3), "input_length": prompt, "output_length": output, "hash_ids": named}
+            file.write(json.dumps(row) + "\n")
+
+
+def workload(name: str, seed: int) -> list[tuple[int, Iterator[Row]]]:
+    """Instances, and what they are asked."""
+    if name == "agents":
+        return [(8, agents(3.0, 12_000, seed)), (64, agents(24.0, 30_000, seed))]
+    if name == "hot":
+        return [(64, shared(Shared(1, 32_768, 256, 128, 50.0, 6_000), seed))]
+    return [(8, shared(Shared(150, 6_144, 1_228, 1_000, rate, 3_000), seed)) for rate in (3.0, 12.0)]
+
+
+def _made_up(args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for instances, made in workload(args.workload, args.seed):
+            path = Path(folder) / "made.jsonl"
+            write(path, made)
+            rows.append(_row(str(path), instances, "kv", 1.0, args.runs))
+            if not args.json:
+                _print(rows[-1])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trace")
+    parser.add_argument("trace", nargs="?")
+    parser.add_argument("--workload", choices=("agents", "hot", "groups"))
+    parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--copies", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if bool(args.trace) == bool(args.workload):
+        parser.error("give either a trace or --workload")
+    if args.workload:
+        made_up = _made_up(args)
+        if args.json:
+            print(json.dumps(made_up))
+        return
     rows = []
     for instances, router, speed in ROWS:
         rows.append(_row(args.trace, instances, router, speed, args.runs))

@@ -22,6 +22,7 @@ from jevons.kv.holders import promise, settle
 from jevons.kv.overlaps import depth_on, overlaps
 from jevons.policy.belief import confidence
 from jevons.policy.disagg import choose_apart
+from jevons.policy.replicate import where_to_copy
 from jevons.policy.route import (
     CANDIDATE,
     GUESS_OUTPUT_TOKENS,
@@ -80,6 +81,9 @@ WAIT = np.dtype(
         ("newer", np.int32),
     ]
 )
+# How many wanted what ends with a block, in about the last ARRIVALS_S before the one at.
+WANTED = np.dtype([("block", np.int64), ("requests", np.float64), ("at_s", np.float64)])
+_WANTED = 1 << 14  # blocks that are counted: of two that share a place, the one that is wanted
 # Workers of a kind are alike: what they serve, whether they compute prompts alone, how long their blocks are.
 KIND = np.dtype(
     [
@@ -123,6 +127,7 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "tree": np.zeros(0),  # of each kind a tournament: nodes root + 1 to root + 2 * leaves - 1
         "member": np.zeros(0, np.int32),  # who stands at each node that is a leaf
         "up": np.zeros(len(workers), np.int32),  # workers that may be given work, kind by kind, by number
+        "wanted": np.zeros(_WANTED, WANTED),
         "keys": np.zeros(LOOKED_AT),  # to work in, like all that follow
         "leaves": np.zeros(LOOKED_AT, np.int64),
         "least": np.zeros(LOOKED_AT, np.int32),
@@ -144,6 +149,8 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "prompts": 1.0,  # of late, their tokens, and those that were there
         "prompt_tokens": float(GUESS_PROMPT_TOKENS),
         "reused_tokens": 0.0,
+        "ends": 0,  # the last block of the prompt to be placed that a candidate has, and how deep it lies
+        "ends_depth": 0,
         "crowd": 0.0,  # arrivals in about the last ARRIVALS_S before the one at
         "arrived_s": 0.0,
     }
@@ -444,8 +451,12 @@ def gather(h: Records, desk: int, count: int, names: Ints, model: int, block_siz
     )
     whose = view(h.whose, h.whose_n, SMALL)
     h.looks += 1
+    if desk == WHOLE and count == 0:
+        h.ends_depth = 0
     holding = overlaps(h, names, found, depths, LISTED)
     for i in range(holding):
+        if depths[i] > h.ends_depth:
+            h.ends, h.ends_depth = names[depths[i] - 1], depths[i]
         worker = whose[found[i]]
         if worker < 0 or not workers[worker].up or mark[worker] == h.looks:
             continue
@@ -565,6 +576,40 @@ def _weights(h: Records, desk: int) -> Weights:
 
 
 @compiled
+def wanted(h: Records) -> float:
+    """Requests of late that found what the one to be placed finds, and no more."""
+    w = view(h.wanted, h.wanted_n, WANTED)[_place_of(h.ends)]
+    return faded(w.requests, w.at_s, h.arrived_s) if h.ends_depth > 0 and w.block == h.ends else 0.0
+
+
+@compiled
+def want(h: Records) -> None:
+    """The request just gathered for is placed: it counts for those after it."""
+    w = view(h.wanted, h.wanted_n, WANTED)[_place_of(h.ends)]
+    requests = faded(w.requests, w.at_s, h.arrived_s)
+    if h.ends_depth == 0 or (w.block != h.ends and requests > 1.0):
+        return
+    w.requests = 1.0 + (requests if w.block == h.ends else 0.0)
+    w.block, w.at_s = h.ends, h.arrived_s
+
+
+@compiled
+def _place_of(block: int) -> int:
+    return int(print_of(block) & (_WANTED - 1))
+
+
+@compiled
+def _choose(h: Records, candidates: Records, prompt_tokens: int) -> int:
+    """One for all of a request: where it is cheapest, or where those after it gain more."""
+    weights = _weights(h, WHOLE)
+    chosen = choose(candidates, prompt_tokens, weights)
+    if chosen < 0 or h.policy != KV:
+        return chosen
+    copy = where_to_copy(candidates, chosen, prompt_tokens, weights, wanted(h))
+    return copy if copy >= 0 else chosen
+
+
+@compiled
 def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
     """Choose among the first so many candidates of each desk.
 
@@ -576,7 +621,7 @@ def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[in
     ones = view(h.candidates, h.candidates_n, CANDIDATE)[:whole]
     others = view(h.candidates, h.candidates_n, CANDIDATE)[h.desk : h.desk + apart]
     if apart == 0:
-        return -1, choose(ones, prompt_tokens, _weights(h, WHOLE))
+        return -1, _choose(h, ones, prompt_tokens)
     if whole == 0:
         return choose(others, prompt_tokens, _weights(h, APART)), -1
     if h.policy == KV:

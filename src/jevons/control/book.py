@@ -50,6 +50,11 @@ def _count_arrival(hubs: Records, now_s: float) -> None:
 
 
 @compiled
+def _want(hubs: Records) -> None:
+    board.want(hubs[0])
+
+
+@compiled
 def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
     return board.conclude(hubs[0], prompt_tokens, whole, apart)
 
@@ -245,6 +250,10 @@ class Book:
     def conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
         """See `board.conclude`."""
         return _conclude(self.hub.record, prompt_tokens, whole, apart)
+
+    def want(self) -> None:
+        """See `board.want`."""
+        _want(self.hub.record)
 
     def candidates(self, desk: int, count: int) -> Records:
         """The first so many of a desk."""

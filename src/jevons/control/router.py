@@ -598,6 +598,7 @@ class Router:
         """Conclude, and keep account of it."""
         prompt, prompt_tokens = ask.prompt, len(ask.prompt.tokens)
         chosen, c = self._conclude(prompt_tokens, whole, apart)
+        self._book.want()
         worker, after = chosen.member, chosen.after
         placement = self._placement(chosen, prompt_tokens, c)
         own = prompt_load(prompt_tokens, placement.cached_tokens)

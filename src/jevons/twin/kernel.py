@@ -31,6 +31,7 @@ from jevons.control.board import (
     rekey,
     unwait,
     wait,
+    want,
 )
 from jevons.kv.cache import forget, has_room
 from jevons.kv.entries import print_of, room
@@ -277,6 +278,7 @@ def _arrival(h: Records, number: int) -> bool:
     worker, decode_on, predicted_s, cached, depth = _place(h, reusable, arrival.prompt)
     if worker < 0:
         return False
+    want(h)
     if h.slots_spare > 0:
         h.slots_spare -= 1
         slot = view(h.slots, h.slots_n, SMALL)[h.slots_spare]
