@@ -102,8 +102,10 @@ def grow_index(hub: Hub, more: int) -> None:
 def bound_entries(hub: Hub, name: str, entries: int) -> None:
     """Let there be so many blocks, sets or pairs at most; those that are there remain."""
     if entries > len(hub[f"{name}s"]):
-        hub.put(f"{name}s", reserved(hub[f"{name}s"], entries))
-        hub.put(f"{name}_heads", reserved(hub[f"{name}_heads"], entries + _LEAST))
+        # Only what is used is copied: the rest was never touched, and touching it would make it real memory.
+        used, heads = int(hub.number(f"{name}s_used")), hub[f"{name}_heads"]
+        hub.put(f"{name}s", reserved(hub[f"{name}s"][:used], entries))
+        hub.put(f"{name}_heads", reserved(heads if used else heads[:0], entries + _LEAST))
     hub.set(f"{name}s_n", max(entries, int(hub.number(f"{name}s_used"))))
 
 
