@@ -86,6 +86,11 @@ class Intake:
         return float(self._names.hub.number("ts"))
 
     @property
+    def position(self) -> int:
+        """The number of the batch expected next."""
+        return self._next
+
+    @property
     def names_bytes(self) -> int:
         """What the map from the engine's names to ours takes."""
         return self._names.size_bytes

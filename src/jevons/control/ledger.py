@@ -92,7 +92,7 @@ class Member:
         self.adapters = Adapters(facts.adapters)
         self.signs = 0  # of work: steps, first tokens, answers
         self.is_stalled = False
-        self._seen = -1  # signs at the last look, and when there were new ones
+        self._seen = (-1, 0)  # signs at the last look, and when there were new ones
         self._quiet_s = 0.0
         self.promised = 0  # requests that run elsewhere until their first token, then here
         book.set_worker(self.number, {"step_tokens": facts.step_tokens, "whole": 1, "node": book.node(tiers.name)})
@@ -145,8 +145,8 @@ class Member:
 
         A step, a first token, an answer and a KV event are work; to answer a probe is not.
         """
-        signs = self.signs + (0 if self.intake is None else self.intake.counts.total())
         oldest = next(iter(self.waiting.values()), None)
+        signs = self.signs, 0 if self.intake is None else self.intake.position
         if oldest is None or signs != self._seen:
             self._seen, self._quiet_s = signs, now_s
             return False

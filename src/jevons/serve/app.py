@@ -48,6 +48,7 @@ from jevons.wire.events import check_endpoint
 log = logging.getLogger("jevons")
 
 GOLDEN = 0.618034  # multiples of it, without their whole part, are spread evenly however many there are
+_GC_PORTIONS = (2_000, 5, 100)  # new objects, passes of those, and of the latter: 0.3, 2 and 50 ms
 KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
 
 
@@ -86,13 +87,14 @@ async def serving(
         ConfigError: the settings contradict the model or each other, or the folder for the record is taken.
         EngineError: an embedded worker cannot be started at all (raised as part of an ExceptionGroup).
     """
-    recorder = None
+    recorder, portions = None, gc.get_threshold()
     if settings.record is not None:
         recorder = Recorder(Path(settings.record), settings.policy, time.monotonic)
     try:
         async with _serving(settings, model_dir, _Surroundings(recorder, kept, siblings)) as server:
             yield server
     finally:
+        gc.set_threshold(*portions)
         if recorder is not None:
             recorder.close()
 
@@ -150,9 +152,13 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
 
 
 def _freeze() -> None:
-    """Modules and kernels stay: a collection that looked at them would take a tenth of a second."""
+    """Modules and kernels stay: a collection that looked at them would take a tenth of a second.
+
+    Of what comes, the young is gone through in small portions, the old seldom: not each time some hundred engines join.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_GC_PORTIONS)
 
 
 class _Memory:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -366,8 +367,9 @@ class Fleet:
 
     def _on_met(self, id: WorkerId) -> None:
         self._unmet.discard(id)
-        if not self._unmet:
+        if not self._unmet and not self._all_met.is_set():
             self._all_met.set()
+            gc.freeze()  # a thousand engines' objects stay as long as we do
 
     @property
     def is_ready(self) -> bool:
