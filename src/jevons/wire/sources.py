@@ -38,12 +38,10 @@ OnBatch = Callable[[KvPayload], object]
 
 
 class Sources:
-    """All sources that one event loop listens to."""
+    """All sources that one event loop listens to. Nothing is opened, or left to be closed, before the first."""
 
     def __init__(self) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, _SOCKETS)
-        self._asking = zmq.asyncio.Context.shadow(self._context.underlying)
+        self._opened: zmq.Context[zmq.Socket[bytes]] | None = None
         self._answering: set[zmq.asyncio.Socket] = set()
         self._replays = asyncio.Semaphore(REPLAYS_AT_ONCE)
         self._ready: deque[Source] = deque()
@@ -52,6 +50,13 @@ class Sources:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def _context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        if self._opened is None:
+            self._opened = zmq.Context()
+            self._opened.set(zmq.MAX_SOCKETS, _SOCKETS)
+        return self._opened
 
     def listen(self, endpoint: str, on_batch: OnBatch, on_garbage: Callable[[], None]) -> Source:
         """Have a source's batches, as they come, until it is closed.
@@ -90,7 +95,8 @@ class Sources:
         no batch. At most REPLAYS_AT_ONCE are under way; others wait for their turn.
         """
         async with self._replays:
-            socket = self._asking.socket(zmq.DEALER)
+            asking = zmq.asyncio.Context.shadow(self._context.underlying)
+            socket = asking.socket(zmq.DEALER)
             self._answering.add(socket)
             try:
                 socket.set_hwm(0)  # the answer is as long as the engine's window, and is not to be cut
@@ -122,7 +128,8 @@ class Sources:
         """Close all that is open; for the end of the event loop."""
         for socket in self._answering:
             socket.close(linger=0)
-        self._context.destroy(linger=0)
+        if self._opened is not None:
+            self._opened.destroy(linger=0)
 
     def _is_ready(self, source: Source) -> None:
         self._ready.append(source)
