@@ -209,6 +209,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     async def drain(self) -> None:
+        if self._transport is not None and self._transport.is_closing():
+            await asyncio.sleep(0)  # that it is lost can only be told when others have their turn
         if self._transport is None:
             raise ClientGone
         if self._full:
