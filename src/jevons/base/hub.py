@@ -52,6 +52,9 @@ class Hub:
         for name in arrays:
             fields += [(name, np.int64), (f"{name}_n", np.int64)]
         fields += [(name, np.float64 if isinstance(value, float) else np.int64) for name, value in numbers.items()]
+        # Where its fields end it has one by their number: of two hubs, of which one begins like the other, Numba would
+        # take the longer for a kind of the shorter, and warn.
+        fields.append((f"after_{len(fields)}", np.int64))
         self.record = np.zeros(1, np.dtype(fields))  # [1] what kernels get
         self._arrays: dict[str, Any] = {}
         for name, array in arrays.items():
