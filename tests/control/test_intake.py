@@ -368,3 +368,4 @@ def test_without_an_answer_a_doubt_proves_nothing(intake: Intake, held: Holding)
 
     assert (intake.awaits_replay, intake.mode) == (False, IndexMode.EXACT)
     assert held.depth(NAMES) == 2
+    assert intake.begin_replay() == 0, "it is asked again"

@@ -166,6 +166,30 @@ def test_an_engine_that_restarts_is_known_anew() -> None:
     live(test)
 
 
+def test_who_did_not_answer_a_replay_is_asked_again_though_nothing_more_comes(monkeypatch: Any) -> None:
+    monkeypatch.setattr("jevons.serve.feed.REPLAY_TIMEOUT_S", 0.2)
+
+    async def test() -> None:
+        async with pair(0.0, replays=False) as (engine, router):
+            engine.work(100)  # before anybody listens
+            engine.loss = 0.0
+            router.at = EventsAt(engine.publisher.endpoint, engine.publisher.replay_endpoint)
+            sources = Sources()
+            task = asyncio.create_task(feed(router.intake, sources, router.at, asyncio.Event()))
+            await until(lambda: router.intake.awaits_replay)
+            await until(lambda: not router.intake.awaits_replay)
+            assert not router.equals(engine)
+            answers = asyncio.create_task(engine.publisher.serve_replays())
+
+            await until(lambda: router.equals(engine))
+            for each in (task, answers):
+                each.cancel()
+            await asyncio.gather(task, answers, return_exceptions=True)
+            sources.close()
+
+    live(test)
+
+
 def test_a_payload_that_is_garbage_degrades_its_source_and_nothing_else() -> None:
     async def test() -> None:
         async with pair(0.0, replays=True) as (engine, router):

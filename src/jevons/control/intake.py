@@ -179,6 +179,8 @@ class Intake:
             self._refuse()  # there is no such batch any more
         elif self._is_verifying and complete:
             self._begin_anew()
+        elif self._is_verifying:
+            self._is_doubted = True  # it was not answered: the next one shows it
         self._is_verifying = False
         if self._is_refuted:
             self._is_refuted = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,8 @@ log = logging.getLogger("jevons.events")
 REPLAY_TIMEOUT_S = 2.0
 # Who twice did not answer a replay is not asked again so soon: live batches wait for the answer. llm-d's value.
 COOLDOWN_S = 30.0
+RETRY_S = 0.5  # after the first time; an engine that restarts takes what it was asked along
+MOST_RETRIES = 5  # who never answers is asked only where something shows that batches are missing
 JOIN_S = 0.1  # a ZMQ subscription takes a moment to hold; the replay asked for after it overlaps, nothing falls between
 LISTEN_AGAIN_S = 5.0  # where a port is taken
 
@@ -61,7 +64,7 @@ async def feed(
                 await replays.close_gaps(intake)
                 if on_known is not None:
                     on_known()
-                await missing.wait()
+                await replays.until_due(missing)
 
 
 class _Replays:
@@ -80,6 +83,16 @@ class _Replays:
             intake.on_replay_end(complete=await self._ask(intake, start))
             if not intake.awaits_replay:  # it does where what was recalled is so no more, or another one was lost
                 return
+
+    async def until_due(self, missing: asyncio.Event) -> None:
+        """Until some are missing, or it is time to ask again who did not answer."""
+        if not 0 < self._failures <= MOST_RETRIES:
+            await missing.wait()
+            return
+        pause_s = max(RETRY_S, self._silent_until_s - asyncio.get_running_loop().time())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await missing.wait()
 
     async def _ask(self, intake: Intake, start: int) -> bool:
         now_s = asyncio.get_running_loop().time
