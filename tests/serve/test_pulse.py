@@ -140,3 +140,14 @@ def test_a_turnstile_lets_one_pass_in_each_turn_of_the_loop(cancelled: bool) -> 
 
     passed = jumping.run(run())
     assert len(passed) == len(set(passed)) == (4 if cancelled else 5)
+
+
+def test_the_last_that_an_engine_said_does_not_bring_it_back() -> None:
+    watched = Watched()
+    watched.pulse.asked()
+    watched.pulse.is_heard = True
+    watched.roster.gone(ENGINE)
+    asyncio.run(watched.pass_s(0.1))
+
+    assert watched.health is Health.DOWN
+    assert not watched.pulse.is_heard

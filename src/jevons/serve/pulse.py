@@ -15,6 +15,7 @@ from zlib import crc32
 
 from jevons.base.ids import WorkerId
 from jevons.control.roster import Roster
+from jevons.facts.worker import Health
 
 PROBE_S = 0.2
 SETTLE_S = 0.5  # events come within milliseconds of the answer; whoever is asked again meanwhile is not at rest
@@ -90,6 +91,8 @@ class Pulse:
     def look(self) -> None:
         """Whether it lives, as far as can be seen from here; wakes who probes it where that is not enough."""
         now_s = self._now_s()
+        if self._roster.health(self._worker) is Health.DOWN:
+            self.is_heard = False  # that was the last it said; who introduces itself anew is heard of then
         if self.is_heard:
             self.heard()
         elif now_s >= self._probe_s:
