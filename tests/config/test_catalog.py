@@ -62,7 +62,10 @@ def test_every_figure_has_a_source_that_is_told_with_its_date() -> None:
         for name, record in table.items()
         for key, figure in record.figures().items()
     }
+    economics = catalog.economics.figures() | catalog.economics.bounds()
 
+    assert len(economics) == len(catalog.economics.__struct_fields__)
+    assert [where for where, figure in economics.items() if figure.source not in catalog.sources] == []
     assert [where for where, figure in figures.items() if figure.source not in catalog.sources] == []
     assert [name for name, model in catalog.models.items() if model.source not in catalog.sources] == []
     assert all(source.date for source in catalog.sources.values())
@@ -117,6 +120,35 @@ def test_a_file_of_yours_adds_chips(tmp_path: Path) -> None:
     assert "h100" in catalog.chips
 
 
+def test_a_file_of_yours_replaces_what_economics_hang_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[economics]\nwacc = { value = 0.06, source = "our bank", confidence = "measured" }\n')
+    economics = read_catalog(path).economics
+
+    assert (economics.wacc.value, economics.wacc.low) == (0.06, None)
+    assert economics.life_years == read_catalog().economics.life_years
+
+
+def test_economics_are_those_that_were_collected(shared: Path) -> None:
+    text = (shared / "docs/economics.md").read_text()
+    theirs = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    renamed = {
+        "capex_overhead": "capex_overhead_mult",
+        "hardware_cost_decline_per_year": "hw_cost_per_token_decline_per_year",
+    }
+    renamed |= {"custom_silicon_share_2028": "custom_silicon_share_hyperscaler_inference_2028"}
+    compared = 0
+    for name, figure in read_catalog().economics.figures().items():
+        collected_as = theirs.get(renamed.get(name, name))
+        if isinstance(collected_as, dict):
+            assert (figure.low, figure.value, figure.high) == tuple(
+                collected_as[key] for key in ("low", "base", "high")
+            )
+            compared += 1
+
+    assert compared == 13
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -130,6 +162,12 @@ def test_a_file_of_yours_adds_chips(tmp_path: Path) -> None:
         (A_CHIP.replace("value = 32e9,", "value = 32e9, low = 40e9,"), "must lie between low and high"),
         ('[racks.box]\nchip = "none"\nchips = 4\n', "racks.box.chip: 'none' is unknown; add it to chips"),
         ('[racks.box]\nchip = "h100"\nchips = 0\n', "racks.box.chips: Expected"),
+        ("[economics]\nprofit = 3\n", "economics: Object contains unknown field profit"),
+        (
+            '[economics]\nwacc = { value = 0.1, low = 0.2, source = "x", confidence = "assumed" }\n',
+            "economics.wacc: must",
+        ),
+        ('[economics]\nlpx_rack_w = { low = 3, high = 2, source = "x", confidence = "assumed" }\n', "lpx_rack_w: low"),
         ("[chip.mine]\n", "'chip' is no table of it"),
         ("[chips", "is not TOML"),
     ],

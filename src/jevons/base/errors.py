@@ -2,6 +2,7 @@
 
 JevonsError
 ├── ConfigError          a value from a file, a flag or the environment is wrong; names it, quotes it, says the rule
+│   └── UnknownFigure    a result hangs on a figure that nobody published, and none was given
 ├── RequestError         a value in a client's request is wrong; carries the field, the HTTP status and a code
 ├── CapacityError        the work is valid but does not fit now; the caller may queue, shed or retry
 │   ├── NoFreeBlocks
@@ -23,6 +24,18 @@ class JevonsError(Exception):
 
 class ConfigError(JevonsError):
     """A value from a file, a flag or the environment is not usable."""
+
+
+class UnknownFigure(ConfigError):
+    """What is asked for hangs on a figure that is not known.
+
+    Args:
+        figure: its name in the catalog.
+    """
+
+    def __init__(self, figure: str) -> None:
+        super().__init__(f"{figure}: is not known: nobody published it; give it in a file of yours, --catalog FILE")
+        self.figure = figure
 
 
 class RequestError(JevonsError):

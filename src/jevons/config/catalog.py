@@ -1,4 +1,4 @@
-"""The catalog: chips, racks, fabrics, stores and models that ship with jevons, and those of a user's file."""
+"""The catalog: chips, racks, models and what economics hang on, as they ship with jevons, and a user's file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.facts.economics import Economics
 from jevons.facts.hardware import Chip, Fabric, Figure, KvStore, Rack, Source
 from jevons.facts.llm import Llm
 
 _OWN = "jevons.facts.catalog"
-Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source)
+Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source, Economics)
 
 
 class Catalog(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class Catalog(msgspec.Struct, frozen=True):
     fabrics: dict[str, Fabric]
     stores: dict[str, KvStore]
     models: dict[str, Llm]
+    economics: Economics
     sources: dict[str, Source]
 
 
@@ -33,7 +35,7 @@ def read_catalog(more: Path | None = None) -> Catalog:
 
     Args:
         more: a TOML file with tables `chips`, `racks`, `fabrics`, `stores`, `models`, `sources`, each by name, with the
-            fields of `facts.hardware` and `facts.llm`.
+            fields of `facts.hardware` and `facts.llm`; in `economics` the fields of `facts.economics`.
 
     Raises:
         ConfigError: names the file, the entry, the field and the rule.
@@ -41,8 +43,8 @@ def read_catalog(more: Path | None = None) -> Catalog:
     theirs: dict[str, Any] = {} if more is None else _tables(more)
 
     def of(kind: type[Record], table: str) -> dict[str, Record]:
-        own = tomllib.loads(resources.files(_OWN).joinpath(f"{table}.toml").read_text())
-        return _records(kind, own, f"{table}.toml") | _records(kind, theirs.get(table, {}), f"{more}: {table}")
+        own = _records(kind, _own(table), f"{table}.toml")
+        return own | _records(kind, theirs.get(table, {}), f"{more}: {table}")
 
     catalog = Catalog(
         chips=of(Chip, "chips"),
@@ -50,10 +52,15 @@ def read_catalog(more: Path | None = None) -> Catalog:
         fabrics=of(Fabric, "fabrics"),
         stores=of(KvStore, "stores"),
         models=of(Llm, "models"),
+        economics=_record(Economics, _own("economics") | theirs.get("economics", {}), "economics"),
         sources=of(Source, "sources"),
     )
     _check(catalog)
     return catalog
+
+
+def _own(table: str) -> dict[str, Any]:
+    return tomllib.loads(resources.files(_OWN).joinpath(f"{table}.toml").read_text())
 
 
 def _tables(path: Path) -> dict[str, Any]:
@@ -72,15 +79,16 @@ def _tables(path: Path) -> dict[str, Any]:
 
 
 def _records(kind: type[Record], table: Any, where: str) -> dict[str, Record]:
-    records: dict[str, Record] = {}
-    for name, values in table.items():
-        try:
-            records[name] = msgspec.convert(values, kind)
-        except msgspec.ValidationError as error:
-            rule, _, at = str(error).partition(" - at `$")
-            field = at.rstrip("`")
-            raise ConfigError(f"{where}.{name}{field}: {rule.replace('`', '')}") from error
-    return records
+    return {name: _record(kind, values, f"{where}.{name}") for name, values in table.items()}
+
+
+def _record(kind: type[Record], values: Any, where: str) -> Record:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        rule, _, at = str(error).partition(" - at `$")
+        field = at.rstrip("`")
+        raise ConfigError(f"{where}{field}: {rule.replace('`', '')}") from error
 
 
 def _check(catalog: Catalog) -> None:
@@ -95,6 +103,15 @@ def _check(catalog: Catalog) -> None:
         for name, record in getattr(catalog, table).items():
             for key, figure in record.figures().items():
                 _check_range(figure, f"{table}.{name}.{key}")
+    _check_economics(catalog.economics)
+
+
+def _check_economics(economics: Economics) -> None:
+    for key, figure in economics.figures().items():
+        _check_range(figure, f"economics.{key}")
+    for key, bounds in economics.bounds().items():
+        if bounds.low > bounds.high:
+            raise ConfigError(f"economics.{key}: low must not be above high, got {bounds.low} and {bounds.high}")
 
 
 def _check_range(figure: Figure, where: str) -> None:

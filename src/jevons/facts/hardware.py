@@ -20,6 +20,7 @@ class Confidence(enum.StrEnum):
     DERIVED = "derived"  # arithmetic on others
     ESTIMATE = "estimate"  # of a third party
     RECALLED = "recalled"  # from a data sheet that nobody read again
+    ASSUMED = "assumed"  # by us: nobody published it
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
