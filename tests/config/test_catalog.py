@@ -64,7 +64,11 @@ def test_every_figure_has_a_source_that_is_told_with_its_date() -> None:
     }
     economics = catalog.economics.figures() | catalog.economics.bounds()
 
+    demand = catalog.demand.figures()
+
     assert len(economics) == len(catalog.economics.__struct_fields__)
+    assert len(demand) == len(catalog.demand.__struct_fields__)
+    assert [where for where, figure in demand.items() if figure.source not in catalog.sources] == []
     assert [where for where, figure in economics.items() if figure.source not in catalog.sources] == []
     assert [where for where, figure in figures.items() if figure.source not in catalog.sources] == []
     assert [name for name, model in catalog.models.items() if model.source not in catalog.sources] == []

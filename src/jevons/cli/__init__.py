@@ -22,6 +22,7 @@ _COMMANDS = {
     "sweep": "Rehearse a grid of scenarios in parallel processes.",
     "validate": "How far predictions are off, on points that were measured.",
     "calibrate": "Learn which shares of data sheets are reached, from points that were measured.",
+    "demand": "What cheaper tokens do to demand and spending, year by year.",
     "model": "List, fetch and find models.",
 }
 

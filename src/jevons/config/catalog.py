@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.facts.demand import DemandFigures
 from jevons.facts.economics import Economics
 from jevons.facts.hardware import Chip, Fabric, Figure, KvStore, Rack, Source
 from jevons.facts.llm import Llm
 
 _OWN = "jevons.facts.catalog"
-Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source, Economics)
+Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source, Economics, DemandFigures)
 
 
 class Catalog(msgspec.Struct, frozen=True):
@@ -27,6 +28,7 @@ class Catalog(msgspec.Struct, frozen=True):
     stores: dict[str, KvStore]
     models: dict[str, Llm]
     economics: Economics
+    demand: DemandFigures
     sources: dict[str, Source]
 
 
@@ -35,7 +37,8 @@ def read_catalog(more: Path | None = None) -> Catalog:
 
     Args:
         more: a TOML file with tables `chips`, `racks`, `fabrics`, `stores`, `models`, `sources`, each by name, with the
-            fields of `facts.hardware` and `facts.llm`; in `economics` the fields of `facts.economics`.
+            fields of `facts.hardware` and `facts.llm`; in `economics` and `demand` the fields of `facts.economics` and
+            `facts.demand`.
 
     Raises:
         ConfigError: names the file, the entry, the field and the rule.
@@ -53,6 +56,7 @@ def read_catalog(more: Path | None = None) -> Catalog:
         stores=of(KvStore, "stores"),
         models=of(Llm, "models"),
         economics=_record(Economics, _own("economics") | theirs.get("economics", {}), "economics"),
+        demand=_record(DemandFigures, _own("demand") | theirs.get("demand", {}), "demand"),
         sources=of(Source, "sources"),
     )
     _check(catalog)
@@ -104,6 +108,8 @@ def _check(catalog: Catalog) -> None:
             for key, figure in record.figures().items():
                 _check_range(figure, f"{table}.{name}.{key}")
     _check_economics(catalog.economics)
+    for key, figure in catalog.demand.figures().items():
+        _check_range(figure, f"demand.{key}")
 
 
 def _check_economics(economics: Economics) -> None:

@@ -1,0 +1,81 @@
+"""An outlook on demand: which years, what makes tokens cheaper, what limits them. One TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from jevons.base.errors import ConfigError
+from jevons.facts.hardware import Confidence, Figure, Positive
+
+Lever = Literal["hardware", "reuse", "compression", "sparsity", "small_models", "other"]
+Limit = Literal["chips", "power"]
+
+
+class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A parameter's value in place of the catalog's, and how far it may be off."""
+
+    value: Positive
+    low: Positive | None = None
+    high: Positive | None = None
+
+    def figure(self, source: str) -> Figure:
+        return Figure(value=self.value, low=self.low, high=self.high, source=source, confidence=Confidence.ASSUMED)
+
+
+class OutlookFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    first: Annotated[int, Meta(ge=2026, le=2026)] = 2026  # of which the catalog's figures are
+    last: Annotated[int, Meta(ge=2027, le=2040)] = 2030
+    levers: tuple[Lever, ...] = get_args(Lever)
+    limits: tuple[Limit, ...] = get_args(Limit)
+    hardware: Literal["sheet", "between", "vendor"] = "between"  # whose word on Vera Rubin is taken
+    parameters: dict[str, Range] = {}
+    title: str = ""
+
+
+def read_outlook(name: str) -> OutlookFile:
+    """A file, or one that ships with jevons, by name.
+
+    Raises:
+        ConfigError: names the file, the field, the value and the rule.
+    """
+    path = Path(name) if Path(name).exists() else _shipped(name)
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text())
+        return msgspec.convert(table, OutlookFile)
+    except OSError as error:
+        raise ConfigError(f"outlook {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"outlook {path}: not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"outlook {path}: {error}") from error
+
+
+def read_range(text: str, where: str) -> Range:
+    """LOW:BASE:HIGH, or one number.
+
+    Raises:
+        ConfigError: it is neither, or out of order.
+    """
+    try:
+        values = [float(part) for part in text.split(":")]
+    except ValueError:
+        values = []
+    if len(values) == 1 and values[0] > 0:
+        return Range(value=values[0])
+    if len(values) == 3 and 0 < values[0] <= values[1] <= values[2]:
+        return Range(low=values[0], value=values[1], high=values[2])
+    raise ConfigError(f"{where}: must be LOW:BASE:HIGH in this order or one number, above 0, got {text!r}")
+
+
+def _shipped(name: str) -> Path:
+    folder = Path(__file__).parent / "outlooks"
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise ConfigError(f"outlook {name!r}: neither a file nor one of {names}")
+    return path
