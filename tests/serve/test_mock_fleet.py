@@ -160,3 +160,77 @@ def test_engines_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
         read_specs([f"@{tmp_path}/none"])
     with pytest.raises(ConfigError, match="named once, got h:1 several"):
         read_specs(["http://h:1", "http://h:1"])
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two engines of three data-parallel ranks each."""
+    file = tmp_path_factory.mktemp("ranks") / "engines"
+    fleet = Running("mock", "--count", "2", "--ranks", "3", "--port", "0", "--speed", "20", "--out", str(file))
+    server = Jevons("--engine", f"@{file}")
+    until(lambda: len(server.healthy()) == 6, START_S)
+    yield Pair(fleet, server, file.read_text().split())
+    assert server.stop() == 0
+    assert fleet.stop() == 0
+
+
+def test_a_prompt_goes_back_to_the_rank_that_holds_it(ranked: Pair) -> None:
+    prompts = [[1_000 * n + i for i in range(70)] for n in range(1, 13)]
+    for prompt in prompts:
+        assert ask(ranked.server.url, prompt) == (answer_to(prompt), 0)
+    until(lambda: knows_all(ranked), READ_S, "it knows what each rank holds")
+    cached = [ask(ranked.server.url, prompt)[1] for prompt in prompts]
+    held = ranked.held()
+
+    assert cached == [64] * len(prompts)
+    assert len(held) == 6
+    assert sum(map(bool, held.values())) > 1  # several ranks had some, and none has another's
+    assert sum(map(len, held.values())) == len(set().union(*held.values()))
+
+
+def test_ranks_are_workers_of_their_own_in_what_is_told(ranked: Pair) -> None:
+    workers = {worker["id"]: worker for worker in ranked.server.snapshot()["workers"]}
+    advice = post(ranked.server.url + "/v1/place", {"model": "mock", "prompt": list(range(40))})["workers"]
+    urls = [spec.split(",")[0] for spec in ranked.specs]
+
+    assert {(w["id"].rpartition("@")[0], w["rank"]) for w in workers.values()} == {
+        (url.removeprefix("http://"), rank) for url in urls for rank in range(3)
+    }
+    assert {(w["url"], w["rank"]) for w in advice} == {(url, rank) for url in urls for rank in range(3)}
+
+
+def test_ranks_that_restart_are_known_to_hold_nothing(ranked: Pair) -> None:
+    ask(ranked.server.url, list(range(90_000, 90_070)))
+    ranked.chaos(do="restart", engines=["0001"])
+    until(lambda: len(ranked.server.healthy()) == 6, READ_S)
+    until(lambda: knows_all(ranked), READ_S, "it knows that they are empty")
+
+    assert [bool(names) for id, names in ranked.held().items() if id.startswith("0001")] == [False] * 3
+
+
+def test_an_engine_refuses_a_rank_that_it_has_not(ranked: Pair) -> None:
+    url = ranked.specs[0].split(",")[0] + "/v1/completions"
+    body = json.dumps({"model": "mock", "prompt": [1, 2, 3], "max_tokens": 1}).encode()
+    headers = {"content-type": "application/json", "x-data-parallel-rank": "3"}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=READ_S)
+
+    with caught.value as error:
+        assert error.code == 400
+        assert "must be below 3" in json.loads(error.read())["error"]["message"]
+
+
+def test_each_rank_is_read_as_an_engine_with_ports_that_count_up() -> None:
+    specs = read_specs(["http://a:1,kv=tcp://*:5557,replay=tcp://a:5657,ranks=2", "http://b:1,ranks=1"])
+
+    assert [(s.rank, s.events, s.replays) for s in specs] == [
+        (0, "tcp://*:5557", "tcp://a:5657"),
+        (1, "tcp://*:5558", "tcp://a:5658"),
+        (None, None, None),
+    ]
+
+
+@pytest.mark.parametrize("option", ["ranks=0", "ranks=x", "ranks=2,kv=ipc://here", "ranks=9,kv=tcp://a:65530"])
+def test_ranks_that_cannot_be_are_told_of(option: str) -> None:
+    with pytest.raises(ConfigError, match="ranks="):
+        read_specs([f"http://a:1,{option}"])

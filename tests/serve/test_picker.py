@@ -11,9 +11,10 @@ import grpc
 import pytest
 
 from jevons.base.errors import CapacityError, ConfigError, NoWorker, RequestError
+from jevons.base.ids import RequestId
 from jevons.config import make
 from jevons.control.router import Router
-from jevons.engine.openai import parse_spec
+from jevons.engine.openai import each_rank, parse_spec
 from jevons.facts.worker import WorkerFacts
 from jevons.serve import gateway, picker
 from jevons.serve.exchange import Room
@@ -298,3 +299,26 @@ def test_a_request_that_waits_to_be_placed_waits_no_longer_than_it_may(leaves: b
     answer = asyncio.run(go())
     assert leaves or answer.status.code == 504
     assert house.front.metrics.registry.get_sample_value("jevons_picker_streams") == 0
+
+
+def test_a_pick_names_the_rank_and_goes_on_only_where_that_rank_is() -> None:
+    async def pick() -> tuple[House, picker.Pick]:
+        house = House()
+        for url, ranks in (("http://10.0.0.1:80", 2), ("http://10.0.0.2:80", 3), ("http://10.0.0.3:80", 1)):
+            for spec in each_rank(parse_spec(f"{url},ranks={ranks}")):
+                attached = house.fleet.add_attached(spec)
+                house.router.join(WorkerFacts(id=attached.id, model="m", kind="openai", rank=spec.rank))
+                house.router.roster.heard(attached.id, 0.0)
+        avoid = [id for id in house.router.workers() if not id.endswith("@1")]
+        for number, id in enumerate(house.router.workers()):
+            if id in avoid:  # those are busy
+                others = [other for other in house.router.workers() if other != id]
+                house.router.place(RequestId(str(number)), list(range(10_000)), 0.0, avoid=others)
+        return house, (await house.picker()).pick_by_load(request("a"), None)
+
+    house, picked = asyncio.run(pick())
+
+    assert picked.worker == "10.0.0.1:80@1"
+    assert picked.headers == {"x-data-parallel-rank": "1"}
+    assert picked.endpoints == "10.0.0.1:80,10.0.0.2:80"
+    assert house.endpoints.workers["10.0.0.2:80"].keys() == {0, 1, 2}

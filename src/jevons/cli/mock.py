@@ -29,6 +29,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command("mock", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Engines that are alike.")
+@click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Data-parallel, of each engine.")
 @click.option("--fleet", help="Timed by chips instead: INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 1000xh100.")
 @click.option("--model", help="With --fleet: the model of the catalog that sets times and room.")
 @click.option("--scenario", help="Timed by a scenario's groups: a TOML file, or the name of one that ships.")
@@ -73,7 +74,7 @@ def engines_of(flags: dict[str, Any]) -> list[Made]:
     if flags["fleet"] is None and flags["scenario"] is None:
         facts = _facts(flags, flags["blocks"] or 4096)
         prices = Prices(flags["step_ms"] / 1e3, 1 / flags["prefill_tokens_per_s"], 0.0, flags["decode_ms"] / 1e3)
-        return _numbered([(facts, pace_of(prices), flags["count"])])
+        return _numbered([(facts, pace_of(prices), flags["count"])], flags["ranks"])
     return _by_groups(_scenario(flags), flags)
 
 
@@ -90,10 +91,11 @@ def _by_groups(scenario: Scenario, flags: dict[str, Any]) -> list[Made]:
     for at, made in enumerate(groups):
         set_pace(arrays, at, made, catalog)
     hub = Hub(arrays, {})
-    return _numbered(
+    kinds = [
         (_facts(_shaped(flags, made.group), flags["blocks"] or made.blocks), Pace(hub, at), made.group.instances)
         for at, made in enumerate(groups)
-    )
+    ]
+    return _numbered(kinds, flags["ranks"])
 
 
 def _scenario(flags: dict[str, Any]) -> Scenario:
@@ -125,10 +127,10 @@ def _facts(flags: dict[str, Any], blocks: int) -> MockFacts:
     return MockFacts(id="", model=flags["served_name"], blocks=blocks, **more, **shape)
 
 
-def _numbered(kinds: Iterable[tuple[MockFacts, Pace, int]]) -> list[Made]:
-    """So many of each kind."""
+def _numbered(kinds: Iterable[tuple[MockFacts, Pace, int]], ranks: int) -> list[Made]:
+    """So many of each kind, each with so many ranks."""
     all_of = [(facts, pace) for facts, pace, count in kinds for _ in range(count)]
-    return [Made(replace(facts, id=f"{number:04}"), pace) for number, (facts, pace) in enumerate(all_of)]
+    return [Made(replace(facts, id=f"{number:04}"), pace, ranks) for number, (facts, pace) in enumerate(all_of)]
 
 
 async def _run(made: list[Made], flags: dict[str, Any]) -> None:

@@ -730,6 +730,7 @@ class Router:
             id=worker.facts.id,
             model=worker.facts.model,
             kind=worker.facts.kind,
+            rank=worker.facts.rank,
             role=worker.facts.role,
             pid=worker.facts.pid,
             health=self.roster.health(worker.facts.id),

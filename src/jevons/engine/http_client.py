@@ -54,9 +54,11 @@ def parse_url(name: str, url: str) -> Address:
 class HttpClient:
     """Requests to one server. For one event loop; no limit on connections, idle ones are kept."""
 
-    def __init__(self, address: Address, on_idle_lost: Callable[[], None] | None = None) -> None:
-        """`on_idle_lost` is told when a connection is closed that was kept for later: the server may have ended."""
+    def __init__(self, address: Address, on_idle_lost: Callable[[], None] | None = None, headers: bytes = b"") -> None:
+        """`on_idle_lost` is told when a connection is closed that was kept for later: the server may have ended.
+        `headers` go with every request."""
         self.address = address
+        self._headers = headers
         self._on_idle_lost = on_idle_lost
         self.heads: dict[bytes, tuple[Head, int]] = {}  # that were read before, with the length of their body
         self._idle: list[Connection] = []
@@ -136,10 +138,11 @@ class HttpClient:
             connection.begin(exchange, kept=False)
 
     def _head(self, method: str, path: str) -> bytes:
-        return b"%b %b HTTP/1.1\r\nhost: %b\r\naccept: */*\r\n" % (
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\naccept: */*\r\n%b" % (
             method.encode(),
             (self.address.base + path).encode(),
             self.address.authority.encode(),
+            self._headers,
         )
 
 

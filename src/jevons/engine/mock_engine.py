@@ -55,6 +55,7 @@ class MockFacts(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 1 << 20
     adapters: tuple[str, ...] = ()  # of its model, by their own names
     replay_batches: int = 10_000  # of events kept for who missed them, as many as vLLM keeps
+    ports: tuple[int, int] | None = None  # of its events and of their replays; None takes free ones
 
 
 class Faults(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,7 +106,7 @@ class MockEngine:
         self._draw = random.Random(f"{seed} {facts.id}")
         self._told: dict[RequestId, Told] = {}
         self._prompts: dict[RequestId, int] = {}  # tokens of each
-        self._ports: tuple[int, int] | None = None  # of its events, the same after a restart
+        self._ports = facts.ports  # of its events, the same after a restart
         self._running: _Running | None = None
         self._replays: asyncio.Task[None] | None = None
         self._step: asyncio.TimerHandle | None = None

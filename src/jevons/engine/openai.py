@@ -22,8 +22,18 @@ from jevons.engine.http_exchange import Exchange, Taker
 INCLUDE_USAGE = b'{"stream_options":{"include_usage":true},'
 
 
+# Which of its data-parallel ranks is to answer a request: vLLM and SGLang read it where they balance ranks themselves
+# (vLLM pull request 24945, SGLang pull request 19832).
+RANK_HEADER = "x-data-parallel-rank"
+_OPTIONS = ("kv", "replay", "tokenizer", "addresses", "ranks")
+MOST_RANKS = 1024
+
+
 class EngineSpec(msgspec.Struct, frozen=True):
-    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR][,addresses=each]."""
+    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR][,addresses=each][,ranks=N].
+
+    Of data-parallel ranks behind one URL each is a worker with a pool of its own; see `each_rank`.
+    """
 
     url: str
     address: Address
@@ -31,6 +41,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     replays: str | None = None
     tokenizer: str | None = None
     each_address: bool = False  # the URL's host stands for an engine at each of its addresses
+    ranks: int = 1  # data-parallel ranks at the URL
+    rank: int | None = None  # the one that this is; None: the URL is one engine
 
 
 def parse_spec(text: str) -> EngineSpec:
@@ -39,10 +51,9 @@ def parse_spec(text: str) -> EngineSpec:
     values: dict[str, str] = {}
     for option in options:
         key, equals, value = option.partition("=")
-        if key not in ("kv", "replay", "tokenizer", "addresses") or not equals or not value:
-            raise ConfigError(
-                f"engines: options are kv=, replay=, tokenizer= and addresses=, got {option!r} in {text!r}"
-            )
+        if key not in _OPTIONS or not equals or not value:
+            known = ", ".join(f"{name}=" for name in _OPTIONS)
+            raise ConfigError(f"engines: options are {known}, got {option!r} in {text!r}")
         values[key] = value
     if "replay" in values and "kv" not in values:
         raise ConfigError(f"engines: replay= goes with kv=, got {text!r}")
@@ -55,11 +66,42 @@ def parse_spec(text: str) -> EngineSpec:
         values.get("replay"),
         values.get("tokenizer"),
         "addresses" in values,
+        _ranks(values.get("ranks", "1"), text),
     )
 
 
+def _ranks(value: str, text: str) -> int:
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_RANKS):
+        raise ConfigError(f"engines: ranks= must be from 1 to {MOST_RANKS}, got {value!r} in {text!r}")
+    return int(value)
+
+
+def each_rank(spec: EngineSpec) -> list[EngineSpec]:
+    """The ranks of an engine: one URL, and events of rank r on port + r, as vLLM has them.
+
+    Raises:
+        ConfigError: an endpoint has no port to count from.
+    """
+    if spec.ranks == 1:
+        return [spec]
+    return [
+        msgspec.structs.replace(spec, rank=rank, events=_at(spec.events, rank), replays=_at(spec.replays, rank))
+        for rank in range(spec.ranks)
+    ]
+
+
+def _at(endpoint: str | None, rank: int) -> str | None:
+    if endpoint is None:
+        return None
+    host, _, port = endpoint.rpartition(":")
+    if not (endpoint.startswith("tcp://") and port.isdigit() and int(port) + rank < 1 << 16):
+        raise ConfigError(f"engines: ranks= counts up from a port, as of tcp://HOST:5557, got {endpoint!r}")
+    return f"{host}:{int(port) + rank}"
+
+
 def read_specs(texts: Iterable[str]) -> list[EngineSpec]:
-    """Engines as the user named them; @FILE stands for those of a file, one a line, # before a remark.
+    """Engines as the user named them, each rank by itself; @FILE stands for those of a file, one a line, # before a
+    remark.
 
     Raises:
         ConfigError: quotes the part that is wrong, or the file that cannot be read; two have the same address.
@@ -68,7 +110,7 @@ def read_specs(texts: Iterable[str]) -> list[EngineSpec]:
     twice = [address for address, count in Counter(spec.address for spec in specs).items() if count > 1]
     if twice:
         raise ConfigError(f"engines: each must be named once, got {twice[0].authority}{twice[0].base} several times")
-    return specs
+    return [rank for spec in specs for rank in each_rank(spec)]
 
 
 def _lines(file: str) -> list[str]:
@@ -144,7 +186,8 @@ class OpenAIEngine:
     def __init__(self, spec: EngineSpec, on_idle_lost: Callable[[], None] | None = None) -> None:
         """For `on_idle_lost` see `HttpClient`."""
         self.spec = spec
-        self._http = HttpClient(spec.address, on_idle_lost)
+        of_rank = b"" if spec.rank is None else f"{RANK_HEADER}: {spec.rank}\r\n".encode()
+        self._http = HttpClient(spec.address, on_idle_lost, of_rank)
         self.adapters: frozenset[str] = frozenset()  # as it told when it was last asked for its models
         self._roots: dict[str, str] = {}  # as it told when it was last asked for its models
 

@@ -12,6 +12,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     id: WorkerId
     model: str
     kind: str
+    rank: int | None  # of several data-parallel ones behind one URL; None: it is alone there
     role: Role
     pid: int | None
     health: Health

@@ -56,6 +56,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None  # of its process, where that is on this host and ours
     role: Role = Role.BOTH
     adapters: frozenset[str] = frozenset()  # of `model`, that it serves by their own names
+    rank: int | None = None  # of several data-parallel ones behind one URL; None: it is alone there
     pages: PageFacts | None = None  # its blocks in the tiers; None where it cannot use them
 
 

@@ -154,8 +154,9 @@ class Link:
 
 
 def worker_of(spec: EngineSpec) -> WorkerId:
-    """What an attached engine is called."""
-    return WorkerId(spec.address.authority + spec.address.base)
+    """What an attached engine is called, or one of its ranks."""
+    of_rank = "" if spec.rank is None else f"@{spec.rank}"
+    return WorkerId(spec.address.authority + spec.address.base + of_rank)
 
 
 class Attached:
@@ -252,6 +253,7 @@ class Attached:
             kind="openai",
             sends_events=self._spec.events is not None,
             adapters=self.engine.adapters,
+            rank=self._spec.rank,
         )
         await self._turns.pass_through()
         self._router.join(facts)
@@ -379,10 +381,10 @@ class Fleet:
     def _has_up(self) -> bool:
         return any(self._router.roster.health(id) is Health.UP for id in (*self.links, *self.attached))
 
-    def url_of(self, worker: WorkerId) -> str | None:
+    def spec_of(self, worker: WorkerId) -> EngineSpec | None:
         """Of an attached engine; None: it is ours."""
         attached = self.attached.get(worker)
-        return None if attached is None else attached.url
+        return None if attached is None else attached.engine.spec
 
     def add_embedded(self, config: AgentConfig) -> Link:
         link = self.links[config.id] = Link(config.id, self._router, self._sources, self._now_s)

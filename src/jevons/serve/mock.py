@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from jevons.base.errors import CapacityError, EngineGone, RequestError
 from jevons.base.ids import RequestId
 from jevons.engine.mock_engine import GONE, MockEngine
+from jevons.engine.openai import RANK_HEADER
 from jevons.facts.request import Sampling, Step, Work
 from jevons.serve.call import CHAT, COMPLETIONS
 from jevons.serve.http import EVENT_STREAM, NO_CACHE, ClientGone, Reply, Request
@@ -43,21 +44,24 @@ class Words(msgspec.Struct, frozen=True):
 
 
 class MockServer:
-    """The HTTP side of one engine."""
+    """The HTTP side of one engine, or of data-parallel ranks that are alike: a request goes to the rank that its header
+    names, else to the one with the fewest, as where vLLM balances them."""
 
-    def __init__(self, engine: MockEngine, words: Words) -> None:
-        self.engine = engine
+    def __init__(self, ranks: Sequence[MockEngine], words: Words) -> None:
+        self.ranks = ranks
+        self.engine = ranks[0]
         self._words = words
 
     async def answer(self, request: Request, reply: Reply, path: str) -> None:
-        """Answer a request for `path` of this engine; a client of an engine that is down sees its connection end.
+        """Answer a request for `path` of this engine; a client of an engine that is down sees its connection end. Ranks
+        are up and down together.
 
         Raises:
             ClientGone: the engine ended, or the client.
         """
         if not self.engine.is_up:
             raise ClientGone
-        while self.engine.faults.hangs:  # noqa: ASYNC110 — rare, and ended from wherever faults are set
+        while any(rank.faults.hangs for rank in self.ranks):  # noqa: ASYNC110 — rare, and ended from wherever faults are set
             await asyncio.sleep(0.05)
         try:
             if request.method == "POST":
@@ -77,7 +81,7 @@ class MockServer:
         elif path == "/v1/models":
             reply.send(200, _models(self.engine, self._words.root))
         elif path == "/metrics":
-            reply.send(200, _metrics(self.engine), METRICS)
+            reply.send(200, _metrics(self.ranks), METRICS)
         else:
             raise RequestError(f"path: this engine has no {path[:100]!r}", status=404)
 
@@ -89,7 +93,8 @@ class MockServer:
             asked = read_completion(request.body)
         else:
             raise RequestError(f"path: this engine takes no {path[:100]!r}", status=404)
-        facts, name = self.engine.facts, asked.model
+        engine, name = self._rank(request), asked.model
+        facts = engine.facts
         if name not in (facts.model, *facts.adapters):
             there = ", ".join((facts.model, *facts.adapters))
             raise RequestError(f"model: {name!r} is not served here; there is {there}", "model", 404)
@@ -98,7 +103,16 @@ class MockServer:
             raise RequestError("n, prompt: a mock gives one answer to one prompt; ask several times", "n")
         work = _work(asked, prompts[0], name if name in facts.adapters else "")
         shape = (ChatShape if path == CHAT else CompletionShape)(work.id, int(time()), name)
-        await _Answer(asked, work, shape, self._words.spell, reply).run(self.engine)
+        await _Answer(asked, work, shape, self._words.spell, reply).run(engine)
+
+    def _rank(self, request: Request) -> MockEngine:
+        """Raises RequestError: it has no such rank."""
+        told = request.headers.get(RANK_HEADER, "")
+        if not told.isdecimal():
+            return min(self.ranks, key=lambda rank: sum(rank.load[:2]))
+        if int(told) >= len(self.ranks):
+            raise RequestError(f"{RANK_HEADER}: must be below {len(self.ranks)} here, got {told[:20]}")
+        return self.ranks[int(told)]
 
 
 class _Answer:
@@ -182,11 +196,24 @@ def _models(engine: MockEngine, root: str | None) -> bytes:
     return msgspec.json.encode({"object": "list", "data": [row, *adapters]})
 
 
-def _metrics(engine: MockEngine) -> bytes:
-    """By vLLM's names, as far as a mock has them."""
+def _metrics(ranks: Sequence[MockEngine]) -> bytes:
+    """By vLLM's names, as far as a mock has them; each rank is an `engine` of its own."""
+    rows: dict[str, list[str]] = {}
+    for number, engine in enumerate(ranks):
+        labels = f'model_name="{engine.facts.model}",engine="{number}"'
+        for name, kind, value in _measured(engine):
+            rows.setdefault(f"# TYPE vllm:{name} {kind}", []).append(f"vllm:{name}{{{labels}}} {value}")
+        for reason in ("stop", "length"):
+            told, count = f'{labels},finished_reason="{reason}"', engine.counts[f"finished_{reason}"]
+            success = rows.setdefault("# TYPE vllm:request_success_total counter", [])
+            success.append(f"vllm:request_success_total{{{told}}} {count}")
+    return ("\n".join(line for kind, told in rows.items() for line in (kind, *told)) + "\n").encode()
+
+
+def _measured(engine: MockEngine) -> list[tuple[str, str, float]]:
+    """Name, kind and value of each."""
     running, waiting, usage = engine.load
     counts = engine.counts
-    labels = f'model_name="{engine.facts.model}",engine="0"'
     gauges = {"num_requests_running": running, "num_requests_waiting": waiting, "kv_cache_usage_perc": usage}
     totals = {
         "num_preemptions": engine.preemptions,
@@ -195,10 +222,4 @@ def _metrics(engine: MockEngine) -> bytes:
         "prefix_cache_queries": counts["prompt_tokens"],
         "prefix_cache_hits": counts["cached_tokens"],
     }
-    lines = [f"# TYPE vllm:{name} gauge\nvllm:{name}{{{labels}}} {value}" for name, value in gauges.items()]
-    lines += [f"# TYPE vllm:{n}_total counter\nvllm:{n}_total{{{labels}}} {value}" for n, value in totals.items()]
-    lines.append("# TYPE vllm:request_success_total counter")
-    for reason in ("stop", "length"):
-        told = f'{labels},finished_reason="{reason}"'
-        lines.append(f"vllm:request_success_total{{{told}}} {counts[f'finished_{reason}']}")
-    return ("\n".join(lines) + "\n").encode()
+    return [(n, "gauge", v) for n, v in gauges.items()] + [(f"{n}_total", "counter", v) for n, v in totals.items()]

@@ -11,8 +11,9 @@ The names are ours, over tokens: a router that recomputes them from the events m
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -29,6 +30,7 @@ from jevons.serve.openai import error_body, refusal
 TEXT = b"text/plain; charset=utf-8"
 PREFIX = "/e/"
 _MAX_SOCKETS = 1 << 16  # of ZMQ: its own limit is 1,023
+_TRIES = 100  # to find free ports in a row
 
 
 class Chaos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,10 +42,11 @@ class Chaos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """One engine to be made."""
+    """One engine to be made, or data-parallel ranks that share its URL."""
 
     facts: MockFacts
     pace: Pace
+    ranks: int = 1
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,24 +60,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Member:
-    """One engine, its HTTP side, and its door if it has one of its own."""
+    """One engine or its ranks, their HTTP side, and their door if they have one of their own."""
 
-    def __init__(self, engine: MockEngine, words: Words) -> None:
-        self.engine = engine
-        self.server = MockServer(engine, words)
+    def __init__(self, ranks: Sequence[MockEngine], words: Words) -> None:
+        self.ranks = ranks
+        self.server = MockServer(ranks, words)
         self.door: Door | None = None
         self.port = 0
         self.connections: WeakSet[Connection] = WeakSet()  # that were used for it, where all share a door
 
     async def start(self, host: str, own_port: bool) -> None:
-        await self.engine.start()
+        for rank in self.ranks:
+            await rank.start()
         if own_port:
             self.door = Door(self._answer, refusal)
             await self.door.listen(host, self.port)
             self.port = self.door.port
 
     async def crash(self) -> None:
-        self.engine.crash()
+        for rank in self.ranks:
+            rank.crash()
         for connection in list(self.connections):
             connection.abort()
         if self.door is not None:
@@ -93,8 +98,7 @@ class MockFleet:
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._members: dict[str, _Member] = {}
         for each in made:
-            engine = MockEngine(each.facts, each.pace, plan.host, self._context, speed=plan.speed, seed=plan.seed)
-            self._members[each.facts.id] = _Member(engine, words)
+            self._members[each.facts.id] = _Member(self._ranks(each), words)
         self._door = Door(self._answer, refusal)
 
     @property
@@ -103,8 +107,8 @@ class MockFleet:
 
     @property
     def engines(self) -> dict[str, MockEngine]:
-        """By id."""
-        return {id: member.engine for id, member in self._members.items()}
+        """By id; a rank's is that of its engine with @ and its number."""
+        return {rank.facts.id: rank for member in self._members.values() for rank in member.ranks}
 
     def specs(self) -> list[str]:
         """Each engine as `jevons serve --engine` takes it."""
@@ -116,8 +120,8 @@ class MockFleet:
         Raises:
             ConfigError: an address cannot be had.
         """
-        for member in self._members.values():
-            member.engine.warm()
+        for engine in self.engines.values():
+            engine.warm()
         try:
             for member in self._members.values():
                 await member.start(self._plan.host, self._plan.own_ports)
@@ -136,13 +140,14 @@ class MockFleet:
         if unknown:
             raise ConfigError(f"engines: must be ids of this fleet, got {unknown[0]!r}")
         for id in ids:
-            self._change(self._members[id].engine, chaos.faults)
+            for rank in self._members[id].ranks:
+                self._change(rank, chaos.faults)
         if chaos.do in ("crash", "restart"):
             for id in ids:
                 await self._members[id].crash()
         if chaos.do in ("start", "restart"):
             for id in ids:
-                if not self._members[id].engine.is_up:
+                if not self._members[id].ranks[0].is_up:
                     await self._members[id].start(self._plan.host, self._plan.own_ports)
 
     async def close(self) -> None:
@@ -153,8 +158,22 @@ class MockFleet:
 
     def _spec(self, id: str, member: _Member) -> str:
         url = f"http://{self._plan.host}:{member.port}" if self._plan.own_ports else f"{self.url}{PREFIX}{id}"
-        live, replay = member.engine.endpoints
-        return f"{url},kv={live},replay={replay}"
+        live, replay = member.ranks[0].endpoints
+        ranks = f",ranks={len(member.ranks)}" if len(member.ranks) > 1 else ""
+        return f"{url},kv={live},replay={replay}{ranks}"
+
+    def _ranks(self, made: Made) -> list[MockEngine]:
+        """Of several the events are on one port after another, and so are their replays."""
+        plan, context, kinds = self._plan, self._context, [made.facts]
+        if made.ranks > 1:
+            first = _free_run(plan.host, 2 * made.ranks)
+            kinds = [
+                msgspec.structs.replace(
+                    made.facts, id=f"{made.facts.id}@{r}", ports=(first + r, first + made.ranks + r)
+                )
+                for r in range(made.ranks)
+            ]
+        return [MockEngine(facts, made.pace, plan.host, context, speed=plan.speed, seed=plan.seed) for facts in kinds]
 
     def _change(self, engine: MockEngine, faults: dict[str, float | bool]) -> None:
         try:
@@ -188,12 +207,36 @@ class MockFleet:
         if request.path == "/engines":
             reply.send(200, ("\n".join(self.specs()) + "\n").encode(), TEXT)
         elif request.path == "/held":
-            held = {id: [name.hex() for name in m.engine.held()] for id, m in self._members.items()}
+            held = {id: [name.hex() for name in engine.held()] for id, engine in self.engines.items()}
             reply.send(200, msgspec.json.encode(held))
         elif request.path == "/state":
-            reply.send(200, msgspec.json.encode({id: _state(m.engine) for id, m in self._members.items()}))
+            reply.send(200, msgspec.json.encode({id: _state(engine) for id, engine in self.engines.items()}))
         else:
             raise RequestError(f"path: must be {PREFIX}ID/…, /engines, /held, /state or /chaos", status=404)
+
+
+def _free_run(host: str, count: int) -> int:
+    """The first of so many ports in a row that are free.
+
+    Raises:
+        ConfigError: none was found.
+    """
+    for _ in range(_TRIES):
+        with ExitStack() as held:
+            first = _held(held, host, 0)
+            if first is not None and all(_held(held, host, first + more) is not None for more in range(1, count)):
+                return first
+    raise ConfigError(f"ranks, host: found no {count} free ports in a row on {host}; have fewer ranks")
+
+
+def _held(held: ExitStack, host: str, port: int) -> int | None:
+    """The port, which is taken until `held` is left; None: it cannot be had."""
+    probe = held.enter_context(socket.socket())
+    try:
+        probe.bind((host, port))
+    except (OSError, OverflowError):
+        return None
+    return int(probe.getsockname()[1])
 
 
 def _state(engine: MockEngine) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jevons.base.errors import NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.engine.http_client import Address
+from jevons.engine.openai import RANK_HEADER
 from jevons.facts.worker import Health
 from jevons.policy.route import Placement
 from jevons.serve.admission import Admission
@@ -53,13 +54,17 @@ class Pick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoints:
-    """Where the gateway reaches each attached engine. Engines named by DNS are looked up again every `RESOLVE_S`."""
+    """Where the gateway reaches each attached engine. Engines named by DNS are looked up again every `RESOLVE_S`.
+
+    Data-parallel ranks share an endpoint; which of them is meant, a header tells.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._told: set[str] = set()  # what was said once
         self.of: dict[WorkerId, str] = {}
-        self.workers: dict[str, WorkerId] = {}
+        self.workers: dict[str, dict[int | None, WorkerId]] = {}  # at each endpoint, by rank
+        self.most_ranks = 1  # at one endpoint
 
     async def keep(self) -> None:
         """Keep them fresh, until cancelled."""
@@ -70,18 +75,26 @@ class Endpoints:
     def engine(self, worker: WorkerId) -> Attached:
         return self._fleet.attached[worker]
 
+    def rank(self, worker: WorkerId) -> int | None:
+        return self.engine(worker).engine.spec.rank
+
     async def refresh(self) -> None:
         found: dict[WorkerId, str] = {}
+        workers: dict[str, dict[int | None, WorkerId]] = {}
         for id, attached in list(self._fleet.attached.items()):
             endpoint = await self._find(attached.engine.spec.address)
             if endpoint is None:
                 endpoint = self.of.get(id)  # the last that was known: its health tells whether it is still there
-            if endpoint in found.values():
+            if endpoint is None:
+                continue
+            there, rank = workers.setdefault(endpoint, {}), attached.engine.spec.rank
+            if there and (None in there or rank is None or rank in there):
                 self._say(f"engine {attached.url}: {endpoint} is another engine's too, nothing is sent to it")
-            elif endpoint is not None:
+            else:
                 found[id] = endpoint
-        self.of = found
-        self.workers = {endpoint: id for id, endpoint in found.items()}
+                there[rank] = id
+        self.of, self.workers = found, workers
+        self.most_ranks = max(map(len, workers.values()), default=1)
 
     async def _find(self, address: Address) -> str | None:
         if address.base:
@@ -164,7 +177,7 @@ class Picker:
             avoid=avoid,
             promise=call.promise,
             output_tokens=call.asked.output_limit,
-            most=MAX_ATTEMPTS,
+            most=MAX_ATTEMPTS * self._endpoints.most_ranks,
         )
         placement = await self._admission.enter(call, id, avoid)
         pick = Pick(
@@ -173,7 +186,8 @@ class Picker:
             endpoints=self._named(placement, ranked),
             call=call,
             request=request,
-            headers={"x-request-id": call.id} if "x-request-id" not in request.headers else {},
+            headers=self._of_rank(placement)
+            | ({"x-request-id": call.id} if "x-request-id" not in request.headers else {}),
             body=None if request.body is sent else request.body,
         )
         return self._begun(pick)
@@ -184,17 +198,19 @@ class Picker:
         Raises:
             NoWorker: none of those that may be picked is there.
         """
-        return self._begun(self._by_load(request, subset))
+        return self._begun(self._by_load(request, self._others(subset)))
 
-    def _by_load(self, request: Request, subset: frozenset[str] | None) -> Pick:
-        avoid, model = self._others(subset), self._model(request)
+    def _by_load(self, request: Request, avoid: Collection[WorkerId]) -> Pick:
+        model = self._model(request)
         id = RequestId(f"picked-{secrets.token_hex(12)}")
         tokens = [0] * _guessed_tokens(request)
         # Nobody has its blocks: a salt of its own keeps them from looking like those of the next one.
-        ranked = self._router.rank(tokens, salt=id, model=model, avoid=avoid, most=MAX_ATTEMPTS)
+        most = MAX_ATTEMPTS * self._endpoints.most_ranks
+        ranked = self._router.rank(tokens, salt=id, model=model, avoid=avoid, most=most)
         placement = self._router.place(id, tokens, self._now_s(), salt=id, model=model, avoid=avoid)
         endpoints = self._named(placement, ranked)
-        return Pick(id=id, placement=placement, endpoints=endpoints, call=None, request=request, headers={})
+        headers = self._of_rank(placement)
+        return Pick(id=id, placement=placement, endpoints=endpoints, call=None, request=request, headers=headers)
 
     def moved(self, pick: Pick, endpoint: str) -> Pick:
         """The gateway went to another than the first endpoint: account for it there.
@@ -202,13 +218,13 @@ class Picker:
         Returns:
             The same pick if it did not, or if that endpoint is nobody we can place on.
         """
-        worker = self._endpoints.workers.get(endpoint)
+        worker = self._endpoints.workers.get(endpoint, {}).get(self._endpoints.rank(pick.worker))
         if worker is None or worker == pick.worker:
             return pick
         avoid = [id for id in self._router.workers() if id != worker]
         try:
             if pick.call is None:
-                again = self._by_load(pick.request, frozenset((endpoint,)))
+                again = self._by_load(pick.request, avoid)
             else:
                 id = pick.call.attempt()
                 placement = self._placements.place(pick.call, id, pick.call.prompts[0], avoid)
@@ -243,8 +259,15 @@ class Picker:
         return () if len(allowed) == len(workers) else set(workers).difference(allowed)
 
     def _named(self, placement: Placement, ranked: Iterable[Placement]) -> str:
-        order = [placement.worker, *(p.worker for p in ranked if p.worker != placement.worker)]
-        return ",".join(self._endpoints.of[id] for id in order[:MAX_ATTEMPTS])
+        """The endpoint of the placement, and those to try next: each has the rank that the header names."""
+        at, rank = self._endpoints, self._endpoints.rank(placement.worker)
+        others = [at.of[p.worker] for p in ranked]
+        order = dict.fromkeys([at.of[placement.worker], *(e for e in others if rank in at.workers[e])])
+        return ",".join(list(order)[:MAX_ATTEMPTS])
+
+    def _of_rank(self, placement: Placement) -> dict[str, str]:
+        rank = self._endpoints.rank(placement.worker)
+        return {} if rank is None else {RANK_HEADER: str(rank)}
 
     def _model(self, request: Request) -> str | None:
         """The model it is for, if it is told and served here: other workers cannot answer it."""

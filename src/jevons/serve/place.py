@@ -19,6 +19,7 @@ import msgspec
 from jevons.base.errors import RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
+from jevons.engine.openai import EngineSpec
 from jevons.policy.route import Placement
 from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds
 from jevons.serve.http import Reply, Request
@@ -34,6 +35,7 @@ class Ranked(msgspec.Struct, frozen=True):
 
     worker: WorkerId
     url: str | None  # of an attached engine; None: a worker of this server, reached through its door
+    rank: int | None  # to send there as `x-data-parallel-rank`; None: nothing
     ttft_s: float  # predicted seconds to the first token
     tpot_s: float  # predicted seconds for each token after it
     cached_tokens: int  # of the prompt, predicted
@@ -64,7 +66,7 @@ class _Shape(msgspec.Struct):
 
 
 class Desk:
-    """The handlers. `now_s` is a monotonic clock; `url_of` tells where an attached worker is."""
+    """The handlers. `now_s` is a monotonic clock; `spec_of` tells where an attached worker is."""
 
     def __init__(
         self,
@@ -72,13 +74,13 @@ class Desk:
         prompts: Prompts,
         metrics: Metrics,
         now_s: Callable[[], float],
-        url_of: Callable[[WorkerId], str | None],
+        spec_of: Callable[[WorkerId], EngineSpec | None],
     ) -> None:
         self._router = router
         self._prompts = prompts
         self._metrics = metrics
         self._now_s = now_s
-        self._url_of = url_of
+        self._spec_of = spec_of
         self._held: dict[RequestId, asyncio.TimerHandle] = {}  # what ends them
 
     async def place(self, request: Request, reply: Reply) -> None:
@@ -158,8 +160,9 @@ class Desk:
             self._metrics.placed(outcome)
 
     def _told(self, placement: Placement) -> Ranked:
-        p = placement
-        return Ranked(p.worker, self._url_of(p.worker), p.ttft_s, p.tpot_s, p.cached_tokens, p.decode, p.reason)
+        p, spec = placement, self._spec_of(placement.worker)
+        url, rank = (None, None) if spec is None else (spec.url, spec.rank)
+        return Ranked(p.worker, url, rank, p.ttft_s, p.tpot_s, p.cached_tokens, p.decode, p.reason)
 
 
 def _news(body: bytes) -> News:
