@@ -31,6 +31,7 @@ class Economics(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     utilisation: Figure  # share of what could be served that is asked for: demand-weighted, not of FLOP/s
     own_price_spread: Figure  # of published costs of an owned hour, as a factor
     rent_price_spread: Figure  # of published rents
+    memory_price_share: Figure  # of what a chip costs with all around it
     # What people ask for.
     price_elasticity: Figure  # percent more tokens for a percent less, as a positive number
     capability_price_decline_per_year: Figure  # of what costs the same capability, as a factor

@@ -34,7 +34,7 @@ from jevons.twin.kernel import loop_arrays, price_context
 
 _MOST_BLOCKS = 1 << 22  # held by anyone, to begin with: memory that is not used costs nothing
 _SLOTS = 1 << 16  # requests under way at once, to begin with
-_USUAL_TOKENS = 8_192  # a sequence's length by which windows and states are weighed against full attention
+USUAL_TOKENS = 8_192  # a sequence's length by which windows and states are weighed against full attention
 _USUAL_DECODES = 64
 _ENGINE = "vllm"  # the program whose calibration is taken: the kernel schedules as it does
 Known = TypeVar("Known", Chip, Llm)
@@ -92,7 +92,7 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
     drafts = _drafts(where, group, engine, catalog, calibration)
     tokens = _room(group, engine)
     if drafts is not None and drafts.drafter is not None:
-        tokens = min(tokens, room_tokens(drafts.drafter, _USUAL_TOKENS, group.memory_share))
+        tokens = min(tokens, room_tokens(drafts.drafter, USUAL_TOKENS, group.memory_share))
     blocks = group.blocks or int(tokens // group.block_size)
     if blocks < 1:
         need, has = model.weight_bytes(weights), layout.chips * chip.memory_bytes.value
@@ -158,7 +158,7 @@ def _drafts(where: str, group: Group, target: Engine, catalog: Catalog, calibrat
         weights=weights,
         kv_bytes=target.kv_bytes,
     )
-    if room_tokens(engine, _USUAL_TOKENS, group.memory_share) < group.block_size:
+    if room_tokens(engine, USUAL_TOKENS, group.memory_share) < group.block_size:
         need, has = model.weight_bytes(weights), engine.group.chips * chip.memory_bytes.value
         raise ConfigError(
             f"{where}.draft: {engine.group.chips} × {drafter.chip} hold {has / 1e9:,.1f} GB, {drafter.model} needs "
@@ -176,8 +176,8 @@ def _known(table: dict[str, Known], name: str, what: str) -> Known:
 
 def _room(group: Group, engine: Engine) -> float:
     if not group.ffn_chip:
-        return room_tokens(engine, _USUAL_TOKENS, group.memory_share)
-    each = engine.model.kv_bytes(_USUAL_TOKENS, engine.kv_bytes) / _USUAL_TOKENS
+        return room_tokens(engine, USUAL_TOKENS, group.memory_share)
+    each = engine.model.kv_bytes(USUAL_TOKENS, engine.kv_bytes) / USUAL_TOKENS
     return engine.group.chips * engine.chip.memory_bytes.value * group.memory_share / each
 
 
@@ -219,7 +219,7 @@ def _prices(group: Group, engine: Engine, drafts: Drafts | None) -> Prices:
 def _polynomial_prices(group: Group, blocks: int) -> Prices:
     assert group.polynomial is not None, "asked of polynomial groups"
     constant, linear, square = group.polynomial.prompt_ms
-    a_share = _USUAL_TOKENS / (blocks * group.block_size)
+    a_share = USUAL_TOKENS / (blocks * group.block_size)
     return Prices(
         constant / 1e3, (linear + square * group.step_tokens) / 1e3, 0.0, group.polynomial.decode_ms[1] * a_share / 1e3
     )
@@ -339,7 +339,7 @@ def _fill_engines(engines: Records, m: Made, pace: int) -> None:
         return
     engines["layers"] = engine.model.layers
     engines["kv_fixed_bytes"] = engine.model.state_bytes
-    tokens = _USUAL_TOKENS
+    tokens = USUAL_TOKENS
     engines["kv_token_bytes"] = (engine.model.kv_bytes(tokens, engine.kv_bytes) - engine.model.state_bytes) / tokens
     chips, share = engine.group.chips, engine.shares.link
     up, out = engine.chip.scale_up_bytes_per_s, engine.chip.scale_out_bytes_per_s
@@ -396,7 +396,7 @@ def _fill_workers(workers: Records, m: Made, engines: Records) -> None:
     if m.engine is None:
         return
     workers["node"] = engines["domain"]
-    each = m.engine.model.kv_bytes(_USUAL_TOKENS, m.engine.kv_bytes) / _USUAL_TOKENS / m.engine.model.layers
+    each = m.engine.model.kv_bytes(USUAL_TOKENS, m.engine.kv_bytes) / USUAL_TOKENS / m.engine.model.layers
     for far, rate in (("near", "near_bytes_per_s"), ("far", "far_bytes_per_s")):
         workers[f"{far}_s"], workers[f"{far}_token_s"] = m.engine.shares.link_s, each / engines[rate]
 

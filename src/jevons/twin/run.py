@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -15,13 +15,13 @@ from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Event, Scenario
 from jevons.control import board
+from jevons.facts.usage import GroupUsage, Usage
 from jevons.kv.cache import grow_log, grow_places
 from jevons.kv.entries import grow_index
 from jevons.perf.calibration import Calibration
-from jevons.perf.energy import GUESS_IDLE_SHARE, draw
-from jevons.perf.roofline import Work
 from jevons.policy.route import KV, check_policy, stream_weight
 from jevons.twin import kernel
+from jevons.twin.account import account, chips_of, kind_of
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.engine import ITL_BINS, itl_s
 from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
@@ -43,6 +43,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     requests: int
+    met: int  # of those, within the SLO
     instances: int
     chips: int
     simulated_s: float
@@ -54,6 +55,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     itl_s: Spread
     queue_s: Spread
     input_tokens: int
+    cached_tokens: int  # of those
     output_tokens: int
     output_tokens_per_s: float
     goodput_per_s: float
@@ -64,7 +66,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     iterations: int
     joules_per_output_token: float | None
+    groups: list[GroupUsage]
     trust: list[GroupTrust]
+
+    @property
+    def usage(self) -> Usage:
+        """What there is to pay for."""
+        return Usage(
+            seconds=self.simulated_s,
+            requests=self.requests,
+            met=self.met,
+            input_tokens=self.input_tokens,
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.output_tokens,
+            groups=self.groups,
+        )
 
 
 OnResults = Callable[[Records], None]
@@ -281,11 +297,13 @@ class Run:
     def report(self, wall_s: float, cpu_s: float) -> Report:
         sums, engines = self._sums, self.hub["engines"]
         simulated_s, met = self._last_s, self._met
+        groups = list(self._groups(simulated_s))
         return Report(
             title=self._scenario.title,
             requests=sums["requests"],
+            met=met,
             instances=len(engines),
-            chips=sum(m.group.instances * (m.group.tensor * m.group.pipeline + _rest_chips(m)) for m in self._made),
+            chips=sum(sum(chips_of(m).values()) for m in self._made),
             simulated_s=simulated_s,
             cpu_s=cpu_s,
             wall_s=wall_s,
@@ -295,6 +313,7 @@ class Run:
             itl_s=_gaps(self.hub["itl"]),
             queue_s=self._seen["queue"].spread(),
             input_tokens=sums["prompt"],
+            cached_tokens=sums["cached"],
             output_tokens=sums["output"],
             output_tokens_per_s=sums["output"] / simulated_s,
             goodput_per_s=met / simulated_s,
@@ -304,52 +323,33 @@ class Run:
             utilisation=float(engines["busy_s"].sum()) / (simulated_s * len(engines)),
             preemptions=int(engines["preempted"].sum()),
             iterations=int(engines["iterations"].sum()),
-            joules_per_output_token=self._joules(simulated_s),
+            joules_per_output_token=_joules(groups, sums["output"]),
+            groups=groups,
             trust=[_trust(m) for m in self._made],
         )
+
+    def _groups(self, simulated_s: float) -> Iterator[GroupUsage]:
+        first = 0
+        for m in self._made:
+            of = self.hub["engines"][first : first + m.group.instances]
+            first += m.group.instances
+            yield account(m, of, simulated_s, bool(self._later))
 
     def _reuse(self) -> dict[str, float]:
         """Shares of prompt tokens."""
         prompt, below = max(1, self._sums["prompt"]), sum(self._brought.values())
         return {"hbm": (self._sums["cached"] - below) / prompt} | {n: b / prompt for n, b in self._brought.items()}
 
-    def _joules(self, simulated_s: float) -> float | None:
-        """Chips alone, at the power of their mean iteration or idle; None where that is not known."""
-        if self._later:
-            return None
-        total, first = 0.0, 0
-        for m in self._made:
-            of = self.hub["engines"][first : first + m.group.instances]
-            first += m.group.instances
-            if m.engine is None or m.chip is None or m.chip.tdp_w is None or m.group.ffn_chip or m.drafts:
-                return None
-            busy_s, iterations = float(of["busy_s"].sum()), max(1, int(of["iterations"].sum()))
-            names = ("prompt_tokens", "prompt_pairs", "decodes", "context")
-            sums = [float(of[f"sum_{name}"].sum()) / iterations for name in names]
-            work = Work(prompt_tokens=sums[0], prompt_pairs=sums[1], decodes=sums[2], context_tokens=sums[3])
-            drawn = draw(m.engine, work)
-            assert drawn is not None, "its TDP is known"
-            idle_w = m.chip.tdp_w.value * m.engine.group.chips * GUESS_IDLE_SHARE
-            power_w = min(drawn.power_w, (m.group.power_w or np.inf) * m.engine.group.chips)
-            total += power_w * busy_s + idle_w * (simulated_s * m.group.instances - busy_s)
-        return total / max(1, self._sums["output"])
 
-
-def _rest_chips(m: Made) -> int:
-    """Of an instance, besides those of its own group."""
-    return (m.group.ffn_chips if m.group.ffn_chip else 0) + (
-        m.drafts.drafter.group.chips if m.drafts and m.drafts.drafter else 0
-    )
+def _joules(groups: Sequence[GroupUsage], output_tokens: int) -> float | None:
+    """For each token of the answers; None where what one group drew is not known."""
+    known = [group.energy_j for group in groups if group.energy_j is not None]
+    return sum(known) / max(1, output_tokens) if len(known) == len(groups) else None
 
 
 def _trust(m: Made) -> GroupTrust:
     if m.calibrated is None:
-        return GroupTrust(
-            m.group.chip or ("polynomial" if m.group.polynomial else "prices"),
-            "given",
-            None,
-            "step times are the scenario's own",
-        )
+        return GroupTrust(kind_of(m), "given", None, "step times are the scenario's own")
     error = m.calibrated.errors.get("tpot")
     note = (
         f"nine of ten held-out TPOTs within {error.p90:.0%}"

@@ -1,0 +1,85 @@
+"""What a fleet's chips cost an hour and draw, from the catalog and from what is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jevons.base.errors import ConfigError, UnknownFigure
+from jevons.config.catalog import Catalog
+from jevons.econ.bill import Bill
+from jevons.econ.cost import Basis, ChipHour, chip_hour, given_hour
+from jevons.facts.hardware import Confidence, Figure, Rack
+from jevons.facts.usage import Usage
+
+
+def make_bill(usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, Figure], lacks: str = "") -> Bill:
+    """What a fleet did, with the prices of its chips.
+
+    Args:
+        given: dollars an hour by kind of chip, which count instead of published ones.
+        lacks: a kind of chip that need have no price.
+
+    Raises:
+        UnknownFigure: another's is not known.
+    """
+    kinds = {name for group in usage.groups for name in group.chips}
+    hours = {name: _hour(catalog, basis, name, given) for name in sorted(kinds - {lacks})}
+    power = {name: watts for name in sorted(kinds) if (watts := power_of(catalog, name)) is not None}
+    return Bill(usage=usage, hours=hours, economics=catalog.economics, power_w=power)
+
+
+def unpriced(usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, Figure]) -> list[UnknownFigure]:
+    """What is missing to price a fleet; one for each kind of chip."""
+    missing = []
+    for name in sorted({name for group in usage.groups for name in group.chips}):
+        try:
+            _hour(catalog, basis, name, given)
+        except UnknownFigure as error:
+            missing.append(error)
+    return missing
+
+
+def rack_of(catalog: Catalog, chip: str) -> Rack | None:
+    """What such chips are bought in: the first of the catalog."""
+    return next((rack for rack in catalog.racks.values() if rack.chip == chip), None)
+
+
+def power_of(catalog: Catalog, chip: str) -> Figure | None:
+    """Watts of a chip with its share of all around it; of its rack's where nothing else is known."""
+    known = catalog.chips.get(chip)
+    if known is not None and known.all_in_w is not None:
+        return known.all_in_w
+    rack = rack_of(catalog, chip)
+    if rack is None or rack.power_w is None:
+        return None
+    return Figure(
+        value=rack.power_w.value / rack.chips,
+        low=None if rack.power_w.low is None else rack.power_w.low / rack.chips,
+        high=None if rack.power_w.high is None else rack.power_w.high / rack.chips,
+        source=rack.power_w.source,
+        confidence=Confidence.DERIVED,
+    )
+
+
+def read_price(text: str) -> tuple[str, Figure]:
+    """CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars an hour. Raises ConfigError."""
+    chip, equals, values = text.partition("=")
+    try:
+        numbers = [float(value) for value in values.split(":")]
+    except ValueError:
+        numbers = []
+    if not (chip and equals and len(numbers) in (1, 3) and numbers == sorted(numbers) and numbers[0] > 0):
+        raise ConfigError(
+            f"--usd-per-hour: must be CHIP=LOW:BASE:HIGH or CHIP=BASE, rising and above 0, such as lpu3=0.2:0.4:0.8, "
+            f"got {text!r}"
+        )
+    low, base, high = numbers if len(numbers) == 3 else numbers * 3
+    return chip, Figure(value=base, low=low, high=high, source="given", confidence=Confidence.ASSUMED)
+
+
+def _hour(catalog: Catalog, basis: Basis, name: str, given: Mapping[str, Figure]) -> ChipHour:
+    if name in given:
+        return given_hour(name, given[name])
+    if name not in catalog.chips:
+        raise UnknownFigure(f"chips.{name}")
+    return chip_hour(basis, name, catalog.chips[name], rack_of(catalog, name), catalog.economics)

@@ -1,0 +1,30 @@
+"""What a fleet did, as who prices it wants to know."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class GroupUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the instances of one group did, all together."""
+
+    chip: str  # whose step times these are; "prices" or "polynomial" where those are the scenario's own
+    chips: dict[str, int]  # by kind, with those of experts and drafters
+    busy_s: float  # instance-seconds
+    prompt_s: float  # of those, computing prompts
+    cache_share: float  # of the chips' memory, that keys and values fill which no running sequence reads, by the mean
+    energy_j: float | None  # of chips alone; None: not known
+    trust: str  # in the step times; see perf.calibration, or "given"
+    rate_p90_error: float | None  # of predicted throughput on measurements held out; None: nothing of its kind was
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet did in some seconds."""
+
+    seconds: float
+    requests: int
+    met: int  # of those, within their SLO
+    input_tokens: int
+    cached_tokens: int  # of those, not computed again
+    output_tokens: int
+    groups: list[GroupUsage]
