@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jevons.config.catalog import read_catalog
+from jevons.econ.curve import INTERACTIVITY, Served, gain, gains
 from jevons.econ.draws import Draws, bases
 from jevons.econ.levers import LEVERS, compression, hardware, other, small_models, sparsity
-from jevons.econ.outlook import Setup, active_fraction, look_ahead, parameters, rehearse, sheet_gain
+from jevons.econ.outlook import Reading, Setup, look_ahead, parameters, rehearse, sheet_gain
 from jevons.facts.hardware import Figure
 
 CATALOG = read_catalog()
@@ -16,9 +17,9 @@ SINCE = np.arange(5.0)[:, np.newaxis]
 SETUP = Setup(first=2026, last=2030, levers=LEVERS, limits=("chips", "power"))
 
 
-def figures(reading: str = "between", **changed: float) -> dict[str, Figure]:
-    found = parameters(CATALOG.economics, CATALOG.demand, CATALOG.chips, reading)  # type: ignore[arg-type]
-    found["active_fraction"] = active_fraction(CATALOG.models["deepseek-v3"])
+def figures(reading: Reading = "between", **changed: float) -> dict[str, Figure]:
+    served = Served(model=CATALOG.models["deepseek-v3"])
+    found = parameters(CATALOG.economics, CATALOG.demand, CATALOG.chips, served, reading)
     one = found["price_elasticity"]
     for name, value in changed.items():
         found[name] = Figure(value=value, source=one.source, confidence=one.confidence)
@@ -101,3 +102,18 @@ def test_limits_are_never_exceeded_in_any_draw() -> None:
 def test_the_same_seed_gives_the_same_numbers() -> None:
     one, two = (look_ahead("", figures(), SETUP, Draws(300, 7)) for _ in range(2))
     assert one == two
+
+
+def test_the_faster_users_are_served_the_more_new_hardware_gives() -> None:
+    """2.75 times the bandwidth gives less than that to the patient, and more where the old chip is at its end."""
+    served = Served(model=CATALOG.models["deepseek-v3"])
+    found = gains(served, CATALOG.chips["rubin"], CATALOG.chips["gb300"])
+
+    assert 1.0 < found["low"] < 2.75 < found["high"]
+    assert found["low"] < found["mid"] < found["high"]
+    assert list(INTERACTIVITY) == list(found)
+
+
+def test_nobody_is_served_faster_than_a_chip_can() -> None:
+    served = Served(model=CATALOG.models["deepseek-v3"])
+    assert gain(served, CATALOG.chips["rubin"], CATALOG.chips["gb300"], 10_000.0) is None

@@ -16,15 +16,16 @@ from rich.table import Table
 from jevons.base.errors import ConfigError
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.outlook import OutlookFile, Range, read_outlook, read_range
+from jevons.econ.curve import Served
 from jevons.econ.draws import Draws, Interval
 from jevons.econ.levers import LEVERS
-from jevons.econ.outlook import Outlook, Setup, Year, active_fraction, look_ahead, parameters
+from jevons.econ.outlook import Outlook, Setup, Year, look_ahead, parameters
 from jevons.facts.hardware import Figure
 
 _DEFAULT = "jevons-2026-2030"
 _SHOWN_SWINGS = 8
 _SEEN = 0.005  # a swing below is not shown
-_SPARSE = "deepseek-v3"  # the mixture that dense models give way to
+_MODEL = "deepseek-v3"  # for which chips are compared, and that dense models give way to
 _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_year"}
 
 
@@ -35,7 +36,9 @@ _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_y
 @click.option("--set", "changes", metavar="NAME=LOW:BASE:HIGH", multiple=True, help="Any other parameter.")
 @click.option("--without", metavar="LEVER", multiple=True, help=f"Leave out one of {', '.join(LEVERS)}.")
 @click.option("--without-limit", type=click.Choice(["chips", "power"]), multiple=True, help="As if there were enough.")
-@click.option("--hardware", type=click.Choice(["sheet", "between", "vendor"]), help="Whose word on Vera Rubin to take.")
+@click.option(
+    "--hardware", type=click.Choice(["sheet", "perf", "between", "vendor"]), help="Whose word on Vera Rubin to take."
+)
 @click.option("--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with figures of yours.")
@@ -57,8 +60,8 @@ def command(outlook: str, draws: int, seed: int, catalog: Path | None, as_json: 
 
 def figures_of(catalog: Catalog, asked: OutlookFile) -> dict[str, Figure]:
     """All parameters: the catalog's, and what the outlook replaces. Raises ConfigError."""
-    figures = parameters(catalog.economics, catalog.demand, catalog.chips, asked.hardware)
-    figures["active_fraction"] = active_fraction(catalog.models[_SPARSE])
+    served = Served(model=catalog.models[_MODEL])
+    figures = parameters(catalog.economics, catalog.demand, catalog.chips, served, asked.hardware)
     for name, change in asked.parameters.items():
         if name not in figures:
             raise ConfigError(f"outlook: parameters: {name!r} is none of them; {', '.join(sorted(figures))} are")

@@ -32,7 +32,7 @@ class OutlookFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     last: Annotated[int, Meta(ge=2027, le=2040)] = 2030
     levers: tuple[Lever, ...] = get_args(Lever)
     limits: tuple[Limit, ...] = get_args(Limit)
-    hardware: Literal["sheet", "between", "vendor"] = "between"  # whose word on Vera Rubin is taken
+    hardware: Literal["sheet", "perf", "between", "vendor"] = "between"  # whose word on Vera Rubin is taken
     parameters: dict[str, Range] = {}
     title: str = ""
 

@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 
 from jevons.base.compiled import Reals
+from jevons.base.errors import UnknownFigure
+from jevons.econ.curve import INTERACTIVITY, Served, gains
 from jevons.econ.demand import (
     LEAST_ELASTICITY,
     Course,
@@ -28,9 +30,8 @@ from jevons.facts.economics import Bounds, Economics
 from jevons.facts.hardware import Chip, Confidence, Figure
 from jevons.facts.llm import Llm
 
-Reading = Literal["sheet", "between", "vendor"]
+Reading = Literal["sheet", "perf", "between", "vendor"]
 Limit = Literal["chips", "power"]
-_GAINS = ("low", "mid", "high")
 _OWN = (
     "price_elasticity",
     "token_demand_growth_per_year",
@@ -96,20 +97,31 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parameters(
-    economics: Economics, demand: DemandFigures, chips: Mapping[str, Chip], reading: Reading
+    economics: Economics, demand: DemandFigures, chips: Mapping[str, Chip], served: Served, reading: Reading
 ) -> dict[str, Figure]:
-    """All figures that an outlook hangs on, by name; those of the hardware curve by whom one believes."""
+    """All figures that an outlook hangs on, by name; those of the hardware curve by whom one believes.
+
+    Args:
+        served: the model for which chips are compared, and that dense models give way to.
+
+    Raises:
+        UnknownFigure: a chip's figure is missing, or one of the chips cannot serve so fast.
+    """
     found = {name: getattr(economics, name) for name in _OWN} | demand.figures()
     for name in ("compression_easy", "compression_hard"):
         found[name] = middle(getattr(economics, name))
     old, new = chips["gb300"], chips["rubin"]
-    for which in _GAINS:
+    watts, hours = ratio(new, old, "all_in_w"), ratio(new, old, "own_usd_per_hour")
+    for which, chip_gain in gains(served, new, old).items():
         name = f"rubin_gain_{which}_interactivity"
-        found[name] = believed(sheet_gain(old, new), getattr(economics, name), reading)
-    return found | {
-        "rubin_power_ratio": ratio(new, old, "all_in_w"),
-        "rubin_hour_ratio": ratio(new, old, "own_usd_per_hour"),
-    }
+        by: dict[Reading, Figure] = {
+            "sheet": sheet_gain(old, new),
+            "perf": predicted(chip_gain, watts.value, INTERACTIVITY[which]),
+            "vendor": getattr(economics, name),
+        }
+        found[name] = believed(by, reading)
+    found["active_fraction"] = active_fraction(served.model)
+    return found | {"rubin_power_ratio": watts, "rubin_hour_ratio": hours}
 
 
 def active_fraction(model: Llm) -> Figure:
@@ -131,8 +143,10 @@ def middle(bounds: Bounds) -> Figure:
 
 
 def ratio(new: Chip, old: Chip, name: str) -> Figure:
-    """One chip's figure over another's; a lone figure where neither has a range. Both must be known."""
+    """One chip's figure over another's, with the range of both. Raises UnknownFigure."""
     over, under = getattr(new, name), getattr(old, name)
+    if over is None or under is None:
+        raise UnknownFigure(f"chips: {name} of the chips that are compared")
     return Figure(
         value=over.value / under.value,
         low=low_of(over) / high_of(under),
@@ -151,21 +165,28 @@ def sheet_gain(old: Chip, new: Chip) -> Figure:
     return Figure(value=gains[1], low=gains[0], high=gains[2], source="DER", confidence=Confidence.DERIVED, note=note)
 
 
-def believed(sheet: Figure, claim: Figure, reading: Reading) -> Figure:
-    """A gain by whom one believes: the data sheets, the vendor's chart, or anything between, middle by ratio."""
-    if reading == "sheet":
-        return sheet
-    if reading == "vendor":
-        return claim
-    low, high = sorted((low_of(sheet), claim.value))
+def believed(figures: Mapping[Reading, Figure], reading: Reading) -> Figure:
+    """A gain by whom one believes. Between: the middle, by ratio, of our prediction and the vendor's chart.
+
+    It ranges over all that data sheets, our prediction and the chart say.
+    """
+    if reading != "between":
+        return figures[reading]
+    ends = [end for figure in figures.values() for end in (low_of(figure), high_of(figure))]
     return Figure(
-        value=float(np.sqrt(sheet.value * claim.value)) if claim.value > sheet.value else sheet.value,
-        low=low,
-        high=max(high, high_of(sheet)),
-        source=claim.source,
+        value=float(np.sqrt(figures["perf"].value * figures["vendor"].value)),
+        low=min(ends),
+        high=max(ends),
+        source=figures["vendor"].source,
         confidence=Confidence.ASSUMED,
-        note="between data sheets and the vendor's claim",
+        note="the middle, by ratio, of what perf predicts and the vendor's chart; it ranges over both and data sheets",
     )
+
+
+def predicted(chip_gain: float, watts: float, speed: float) -> Figure:
+    """Tokens/s/MW by our own model of both chips, decoding at so many tokens/s for each user."""
+    note = f"perf, both chips uncalibrated, decoding for users of {speed:.0f} tokens/s"
+    return Figure(value=chip_gain / watts, source="OURS", confidence=Confidence.DERIVED, note=note)
 
 
 def rehearse(of: Values, setup: Setup, levers: Sequence[str] | None = None) -> Outcome:
