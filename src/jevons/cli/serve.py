@@ -20,6 +20,7 @@ STATE = (
     "File of what is known of attached engines, saved now and then and read at the start. "
     "[default: ~/.local/state/jevons/HOST-PORT.state, where engines have a replay endpoint]"
 )
+CATALOG = "TOML file with chips of yours, for what the page says of cost."
 
 
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +35,7 @@ STATE = (
 @click.option("--frontends", type=click.IntRange(1, 256), default=1, help=FRONTENDS, show_default=True)
 @click.option("--state", type=click.Path(path_type=Path, dir_okay=False), help=STATE)
 @click.option("--no-state", is_flag=True, help="Keep nothing.")
+@click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help=CATALOG)
 @click.option("--verbose", is_flag=True, help="Tell more on standard error.")
 def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     """Serve a model over several workers, behind one OpenAI-compatible door.
@@ -50,11 +52,14 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     model_dir = find_model(settings)
     import uvloop
 
+    from jevons.cli.pages import live_pages
     from jevons.serve.app import run
     from jevons.serve.kept import Kept
 
     kept = None if path is None else Kept(path)
-    uvloop.run(run(settings, model_dir, picker=how.picker, picker_tls=how.picker_tls, kept=kept))
+    uvloop.run(
+        run(settings, model_dir, picker=how.picker, picker_tls=how.picker_tls, kept=kept, pages=live_pages(how.catalog))
+    )
 
 
 class _How(NamedTuple):
@@ -65,6 +70,7 @@ class _How(NamedTuple):
     frontends: int
     state: Path | None
     no_state: bool
+    catalog: Path | None
 
 
 def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:

@@ -15,6 +15,7 @@ from jevons.control.intake import Intake
 from jevons.control.orphans import Prompted
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
 from jevons.facts.block import Tier
+from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import TierSnapshot
 from jevons.facts.worker import IndexMode, Role, WorkerFacts
 from jevons.kv.blake2b import name_prompt
@@ -81,6 +82,7 @@ class Member:
         self.facts = facts
         self.node = tiers.name
         self.moves = tiers.moves
+        self._brought = tiers.brought
         self._book = book
         self.number, self.holding = book.add_worker(self._renumbered)
         self.intake = Intake(self.holding, self._set_kind, book.scratch) if facts.sends_events else None
@@ -139,6 +141,13 @@ class Member:
                 "far_token_s": far.per_byte_s * token_bytes,
             },
         )
+
+    def brings(self, report: MoveReport) -> None:
+        """It brought blocks."""
+        pages = self.facts.pages
+        if pages is not None:
+            tokens = report.size_bytes / pages.size_bytes * pages.block_size
+            self._brought[report.tier] = self._brought.get(report.tier, 0.0) + tokens
 
     def has_stalled(self, now_s: float, least_s: float) -> bool:
         """Whether what waits here is overdue and no work was seen here for as long, `least_s` at least.
@@ -218,6 +227,7 @@ class NodeTiers:
         # What bringing takes, of all workers there: who was slow once and gets no work would stay slow for ever.
         self.moves = {tier: MoveSeconds(prior) for tier, prior in GUESS_MOVES.items()}
         self.state: TierSnapshot | None = None  # as their keeper told last
+        self.brought: dict[str, float] = {}  # tokens that workers brought, by tier
 
     def lost(self) -> None:
         """Their keeper is away."""

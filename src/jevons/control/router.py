@@ -20,6 +20,7 @@ from jevons.base.ids import RequestId, WorkerId
 from jevons.control.affinity import Adapters, Last, Sessions
 from jevons.control.board import APART, WHOLE
 from jevons.control.book import Book
+from jevons.control.columns import Columns
 from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
 from jevons.control.roster import Roster
@@ -27,6 +28,7 @@ from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch,
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.state import Measured, WorkerState
+from jevons.facts.view import Workers
 from jevons.facts.worker import Health, IndexMode, Role, StepReport, WorkerFacts
 from jevons.kv.index import ENTRY_BYTES
 from jevons.perf.kin import Kin, WorkerSeconds
@@ -94,6 +96,8 @@ class Router:
         self._sessions = Sessions()
         self._bases: dict[str, str] = {}  # adapter → the model it is of
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
+        self._seatings = 0  # workers that came, left or are others
+        self._columns = Columns(self._book.hub, self._workers, self.roster)
 
     def bound_index(self, size_bytes: int) -> None:
         """Let the index take so much memory at most, from 1 MB on; before anything is known. See `kv.index`."""
@@ -113,6 +117,7 @@ class Router:
         if old is not None:
             self._end(old)
         learned = self._learned(facts, old)
+        self._seatings += 1
         self._workers[facts.id] = worker = Member(facts, learned, self.node(node), self._book, self._shadow_ttl_s)
         self._members[worker.number] = worker
         if old is not None:
@@ -140,6 +145,7 @@ class Router:
         """A worker is gone for good."""
         left = self._workers.pop(worker, None)
         if left is not None:
+            self._seatings += 1
             left.learned.leave()
             self._lately.pop(worker, None)
             self._end(left)
@@ -364,6 +370,7 @@ class Router:
         if known is not None:
             for report in reports:
                 known.moves[report.tier].measured(report.size_bytes, report.seconds)
+                known.brings(report)
             for member in self._workers.values() if reports else ():
                 if member.node == known.node:
                     member.tell_prices()
@@ -395,6 +402,8 @@ class Router:
             predicted_cached_tokens=placed.placement.cached_tokens,
             cached_tokens=placed.cached_tokens,
             device_s=self._device_s(placed, output_tokens or 0),
+            saved_s=_saved_s(placed),
+            chip=placed.member.facts.chip,
         )
         self._recent.append(outcome)
         return outcome
@@ -430,6 +439,22 @@ class Router:
             tiers=self.node(HERE).state,
             nodes={name: n.state for name, n in sorted(self._nodes.items()) if name != HERE and n.state is not None},
         )
+
+    def columns(self, seen: int | None = None) -> Workers:
+        """The workers now, for a page; costs 0.3 µs for each. `seen`: the version of which it knows who they are."""
+        return self._columns.workers(self._seatings, seen)
+
+    def chips(self) -> dict[str, int]:
+        """Of the workers in the last `columns`, by kind; see `Columns.chips`."""
+        return self._columns.chips()
+
+    def brought(self) -> dict[str, int]:
+        """Tokens that workers brought from each tier, as they reported."""
+        found: dict[str, int] = {}
+        for node in self._nodes.values():
+            for tier, tokens in node.brought.items():
+                found[tier] = found.get(tier, 0) + round(tokens)
+        return found
 
     # Inside
 
@@ -749,6 +774,15 @@ class Router:
             tier_counts=worker.tier_counts,
             event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
         )
+
+
+def _saved_s(placed: Placed) -> float:
+    """Seconds of its worker's chips that computing what was cached would have taken."""
+    if not placed.cached_tokens:
+        return 0.0
+    tokens, prices = placed.prompt_tokens, placed.member.learned.prices
+    saved_s = prices.seconds(prompt_load(tokens, 0)) - prices.seconds(prompt_load(tokens, placed.found_tokens))
+    return saved_s * placed.member.facts.chips
 
 
 _FIRST_BLOCK = {

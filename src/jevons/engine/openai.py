@@ -25,14 +25,16 @@ INCLUDE_USAGE = b'{"stream_options":{"include_usage":true},'
 # Which of its data-parallel ranks is to answer a request: vLLM and SGLang read it where they balance ranks themselves
 # (vLLM pull request 24945, SGLang pull request 19832).
 RANK_HEADER = "x-data-parallel-rank"
-_OPTIONS = ("kv", "replay", "tokenizer", "addresses", "ranks")
+_OPTIONS = ("kv", "replay", "tokenizer", "addresses", "ranks", "chip")
 MOST_RANKS = 1024
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
-    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR][,addresses=each][,ranks=N].
+    """An engine as the user named it: URL[,kv=ENDPOINT[,replay=ENDPOINT]][,tokenizer=DIR][,addresses=each][,ranks=N]
+    [,chip=NAME].
 
     Of data-parallel ranks behind one URL each is a worker with a pool of its own; see `each_rank`.
+    A chip is one of the catalog, 8xNAME where each worker runs on several.
     """
 
     url: str
@@ -43,6 +45,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     each_address: bool = False  # the URL's host stands for an engine at each of its addresses
     ranks: int = 1  # data-parallel ranks at the URL
     rank: int | None = None  # the one that this is; None: the URL is one engine
+    chip: str = ""  # that it runs on, or each of its ranks; "": not told
+    chips: int = 1  # of that kind
 
 
 def parse_spec(text: str) -> EngineSpec:
@@ -59,6 +63,7 @@ def parse_spec(text: str) -> EngineSpec:
         raise ConfigError(f"engines: replay= goes with kv=, got {text!r}")
     if values.get("addresses", "each") != "each":
         raise ConfigError(f"engines: addresses= must be each, got {values['addresses']!r} in {text!r}")
+    count, chip = _chips(values.get("chip", ""))
     return EngineSpec(
         url,
         parse_url("engines", url),
@@ -67,7 +72,16 @@ def parse_spec(text: str) -> EngineSpec:
         values.get("tokenizer"),
         "addresses" in values,
         _ranks(values.get("ranks", "1"), text),
+        None,
+        chip,
+        count,
     )
+
+
+def _chips(text: str) -> tuple[int, str]:
+    """How many, of which kind."""
+    read = re.fullmatch(r"([1-9][0-9]*)x(\S+)", text)
+    return (1, text) if read is None else (int(read[1]), read[2])
 
 
 def _ranks(value: str, text: str) -> int:

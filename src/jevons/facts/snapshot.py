@@ -45,6 +45,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     predicted_cached_tokens: int
     cached_tokens: int | None  # as the engine reported; None if it did not
     device_s: float  # seconds of devices it took, by their prices
+    saved_s: float = 0.0  # … and those that computing what was cached would have taken, times its worker's chips
+    chip: str = ""  # of its worker; "": not known
 
 
 class TierSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     role: Role = Role.BOTH
     adapters: frozenset[str] = frozenset()  # of `model`, that it serves by their own names
     rank: int | None = None  # of several data-parallel ones behind one URL; None: it is alone there
+    chip: str = ""  # of the catalog; "" where it is not known
+    chips: int = 1  # of that kind, that it runs on
     pages: PageFacts | None = None  # its blocks in the tiers; None where it cannot use them
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from jevons.control.ledger import HERE
 from jevons.control.router import Router, warm
 from jevons.control.sharing import SharingRouter
 from jevons.engine.openai import EngineSpec, read_specs
+from jevons.facts.page import Mount
 from jevons.facts.worker import Health, IndexMode
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
@@ -32,6 +33,7 @@ from jevons.serve.front import Front
 from jevons.serve.http import Door, Handler, Limits
 from jevons.serve.kept import Kept
 from jevons.serve.memory import index_bytes
+from jevons.serve.mounts import Mounts
 from jevons.serve.openai import refusal
 from jevons.serve.pool import Engines
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
@@ -50,6 +52,10 @@ log = logging.getLogger("jevons")
 GOLDEN = 0.618034  # multiples of it, without their whole part, are spread evenly however many there are
 _GC_PORTIONS = (2_000, 5, 100)  # new objects, passes of those, and of the latter: 0.3, 2 and 50 ms
 KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
+
+
+Pages = Callable[[Front], Mapping[str, Mount]]
+"""Makes the pages of another room about a front, by path."""
 
 
 class Server:
@@ -74,7 +80,11 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, model_dir: Path | None, kept: Kept | None = None, siblings: Siblings | None = None
+    settings: Settings,
+    model_dir: Path | None,
+    kept: Kept | None = None,
+    siblings: Siblings | None = None,
+    pages: Pages | None = None,
 ) -> AsyncIterator[Server]:
     """Run a server for as long as the context is open.
 
@@ -82,6 +92,7 @@ async def serving(
         model_dir: the workers' model's directory, here or on other nodes; None where there are none.
         kept: what an earlier server knew of attached engines, and where to keep what this one does.
         siblings: other frontends of the same port, of which this is one.
+        pages: what else is served.
 
     Raises:
         ConfigError: the settings contradict the model or each other, or the folder for the record is taken.
@@ -91,7 +102,7 @@ async def serving(
     if settings.record is not None:
         recorder = Recorder(Path(settings.record), settings.policy, time.monotonic)
     try:
-        async with _serving(settings, model_dir, _Surroundings(recorder, kept, siblings)) as server:
+        async with _serving(settings, model_dir, _Surroundings(recorder, kept, siblings, pages)) as server:
             yield server
     finally:
         gc.set_threshold(*portions)
@@ -103,6 +114,7 @@ class _Surroundings(NamedTuple):
     recorder: Recorder | None
     kept: Kept | None
     siblings: Siblings | None
+    pages: Pages | None
 
 
 @asynccontextmanager
@@ -110,7 +122,7 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     router = _router(settings, around)
     router.bound_index(index_bytes(1 if around.siblings is None else os.cpu_count() or 1))
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
-    front = Front(settings, router, fleet, prompts, time.monotonic, around.recorder)
+    front = _mounted(Front(settings, router, fleet, prompts, time.monotonic, around.recorder), around.pages)
     specs = _in_turn([_checked(spec) for spec in read_specs(settings.engines)], around.siblings)
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
     agents: list[AgentConfig] = []
@@ -149,6 +161,12 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
             fleet.close()
             if tiers is not None:
                 tiers.close()
+
+
+def _mounted(front: Front, pages: Pages | None) -> Front:
+    if pages is not None:
+        front.mounts = Mounts(pages(front))
+    return front
 
 
 def _freeze() -> None:
@@ -341,12 +359,17 @@ def check_picker(settings: Settings, at: str) -> None:
 async def run(
     settings: Settings,
     model_dir: Path | None,
-    announce: bool = True,
     picker: str | None = None,
     picker_tls: Path | None = None,
     kept: Kept | None = None,
+    pages: Pages | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `picker`: HOST:PORT where gateways are told their endpoints; see `picking`."""
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        picker: HOST:PORT where gateways are told their endpoints; see `picking`.
+        pages: see `serving`.
+    """
     if picker is not None:
         check_picker(settings, picker)
     stop = asyncio.Event()
@@ -354,9 +377,8 @@ async def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as open_now:
-        server = await open_now.enter_async_context(serving(settings, model_dir, kept))
-        if announce:
-            log.info("listening on %s", server.url)
+        server = await open_now.enter_async_context(serving(settings, model_dir, kept, pages=pages))
+        log.info("listening on %s", server.url)
         if picker is not None:
             await open_now.enter_async_context(picking(server, settings, picker, picker_tls))
         with contextlib.suppress(TimeoutError):

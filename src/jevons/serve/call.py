@@ -12,6 +12,7 @@ from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.gate import Gate
 from jevons.control.router import Router
+from jevons.control.watch import Watch
 from jevons.policy.admit import USUAL
 from jevons.policy.route import Placement
 from jevons.serve.headers import (
@@ -111,6 +112,7 @@ class Placements:
         self.gate = Gate()
         self.on_room: Callable[[], None] | None = None  # told when a worker may have more room, if somebody waits
         self.now_s = now_s
+        self.watch = Watch(now_s())
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""
@@ -126,6 +128,7 @@ class Placements:
             output_tokens=call.asked.output_limit,
             tells_first=bool(call.asked.stream),
         )
+        self.watch.placed(id, placement, len(prompt), self.now_s())
         self._since_s[id] = call.arrived_s
         self._charge(call, id)
         return placement
@@ -142,6 +145,7 @@ class Placements:
             avoid=avoid,
             tpot_slo_s=call.promise.tpot_s,
         )
+        self.watch.placed(id, placement, len(tokens), now_s)
         self._since_s[id] = now_s
         self._going_on.add(id)
         self._charge(call, id)
@@ -188,9 +192,11 @@ class Placements:
         if is_first:
             self._begun.add(id)
             self._router.on_first(id, now_s)
+            self.watch.first(id, now_s)
             self._tell_room()
         if not is_first or id in self._going_on:
             self._metrics.itl.labels(worker).observe(gap_s)
+            self.watch.gap(gap_s, now_s)
         else:
             self._metrics.ttft.labels(worker).observe(gap_s)
         self._tokens[id] = self._tokens.get(id, 0) + tokens
@@ -219,7 +225,8 @@ class Placements:
         self._since_s.pop(id, None)
         self._begun.discard(id)
         self._going_on.discard(id)
-        outcome = self._router.done(id, self._tokens.pop(id, None))
+        tokens = self._tokens.pop(id, None)
+        outcome = self._router.done(id, tokens)
         charged = self._charged.pop(id, None)
         if charged is not None:
             took_s = charged[1] if outcome is None else outcome.device_s
@@ -227,6 +234,7 @@ class Placements:
             self.gate.end(charged[0])
         if outcome is not None:
             self._metrics.placed(outcome)
+            self.watch.done(outcome, tokens or 0, self.now_s())
         self._tell_room()
 
     def _tell_room(self) -> None:

@@ -254,6 +254,8 @@ class Attached:
             sends_events=self._spec.events is not None,
             adapters=self.engine.adapters,
             rank=self._spec.rank,
+            chip=self._spec.chip,
+            chips=self._spec.chips,
         )
         await self._turns.pass_through()
         self._router.join(facts)

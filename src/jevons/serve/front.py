@@ -18,8 +18,10 @@ import msgspec
 from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError, TooLate
 from jevons.base.ids import RequestId
 from jevons.config import Settings
+from jevons.control.ledger import HERE
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot
+from jevons.facts.view import View
 from jevons.policy.route import Placement
 from jevons.serve.admission import Admission
 from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
@@ -27,6 +29,7 @@ from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Fleet
 from jevons.serve.heads import Request
 from jevons.serve.metrics import Metrics
+from jevons.serve.mounts import Mounts
 from jevons.serve.openai import error_body, models_body
 from jevons.serve.place import PLACE, PLACED, Desk
 from jevons.serve.prompts import Prompts
@@ -63,6 +66,7 @@ class Front:
         self.prompts = prompts
         self.now_s = now_s
         self._relay = Relay(fleet, self.placements, self.metrics, prompts, settings.request_timeout_s)
+        self.mounts = Mounts({})  # pages of other rooms
         self.desk = Desk(router, prompts, self.metrics, now_s, fleet.spec_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
@@ -77,6 +81,32 @@ class Front:
         encoders = {name: tokenizer.encoder for name, tokenizer in self.prompts.encoders().items()}
         gate = self.placements.gate.snapshot()
         return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders, gate=gate)
+
+    def view(self, seen: int | None = None) -> View:
+        """The same for a page that asks twice a second. `seen`: see `Router.columns`."""
+        watch, now_s = self.placements.watch, self.now_s()
+        since_s = now_s - watch.began_s
+        return View(
+            source="live",
+            title=", ".join(self.prompts.models()),
+            began=f"{watch.began_s:.6f}",
+            now_s=since_s,
+            policy=self.router.policy,
+            workers=self.router.columns(seen),
+            requests=watch.requests(),
+            scatter=watch.scatter(),
+            ttft=watch.ttft.times(since_s, watch.slo.ttft_s),
+            itl=watch.itl.times(since_s, watch.slo.tpot_s),
+            rates=watch.rates(now_s),
+            reuse=watch.reuse(self.router.brought()),
+            placed=watch.placed_count,
+            under_way=watch.under_way,
+            finished=watch.finished,
+            waiting_in_front=self.placements.gate.waiting,
+            chip_s={chip: count * since_s for chip, count in self.router.chips().items()},
+            saved_chip_s=watch.saved_chip_s(),
+            tiers=self.router.node(HERE).state,
+        )
 
     def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""
@@ -141,6 +171,8 @@ class Front:
             await self.desk.place(request, reply)
         elif request.method == "POST" and request.path == PLACED:
             self.desk.placed(request, reply)
+        elif self.mounts.has(request.path):
+            await self.mounts.answer(request, reply)
         else:
             self._page(request, reply)
 
@@ -159,7 +191,7 @@ class Front:
         page = self._pages.get(request.path)
         allowed = ("GET", "HEAD") if page is not None else ("POST",) if request.path in _POSTED else ()
         if not allowed:
-            known = ", ".join((*self._pages, *_POSTED))
+            known = ", ".join((*self._pages, *_POSTED, *self.mounts.paths))
             raise RequestError(f"path: must be one of {known}, got {request.path[:100]!r}", status=404)
         if page is None or request.method not in allowed:
             rule = " or ".join(allowed)
