@@ -50,9 +50,9 @@ $(VENV)/.engine: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
-	$(INSTALL) -e '.[engine,object,encrypt,gateway,dev]'
+	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,dev]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(INSTALL) -e '.[engine,object,encrypt,gateway,dev,bench]'
+	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,dev,bench]'
 	touch $@

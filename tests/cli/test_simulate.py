@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,3 +176,58 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(simulate: Jev
 
     assert ended.code == 2
     assert "results cannot be made: Not a directory" in ended.err
+
+
+def test_a_report_with_pictures_is_one_file(simulate: Jevons, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+
+    ended = simulate(*H200S, "--html", str(file))
+
+    text = file.read_text()
+    assert ended.code == 0
+    for words in ("How long requests took", "The fleet over time", "Where prompt tokens came from", "SLO: TTFT 2 s"):
+        assert words in text
+    assert "How far to trust it: h200: " in text
+
+
+def test_pictures_that_cannot_be_had_are_an_error_before_anything_runs(
+    simulate: Jevons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = simulate(*H200S, "--html", str(tmp_path / "none" / "report.html"))
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    unplotted = simulate(*H200S, "--html", str(tmp_path / "report.html"))
+
+    assert (nowhere.code, unplotted.code) == (2, 2)
+    assert "there is no folder" in nowhere.err
+    assert unplotted.err.strip() == (
+        "jevons: pictures need Plotly, which is not installed: pip install 'jevons[charts]'"
+    )
+
+
+def test_the_same_as_an_image_is_drawn_by_a_browser(simulate: Jevons, tmp_path: Path) -> None:
+    from jevons.base.errors import ConfigError
+    from jevons.cli.pictures.png import find_browser
+
+    try:
+        find_browser()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+    ended = simulate(*H200S, "--png", str(tmp_path / "report.png"))
+
+    assert ended.code == 0
+    width, height = struct.unpack(">II", (tmp_path / "report.png").read_bytes()[16:24])
+    assert width == 1800
+    assert height > 2500
+
+
+def test_without_a_browser_an_image_is_an_error_that_says_so(
+    simulate: Jevons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chromium = pytest.importorskip("choreographer.browsers.chromium").Chromium
+    monkeypatch.setattr(chromium, "find_browser", lambda **_: None)
+
+    ended = simulate(*H200S, "--png", str(tmp_path / "report.png"))
+
+    assert ended.code == 2
+    assert "needs Chrome or Chromium and none was found" in ended.err

@@ -15,9 +15,11 @@ from rich.table import Table
 from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds, si
+from jevons.cli.pictures import files, picture_options
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import Scenario, make_scenario, read_scenario, shipped
+from jevons.twin.course import Watch
 from jevons.twin.run import Report, simulate
 from jevons.twin.spread import Spread
 
@@ -37,21 +39,34 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--exact", is_flag=True, help="Step through every iteration.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for results of each request.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
     scenario: str | None, exact: bool, catalog: Path | None, out: Path | None, as_json: bool, **given: Any
 ) -> None:
     """Rehearse a fleet: SCENARIO is a TOML file, or the name of one that ships with jevons."""
+    shown = files(given.pop("html"), given.pop("png"))
     wanted = _scenario(scenario, {name: value for name, value in given.items() if value is not None})
     if out is not None:
         _make(out)
     if not are_compiled():
         click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
     pieces: list[Any] = []
-    keep = (lambda results: pieces.append(results.copy())) if out is not None else None
+    watch = Watch(wanted.slo) if shown else None
+
+    def keep(results: Any) -> None:
+        if out is not None:
+            pieces.append(results.copy())
+        if watch is not None:
+            watch.add(results)
+
     report = simulate(wanted, read_catalog(catalog), read_calibration(), exact=exact, on_results=keep)
     if out is not None:
         _write(out, report, pieces)
+    if watch is not None:
+        from jevons.cli.pictures.simulate import notes, pictures
+
+        shown.write(report.title or "A rehearsal", notes(report), pictures(wanted, report, watch))
     if as_json:
         click.echo(msgspec.json.encode(report))
         return

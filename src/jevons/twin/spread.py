@@ -27,31 +27,33 @@ class Distribution:
 
     def __init__(self) -> None:
         self._kept: list[Reals] = []
-        self._count, self._sum = 0, 0.0
+        self.count, self._sum = 0, 0.0
         self._bins: Ints | None = None
 
     def add(self, values: Reals) -> None:
-        self._count += len(values)
+        self.count += len(values)
         self._sum += float(values.sum(dtype=np.float64))
         if self._bins is not None:
             self._bins += _counted(values)
             return
         self._kept.append(values.astype(np.float32))
-        if self._count > _MOST_KEPT:
+        if self.count > _MOST_KEPT:
             self._bins = sum((_counted(values) for values in self._kept), np.zeros(_BINS, np.int64))
             self._kept.clear()
 
     def spread(self) -> Spread:
         """All 0 where there are no values."""
-        if not self._count:
+        if not self.count:
             return Spread(0.0, 0.0, 0.0, 0.0)
+        found = self.quantiles(np.array(list(QUANTILES.values())))
+        return Spread(self._sum / self.count, *(float(value) for value in found))
+
+    def quantiles(self, shares: Reals) -> Reals:
+        """Values below which such shares lie; there are values."""
         if self._bins is None:
-            found = np.quantile(np.concatenate(self._kept), list(QUANTILES.values()))
-        else:
-            ends = np.cumsum(self._bins)
-            at = np.searchsorted(ends, [q * self._count for q in QUANTILES.values()])
-            found = np.where(at == 0, 0.0, _LOW * np.exp((at - 0.5) * _RATIO))
-        return Spread(self._sum / self._count, *(float(value) for value in found))
+            return np.asarray(np.quantile(np.concatenate(self._kept), shares))
+        at = np.searchsorted(np.cumsum(self._bins), shares * self.count)
+        return np.where(at == 0, 0.0, _LOW * np.exp((at - 0.5) * _RATIO))
 
 
 def _counted(values: Reals) -> Ints:
