@@ -67,7 +67,7 @@ class Watch:
     def course(self) -> Course:
         """Up to the part of the last answer."""
         count = int(self._last_s / self._part_s) + 1
-        ends = np.arange(1, count + 1) * self._part_s
+        ends = self._part_s * np.arange(1.0, count + 1)
         level = {name: self._mean(name, ends) for name in _LEVELS}
         each = {name: counts[:count] for name, counts in self._counts.items()}
         # A few long prompts would make shares jump from part to part; the last ones tell of nothing but themselves.
