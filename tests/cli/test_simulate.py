@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from jevons.base import compiled
-from jevons.cli import main
-from jevons.cli import simulate as module
+from jevons.cli import main, scenarios
 
 H200S = ("--fleet", "2x4xh200", "--model", "llama-3.1-70b", "--traffic", "chat", "--requests", "20")
 
@@ -119,7 +118,7 @@ def test_out_has_the_report_and_each_request(simulate: Jevons, tmp_path: Path) -
 def test_the_first_time_says_why_it_takes_long(
     simulate: Jevons, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "are_compiled", lambda: False)
+    monkeypatch.setattr(scenarios, "are_compiled", lambda: False)
     ended = simulate("mocker", "--requests", "5", "--json")
 
     assert ended.err == "Compiling the kernels, once for this version: about a minute ...\n"
@@ -130,7 +129,7 @@ def test_the_first_time_says_why_it_takes_long(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((), "simulate: give a scenario, or --fleet, --model and --trace or --traffic"),
+        ((), "give a scenario, or --fleet, --model and --trace or --traffic"),
         (("nowhere",), "scenario 'nowhere': neither a file nor one of mi455x, mixed, mocker"),
         (("mocker", "--router", "fastest"), "router: must be one of kv, round_robin, least_loaded, random"),
         (("mocker", "--traffic", "gossip"), "traffic.kind: must be one of chat, rag, code, agents, documents, video"),

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import make_bill, read_price, unpriced
-from jevons.econ.bill import Bill, ratio_of, step_time
+from jevons.econ.bill import Bill, step_time
 from jevons.econ.cost import Basis
 from jevons.econ.draws import Draws, bases, interval_of
 from jevons.facts.hardware import Figure
@@ -49,16 +49,16 @@ def bill(of: Usage, *prices: str) -> Bill:
 def test_who_pays_for_what_by_hand() -> None:
     """10 chips at $3.60 are $1 in 100 s; half of that is asked for, so all costs count double: $2.
 
-    Memory is a quarter of the price, 0.4 of it holds what may be asked again: $0.20 for 60,000 cached tokens. A quarter
-    of computing was prompts: $0.45 for 40,000 tokens, $1.35 for 20,000 of output.
+    Memory is a quarter of the price, 0.4 of it holds what may be asked again: $0.20 for 120,000 tokens, cached or not.
+    A quarter of computing was prompts: $0.45 for 40,000 tokens, $1.35 for 20,000 of output.
     """
     it = bill(usage(), "rubin=3.6")
     base = bases(it.figures())
 
     assert it.usd_per_hour(base) == pytest.approx(36.0)
-    assert it.usd_per_mtok_cached(base) == pytest.approx(0.20 / 0.06)
-    assert it.usd_per_mtok_input(base) == pytest.approx(0.45 / 0.04)
-    assert it.usd_per_mtok_output(base) == pytest.approx(1.35 / 0.02)
+    assert it.usd_per_mtok_cached(base) == pytest.approx(0.20 / 0.12)
+    assert it.usd_per_mtok_input(base) == pytest.approx(0.20 / 0.12 + 0.45 / 0.04)
+    assert it.usd_per_mtok_output(base) == pytest.approx(0.20 / 0.12 + 1.35 / 0.02)
     assert it.usd_per_mtok(base) == pytest.approx(2.0 / 0.02)
     assert it.usd_per_request(base) == pytest.approx(2.0 / 500)
     assert it.usd_per_good_request(base) == pytest.approx(2.0 / 400)
@@ -88,7 +88,7 @@ def test_tokens_of_all_kinds_pay_the_whole_and_a_dearer_hour_makes_none_cheaper(
     base, dearer = bases(it.figures()), bases(dear.figures())
     computed = of.input_tokens - cached
     paid = it.usd_per_mtok_input(base) * computed + it.usd_per_mtok_output(base) * of.output_tokens
-    paid = paid + (it.usd_per_mtok_cached(base) * cached if cached else 0.0)
+    paid = paid + it.usd_per_mtok_cached(base) * cached
 
     assert paid == pytest.approx(it.usd_per_mtok(base) * of.output_tokens)
     for name in ("usd_per_mtok", "usd_per_mtok_input", "usd_per_mtok_output", "usd_per_request"):
@@ -119,10 +119,17 @@ def test_slower_steps_need_more_of_their_own_group_alone() -> None:
     assert it.usd_per_hour({**base, "step_time/rubin": 1.5}) == pytest.approx(55.0)
 
 
+def test_groups_of_one_chip_whose_steps_are_known_unlike_well_do_not_share_their_error() -> None:
+    apart = replace(GROUP, chips={"rubin": 5, "lpu3": 50}, rate_p90_error=None)
+    steps = [name for name in bill(usage(GROUP, apart), "lpu3=1").figures() if name.startswith("step_time")]
+
+    assert steps == ["step_time/rubin", "step_time/rubin+lpu3, never measured"]
+
+
 def test_what_two_fleets_share_does_not_blur_their_ratio() -> None:
     cheap, dear = bill(usage(), "rubin=1"), bill(usage(), "rubin=2")
     figures = cheap.figures() | dear.figures()
-    ratio = ratio_of(lambda of: cheap.usd_per_mtok(of), lambda of: cheap.usd_per_mtok(of) * 2, figures, Draws(200))
+    ratio = interval_of(lambda of: cheap.usd_per_mtok(of) / (2 * cheap.usd_per_mtok(of)), figures, Draws(200))
     alone = interval_of(cheap.usd_per_mtok, cheap.figures(), Draws(200))
 
     assert (ratio.low, ratio.base, ratio.high) == (0.5, 0.5, 0.5)
@@ -132,7 +139,7 @@ def test_what_two_fleets_share_does_not_blur_their_ratio() -> None:
 def test_at_its_break_even_price_a_fleet_costs_what_the_other_does() -> None:
     """10 Rubins at $3.61 beside 40 LPUs: 720,000 tokens an hour, half of them asked for, at $150 a million: $54."""
     of = usage(replace(GROUP, chips={"rubin": 10, "lpu3": 40}))
-    lacking = make_bill(of, CATALOG, Basis.OWN, {}, lacks="lpu3")
+    lacking = make_bill(of, CATALOG, Basis.OWN, {}, lacks=("lpu3",))
     wanted = 150.0
     base = bases(lacking.figures())
     price = float(lacking.break_even_usd_per_hour("lpu3", lambda _: wanted, base))
@@ -145,18 +152,17 @@ def test_at_its_break_even_price_a_fleet_costs_what_the_other_does() -> None:
 def test_what_has_no_price_is_named() -> None:
     of = usage(replace(GROUP, chips={"lpu3": 4, "prices": 1}))
 
-    assert [error.figure for error in unpriced(of, CATALOG, Basis.OWN, {})] == [
-        "chips.lpu3.own_usd_per_hour",
-        "chips.prices",
-    ]
+    assert unpriced(of, CATALOG, Basis.OWN, {}) == {"lpu3": "chips.lpu3.own_usd_per_hour", "prices": "chips.prices"}
     with pytest.raises(UnknownFigure):
         bill(of, "lpu3=0.3")
     assert bill(of, "lpu3=0.3", "prices=10:20:30").hours["prices"].figures["rent_usd_per_hour/prices"].high == 30.0
 
 
-@pytest.mark.parametrize("text", ["rubin", "rubin=", "=3", "rubin=3:2:1", "rubin=1:2", "rubin=-1", "rubin=a"])
+@pytest.mark.parametrize(
+    "text", ["rubin", "rubin=", "=3", "rubin=3:2:1", "rubin=1:2", "rubin=-1", "rubin=a", "rubin=nan"]
+)
 def test_a_price_must_read_as_one(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--usd-per-hour: must be CHIP=LOW:BASE:HIGH"):
+    with pytest.raises(ConfigError, match=r"--usd-per-hour.*: must be .*BASE"):
         read_price(text)
 
 

@@ -31,3 +31,11 @@ def si(value: float, unit: str) -> str:
 def dollars(value: float) -> str:
     """7800000 → '$7,800,000', 1.17 → '$1.17'."""
     return f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
+
+
+def short_dollars(value: float) -> str:
+    """7800000 → '$7.80M', 1234 → '$1,234', 3.614 → '$3.61', 0.01234 → '$0.0123'."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"${value / size:.3g}{letter}" if abs(value) < 1e15 else f"${value:.3g}"
+    return f"${value:,.0f}" if abs(value) >= 100 else f"${value:.2f}" if abs(value) >= 1 else f"${value:.3g}"

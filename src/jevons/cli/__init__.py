@@ -18,6 +18,7 @@ _COMMANDS = {
     "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
     "fleet": "Chips, racks and models that are known, with the source of every figure.",
     "simulate": "Rehearse a fleet: the same decisions on simulated engines, in seconds.",
+    "cost": "What a rehearsed fleet's tokens cost, in dollars and joules, and what that hangs on.",
     "compare": "Where the decisions of two rehearsals part, and what came of it.",
     "sweep": "Rehearse a grid of scenarios in parallel processes.",
     "validate": "How far predictions are off, on points that were measured.",

@@ -99,7 +99,7 @@ def _by_groups(scenario: Scenario, flags: dict[str, Any]) -> list[Made]:
 
 
 def _scenario(flags: dict[str, Any]) -> Scenario:
-    from jevons.cli.simulate import read_group
+    from jevons.cli.scenarios import read_group
 
     if flags["scenario"] is not None:
         path = Path(flags["scenario"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds, si
 from jevons.cli.pictures import files, picture_options
+from jevons.cli.scenarios import scenario_of, scenario_options, tell_of_compiling
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
-from jevons.config.scenario import Scenario, make_scenario, read_scenario, shipped
 from jevons.twin.course import Watch
 from jevons.twin.run import Report, simulate
 from jevons.twin.spread import Spread
@@ -27,15 +25,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("simulate", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("scenario", required=False)
-@click.option("--fleet", help="Instances of one kind: INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 8x4xh200.")
-@click.option("--model", help="Of the catalog.")
-@click.option("--trace", type=_FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv.")
-@click.option("--traffic", help="Made-up sessions instead: chat, rag, code, agents, documents, video.")
-@click.option("--router", help="kv, round_robin, least_loaded or random.")
-@click.option("--rate", type=float, help="Sessions starting a second; of a trace, how much faster it comes.")
-@click.option("--requests", type=int, help="At most so many.")
-@click.option("--seed", type=int)
+@scenario_options
 @click.option("--exact", is_flag=True, help="Step through every iteration.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for results of each request.")
@@ -46,11 +36,10 @@ def command(
 ) -> None:
     """Rehearse a fleet: SCENARIO is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
-    wanted = _scenario(scenario, {name: value for name, value in given.items() if value is not None})
+    wanted = scenario_of(scenario, given)
     if out is not None:
         _make(out)
-    if not are_compiled():
-        click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+    tell_of_compiling()
     pieces: list[Any] = []
     watch = Watch(wanted.slo) if shown else None
 
@@ -71,44 +60,6 @@ def command(
         click.echo(msgspec.json.encode(report))
         return
     _show(report)
-
-
-def _scenario(name: str | None, given: dict[str, Any]) -> Scenario:
-    changes: dict[str, Any] = {key: given[key] for key in ("model", "router", "seed") if key in given}
-    if "trace" in given and "traffic" in given:
-        raise ConfigError("--trace and --traffic: give one of them: what is recorded, or what is made up")
-    if "trace" in given:
-        changes |= {"traffic.trace": str(given["trace"]), "traffic.kind": ""}
-    if "traffic" in given:
-        changes |= {"traffic.kind": given["traffic"], "traffic.trace": ""}
-    if "requests" in given:
-        changes["traffic.requests"] = given["requests"]
-    if "fleet" in given:
-        changes["fleet"] = [read_group(given["fleet"])]
-    if name is None:
-        if "fleet" not in given or not ("trace" in given or "traffic" in given):
-            raise ConfigError("simulate: give a scenario, or --fleet, --model and --trace or --traffic")
-        changes |= _rate(given, "trace" in given)
-        return make_scenario({"traffic": {}}, "of these options", changes)
-    path = Path(name)
-    if not path.exists():
-        path = shipped(name)
-    changes |= _rate(given, "trace" in given or bool(read_scenario(path).traffic.trace and "traffic" not in given))
-    return read_scenario(path, changes)
-
-
-def _rate(given: dict[str, Any], is_trace: bool) -> dict[str, Any]:
-    if "rate" not in given:
-        return {}
-    return {"traffic.speed" if is_trace else "traffic.rate": given["rate"]}
-
-
-def read_group(text: str) -> dict[str, Any]:
-    """The group that INSTANCESxTENSORxCHIP means. Raises ConfigError."""
-    read = re.fullmatch(r"([0-9]+)x(?:([0-9]+)x)?(\S+)", text)
-    if read is None:
-        raise ConfigError(f"--fleet: must be INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 8x4xh200, got {text!r}")
-    return {"instances": int(read[1]), "tensor": int(read[2] or 1), "chip": read[3]}
 
 
 def _make(out: Path) -> None:

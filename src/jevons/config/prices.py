@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from math import inf
 
 from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.config.catalog import Catalog
@@ -12,30 +13,32 @@ from jevons.facts.hardware import Confidence, Figure, Rack
 from jevons.facts.usage import Usage
 
 
-def make_bill(usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, Figure], lacks: str = "") -> Bill:
+def make_bill(
+    usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, Figure], lacks: Collection[str] = ()
+) -> Bill:
     """What a fleet did, with the prices of its chips.
 
     Args:
         given: dollars an hour by kind of chip, which count instead of published ones.
-        lacks: a kind of chip that need have no price.
+        lacks: kinds of chips that need have no price.
 
     Raises:
         UnknownFigure: another's is not known.
     """
-    kinds = {name for group in usage.groups for name in group.chips}
-    hours = {name: _hour(catalog, basis, name, given) for name in sorted(kinds - {lacks})}
-    power = {name: watts for name in sorted(kinds) if (watts := power_of(catalog, name)) is not None}
+    kinds = sorted(usage.chips)
+    hours = {name: _hour(catalog, basis, name, given) for name in kinds if name not in lacks}
+    power = {name: watts for name in kinds if (watts := power_of(catalog, name)) is not None}
     return Bill(usage=usage, hours=hours, economics=catalog.economics, power_w=power)
 
 
-def unpriced(usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, Figure]) -> list[UnknownFigure]:
-    """What is missing to price a fleet; one for each kind of chip."""
-    missing = []
-    for name in sorted({name for group in usage.groups for name in group.chips}):
+def unpriced(usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, Figure]) -> dict[str, str]:
+    """Figures that are missing to price a fleet, by kind of chip."""
+    missing = {}
+    for name in sorted(usage.chips):
         try:
             _hour(catalog, basis, name, given)
         except UnknownFigure as error:
-            missing.append(error)
+            missing[name] = error.figure
     return missing
 
 
@@ -64,17 +67,22 @@ def power_of(catalog: Catalog, chip: str) -> Figure | None:
 def read_price(text: str) -> tuple[str, Figure]:
     """CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars an hour. Raises ConfigError."""
     chip, equals, values = text.partition("=")
+    if not (chip and equals):
+        raise ConfigError(f"--usd-per-hour: must be CHIP=LOW:BASE:HIGH or CHIP=BASE, such as lpu3=0.4, got {text!r}")
+    return chip, read_range(f"--usd-per-hour {chip}", values)
+
+
+def read_range(where: str, text: str, most: float = inf) -> Figure:
+    """LOW:BASE:HIGH, or BASE alone. Raises ConfigError."""
     try:
-        numbers = [float(value) for value in values.split(":")]
+        numbers = [float(value) for value in text.split(":")]
     except ValueError:
         numbers = []
-    if not (chip and equals and len(numbers) in (1, 3) and numbers == sorted(numbers) and numbers[0] > 0):
-        raise ConfigError(
-            f"--usd-per-hour: must be CHIP=LOW:BASE:HIGH or CHIP=BASE, rising and above 0, such as lpu3=0.2:0.4:0.8, "
-            f"got {text!r}"
-        )
+    if not (len(numbers) in (1, 3) and numbers == sorted(numbers) and 0 < numbers[0] <= numbers[-1] <= most):
+        rule = "above 0" if most == inf else f"above 0 and at most {most:g}"
+        raise ConfigError(f"{where}: must be LOW:BASE:HIGH or BASE, rising, {rule}, got {text!r}")
     low, base, high = numbers if len(numbers) == 3 else numbers * 3
-    return chip, Figure(value=base, low=low, high=high, source="given", confidence=Confidence.ASSUMED)
+    return Figure(value=base, low=low, high=high, source="given", confidence=Confidence.ASSUMED)
 
 
 def _hour(catalog: Catalog, basis: Basis, name: str, given: Mapping[str, Figure]) -> ChipHour:

@@ -1,11 +1,11 @@
 """What the tokens of a fleet cost, from what it did in a rehearsal.
 
 Who pays. Every instance is paid every second. A share of that is the price of memory (`memory_price_share` of a chip,
-times the part of its memory that holds what may be asked again): cached tokens pay it. The rest is paid by seconds of
-computing: input tokens pay those of prompts, at the prices by which the router places them, output tokens all others.
-Seconds in which nothing was computed are paid by all in the same proportion. So a cached token pays for lying there;
-bringing it from a tier below goes on beside computing and takes none of these seconds, and the reading of it is part of
-the tokens that attend to it.
+times the part of its memory that holds what may be asked again): all tokens pay it alike, for each leaves its keys and
+values there, and a cached input token pays nothing else. The rest is paid by seconds of computing: input tokens that
+were not cached pay those of prompts, at the prices by which the router places them, output tokens all others. Seconds
+in which nothing was computed are paid by both in the same proportion. Bringing blocks from a tier below goes on beside
+computing and takes none of these seconds; reading what was cached is part of the tokens that attend to it.
 
 How much is asked for. The rehearsal is the peak that the fleet is built for; over the year `utilisation` of it is asked
 for. How busy instances are in the rehearsal is no factor on top: its tokens are counted over all of its seconds.
@@ -21,14 +21,15 @@ from math import sqrt
 
 import msgspec
 
-from jevons.econ.cost import HOURS_PER_YEAR, ChipHour
-from jevons.econ.draws import Amount, Draws, Interval, Result, interval_of
+from jevons.econ.cost import HOURS_PER_YEAR, SECONDS_PER_HOUR, ChipHour
+from jevons.econ.draws import Amount, Result
 from jevons.econ.power import joules_per_token, tokens_per_s_per_mw
 from jevons.facts.economics import Economics
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.usage import GroupUsage, Usage
 
 GUESS_UNMEASURED_ERROR = 2.0  # of throughput of what was never measured: within a factor of three
+STEP_TIME = "step_time/"  # and the chip: measured over predicted step times
 _WITHIN = 1.0 - sqrt(0.1)  # of a triangle's side, from its peak: nine of ten draws lie between both
 
 
@@ -68,18 +69,20 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         """Of output, which pays for everything: the definition of InferenceX."""
         return self._each(self.usd_per_hour(of), self.usage.output_tokens, of) * 1e6
 
-    def usd_per_mtok_input(self, of: Mapping[str, Amount]) -> Amount:
-        """Of what had to be computed."""
-        usd = self._sum(of, lambda group: (1.0 - self._memory(group, of)) * _prompts(group))
-        return self._each(usd, self.usage.input_tokens - self.usage.cached_tokens, of) * 1e6
-
     def usd_per_mtok_cached(self, of: Mapping[str, Amount]) -> Amount:
-        usd = self._sum(of, lambda group: self._memory(group, of))
-        return self._each(usd, self.usage.cached_tokens, of) * 1e6
+        """Of input that was not computed again: its place in memory."""
+        usd = self._sum(of, lambda group: of["memory_price_share"] * group.cache_share)
+        return self._each(usd, self.usage.input_tokens + self.usage.output_tokens, of) * 1e6
+
+    def usd_per_mtok_input(self, of: Mapping[str, Amount]) -> Amount:
+        """Of what had to be computed; there was some."""
+        usd = self._sum(of, lambda group: _compute(group, of) * _prompts(group))
+        computed = self.usage.input_tokens - self.usage.cached_tokens
+        return self.usd_per_mtok_cached(of) + self._each(usd, computed, of) * 1e6
 
     def usd_per_mtok_output(self, of: Mapping[str, Amount]) -> Amount:
-        usd = self._sum(of, lambda group: (1.0 - self._memory(group, of)) * (1.0 - _prompts(group)))
-        return self._each(usd, self.usage.output_tokens, of) * 1e6
+        usd = self._sum(of, lambda group: _compute(group, of) * (1.0 - _prompts(group)))
+        return self.usd_per_mtok_cached(of) + self._each(usd, self.usage.output_tokens, of) * 1e6
 
     def usd_per_request(self, of: Mapping[str, Amount]) -> Amount:
         return self._each(self.usd_per_hour(of), self.usage.requests, of)
@@ -104,12 +107,16 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         """Of output, of each megawatt of IT."""
         return tokens_per_s_per_mw(tokens_per_s=self._output_per_s, power_w=self.it_w(of))
 
+    def fleets_within(self, site_w: float, of: Mapping[str, Amount]) -> Amount:
+        """How many of these a site's connection feeds, cooling included; parts of one count."""
+        return site_w / (self.it_w(of) * of["pue"])
+
     def break_even_usd_per_hour(self, chip: str, usd_per_mtok: Result, of: Mapping[str, Amount]) -> Amount:
         """For an hour of `chip`, so that a million output tokens cost `usd_per_mtok`; below 0 where others cost more.
 
         The chip itself need have no price.
         """
-        asked = self.usage.output_tokens / self.usage.seconds * 3600.0 * of["utilisation"]
+        asked = self.usage.output_tokens / self.usage.seconds * SECONDS_PER_HOUR * of["utilisation"]
         others = self._sum(of, lambda group: 1.0, without=chip)
         needed = sum(group.chips.get(chip, 0) * self._steps(group, of) for group in self.usage.groups)
         return (usd_per_mtok(of) / 1e6 * asked - others) / needed
@@ -130,13 +137,9 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     def _steps(self, group: GroupUsage, of: Mapping[str, Amount]) -> Amount:
         return of.get(_steps(group), 1.0)
 
-    def _memory(self, group: GroupUsage, of: Mapping[str, Amount]) -> Amount:
-        return of["memory_price_share"] * group.cache_share if self.usage.cached_tokens else 0.0
-
-    def _each(self, usd_per_hour: Amount, count: int, of: Mapping[str, Amount]) -> Amount:
-        """Dollars for one of what there were `count` of in the rehearsal; all there are pay for nothing else."""
-        asked = count / self.usage.seconds * 3600.0 * of["utilisation"]
-        return usd_per_hour / asked if count else asked * float("nan")
+    def _each(self, usd_per_hour: Amount, number: int, of: Mapping[str, Amount]) -> Amount:
+        """Dollars for one of what there were `number` of in the rehearsal, > 0."""
+        return usd_per_hour / (number / self.usage.seconds * SECONDS_PER_HOUR * of["utilisation"])
 
 
 def step_time(p90_error: float | None) -> Figure:
@@ -147,15 +150,17 @@ def step_time(p90_error: float | None) -> Figure:
     return Figure(value=1.0, low=1.0 / (1.0 + error), high=1.0 + error, source=source, confidence=confidence)
 
 
-def ratio_of(result: Result, to: Result, figures: Mapping[str, Figure], draws: Draws) -> Interval:
-    """Of two results; what both hang on is drawn alike for both."""
-    return interval_of(lambda of: result(of) / to(of), figures, draws)
-
-
 def _prompts(group: GroupUsage) -> float:
     """Share of computing that went to prompts."""
     return group.prompt_s / group.busy_s if group.busy_s else 0.0
 
 
+def _compute(group: GroupUsage, of: Mapping[str, Amount]) -> Amount:
+    """Share of its price that computing pays."""
+    return 1.0 - of["memory_price_share"] * group.cache_share
+
+
 def _steps(group: GroupUsage) -> str:
-    return f"step_time/{group.chip}"
+    """Groups whose predictions are as good share their error."""
+    unlike = "" if group.rate_p90_error is not None else ", never measured"
+    return f"{STEP_TIME}{'+'.join(group.chips)}{unlike}"

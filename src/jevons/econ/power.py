@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
 from jevons.econ.draws import Amount
 
@@ -16,6 +16,6 @@ def tokens_per_s_per_mw(*, tokens_per_s: Amount, power_w: Amount) -> Amount:
     return tokens_per_s / power_w * 1e6
 
 
-def racks_within(*, site_w: float, rack_w: float, pue: float) -> int:
-    """How many racks a site's connection feeds, cooling included."""
-    return math.floor(site_w / (rack_w * pue))
+def racks_within(*, site_w: Amount, rack_w: Amount, pue: Amount) -> Amount:
+    """How many whole racks a site's connection feeds, cooling included."""
+    return np.floor(site_w / (rack_w * pue))

@@ -28,3 +28,12 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int  # of those, not computed again
     output_tokens: int
     groups: list[GroupUsage]
+
+    @property
+    def chips(self) -> dict[str, int]:
+        """By kind, in the order of groups."""
+        found: dict[str, int] = {}
+        for group in self.groups:
+            for name, count in group.chips.items():
+                found[name] = found.get(name, 0) + count
+        return found

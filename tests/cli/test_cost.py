@@ -1,0 +1,120 @@
+"""`jevons cost`: a table, JSON and nothing else where asked, and what is missing instead of a guess."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jevons.cli import main
+from jevons.config.scenario import shipped
+
+H200S = ("--fleet", "2x4xh200", "--model", "llama-3.1-70b", "--traffic", "chat", "--requests", "60")
+LPX = ("vr-lpx", "--requests", "200")
+
+
+class Ended:
+    def __init__(self, code: Any, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads(self.out)
+        return loaded
+
+
+@pytest.fixture
+def cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`jevons cost …`, in this process: compiled kernels are read once."""
+
+    def run(*args: str, command: str = "cost") -> Ended:
+        monkeypatch.setattr(sys, "argv", ["jevons", command, *args])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_same_seed_gives_the_same_numbers_and_each_is_an_interval_around_its_base(cost: Any) -> None:
+    first, second = cost(*H200S, "--json"), cost(*H200S, "--json")
+
+    assert first.out == second.out
+    money = first.json["money"]
+    assert money["chip_hours"]["h200"]["base"] == 1.22
+    for name in ("mtok", "mtok_input", "mtok_cached", "mtok_output", "request", "fleet_year"):
+        assert 0 < money[name]["low"] < money[name]["base"] < money[name]["high"], name
+    assert money["mtok_cached"]["base"] < money["mtok_input"]["base"] < money["mtok_output"]["base"]
+    assert money["tornado"][0]["name"] in ("utilisation", "step_time/h200")
+    assert first.json["trust"][0]["chip"] == "h200"
+
+
+def test_what_is_asked_for_over_the_year_divides_the_price_once(cost: Any) -> None:
+    half, whole = (cost(*H200S, "--json", "--utilisation", share).json["money"] for share in ("0.5", "1"))
+
+    assert half["mtok"]["base"] == pytest.approx(2 * whole["mtok"]["base"])
+    assert whole["fleet_year"] == half["fleet_year"]
+
+
+def test_a_finished_rehearsal_costs_what_one_now_does(cost: Any, tmp_path: Path) -> None:
+    assert cost(*H200S, "--out", str(tmp_path), command="simulate").code == 0
+    kept, now = cost("--report", str(tmp_path / "report.json"), "--json"), cost(*H200S, "--json")
+
+    assert kept.json["money"] == now.json["money"]
+
+
+def test_the_table_tells_base_and_interval_what_matters_and_the_trust(cost: Any) -> None:
+    ended = cost(*H200S, "--site-mw", "5")
+
+    assert ended.code == 0
+    for text in (
+        "an hour of h200",
+        "$1.22",
+        "5 %",
+        "95 %",
+        "chips that fit on 5 MW",
+        "what matters most",
+        "trust: h200",
+    ):
+        assert text in ended.out
+
+
+def test_a_chip_without_a_price_is_named_and_has_a_break_even_instead(cost: Any, tmp_path: Path) -> None:
+    small = tmp_path / "small.toml"
+    small.write_text(shipped("vr-nvl72").read_text().replace("requests = 20000", "requests = 200"))
+    ended = cost(*LPX, "--against", str(small), "--json")
+
+    assert ended.json["money"] is None
+    assert ended.json["missing"] == {"lpu3": "chips.lpu3.own_usd_per_hour"}
+    assert ended.json["power"] is None  # nobody published what LPUs draw
+    against = ended.json["against"]
+    assert against["ratio"] is None
+    price = against["break_even"]["lpu3"]["base"]
+    alike = cost(*LPX, "--against", str(small), "--json", "--usd-per-hour", f"lpu3={price}").json["against"]
+    assert alike["ratio"]["base"] == pytest.approx(1.0)
+    assert "no price: chips.lpu3.own_usd_per_hour is not known" in cost(*LPX).out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((*H200S, "--usd-per-hour", "h200"), "--usd-per-hour: must be"),
+        (
+            (*H200S, "--utilisation", "50"),
+            "--utilisation: must be LOW:BASE:HIGH or BASE, rising, above 0 and at most 1",
+        ),
+        (("--report", "no.json"), "no.json cannot be read"),
+        (("vr-nvl72", "--report", "no.json"), "--report and 'vr-nvl72': give one of them"),
+    ],
+)
+def test_what_is_wrong_is_one_line(cost: Any, args: tuple[str, ...], says: str) -> None:
+    ended = cost(*args)
+
+    assert ended.code == 2
+    assert says in ended.err
