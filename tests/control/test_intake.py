@@ -217,6 +217,7 @@ class Engine:
     def __init__(self, draw: random.Random, keeps: int) -> None:
         self.draw, self.keeps = draw, keeps
         self.chains = [[c, *range(100, 111)] for c in range(3)]
+        self.sent = 0  # in all its lives
         self.restart()
 
     def restart(self) -> None:
@@ -239,19 +240,45 @@ class Engine:
                 i = self.draw.randrange(depth)  # holes happen
                 have[i] -= 1
                 events.append(BlocksRemoved(hashes=[c * 10 + i]))
-        self.log.append(batch(len(self.log), *events))
+        self.sent += 1
+        self.log.append(lived(len(self.log), *events, ts=float(self.sent)))
         return self.log[-1]
 
     def replay(self, start: int) -> list[KvBatch]:
         return self.log[max(start, len(self.log) - self.keeps) :]
 
 
-def hand_over(engine: Engine, intake: Intake, made: KvBatch) -> None:
-    start = intake.on_batch(made)
-    if start is not None:
-        for old in engine.replay(start):
-            intake.on_replayed(old)
-        intake.on_replay_end(complete=True)
+class Listener:
+    """An intake as it is fed: replays are asked for where some are missing, and the engine goes on meanwhile."""
+
+    def __init__(self, engine: Engine, intake: Intake, loss: float) -> None:
+        self.engine, self.intake, self.loss = engine, intake, loss
+        self.draw = engine.draw
+        self.unheard = 0  # events that removed something
+        self.is_missing = False
+
+    def hear(self) -> None:
+        """The engine does something, which is heard or lost; sometimes it restarts, and a connection is closed."""
+        if self.draw.random() < 0.05:
+            self.engine.restart()
+            self.intake.doubt()
+            self.is_missing = True
+        made = self.engine.work()
+        if self.draw.random() >= self.loss:
+            self.is_missing |= self.intake.on_batch(made) is not None
+        else:
+            self.unheard += sum(isinstance(event, BlocksRemoved) for event in made.events)
+
+    def close_gaps(self, unanswered: float) -> None:
+        while self.is_missing or self.intake.awaits_replay:
+            self.is_missing = False
+            answer = self.engine.replay(self.intake.begin_replay())
+            if self.draw.random() < 0.3:
+                self.hear()
+            is_answered = self.draw.random() >= unanswered
+            for each in answer if is_answered else ():
+                self.intake.on_replayed(each)
+            self.intake.on_replay_end(complete=is_answered)
 
 
 @given(st.integers(0, 2**32), st.floats(0, 0.4), st.booleans())
@@ -260,19 +287,15 @@ def test_through_losses_replays_and_restarts_the_index_equals_the_engine(seed: i
     engine = Engine(draw, keeps=1_000 if long else 3)
     holding = PrefixIndex().holding(0)
     intake = Intake(holding)
-    unheard = 0
+    listener = Listener(engine, intake, loss)
     for _ in range(40):
-        # The first batch after a restart arrives: numbers alone cannot tell a restart whose batches are all lost up to
-        # the one expected. Live, the broken connection tells (see Router.gone).
-        restarted = draw.random() < 0.05
-        if restarted:
-            engine.restart()
-        made = engine.work()
-        if restarted or draw.random() >= loss:
-            hand_over(engine, intake, made)
-        else:
-            unheard += sum(isinstance(event, BlocksRemoved) for event in made.events)
-    hand_over(engine, intake, engine.work())  # one that arrives tells of all that were lost before it
+        listener.hear()
+        listener.close_gaps(unanswered=0.3 if long else 0.0)
+    intake.check()  # at rest: the last may be lost
+    listener.is_missing = True
+    listener.loss = 0.0
+    listener.close_gaps(unanswered=0.0)
+    unheard = listener.unheard
 
     held = {
         name: engine.copies[c][i] > 0
@@ -357,7 +380,7 @@ def test_a_doubt_waits_for_the_next_replay(intake: Intake, held: Holding) -> Non
     intake.on_replay_end(complete=True)
 
     assert held.depth(NAMES) == 2
-    assert intake.begin_replay() == 1
+    assert intake.begin_replay() == 0, "it is about what was known when it arose"
 
 
 def test_without_an_answer_a_doubt_proves_nothing(intake: Intake, held: Holding) -> None:
@@ -369,3 +392,107 @@ def test_without_an_answer_a_doubt_proves_nothing(intake: Intake, held: Holding)
     assert (intake.awaits_replay, intake.mode) == (False, IndexMode.EXACT)
     assert held.depth(NAMES) == 2
     assert intake.begin_replay() == 0, "it is asked again"
+
+
+def test_a_restart_heard_amid_a_replay_asks_for_all_of_the_new_life(intake: Intake, held: Holding) -> None:
+    for seq in range(8):
+        intake.on_batch(lived(seq, stored(0, 1), ts=10.0 + seq))
+    intake.doubt()
+    assert intake.begin_replay() == 7
+    anew = [lived(seq, stored(seq, seq + 1), ts=20.0 + seq) for seq in range(4)]
+    intake.on_batch(anew[3])  # the first three were sent before anybody listened again
+    intake.on_replay_end(complete=True)  # from 7 on there is nothing in that life
+    assert (intake.awaits_replay, intake.begin_replay(), len(held)) == (True, 0, 0)
+    for each in anew:
+        intake.on_replayed(each)
+    intake.on_replay_end(complete=True)
+
+    assert (intake.mode, held.depth(NAMES), intake.counts["lost_batches"]) == (IndexMode.EXACT, 4, 0)
+
+
+def test_a_restart_is_known_by_a_gap_too(intake: Intake, held: Holding) -> None:
+    intake.on_batch(lived(0, stored(0, 2), ts=10.0))
+    anew = [lived(seq, stored(3 - seq, 4 - seq), ts=20.0 + seq) for seq in (0, 1, 2)]
+    intake.on_batch(anew[2])
+    assert intake.begin_replay() == 0
+    for each in anew:
+        intake.on_replayed(each)
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, len(held), intake.counts["restart"]) == (True, 0, 1)
+
+
+def test_a_doubt_is_about_what_was_known_when_it_arose(intake: Intake, held: Holding) -> None:
+    intake.on_batch(lived(0, stored(0, 2), ts=10.0))
+    intake.doubt()
+    intake.begin_replay()
+    anew = [lived(0, stored(0, 1), ts=20.0), lived(1, stored(1, 2), ts=21.0)]
+    intake.on_batch(anew[1])  # passes for what comes next
+    intake.on_replay_end(complete=False)
+    intake.doubt()
+    assert intake.begin_replay() == 0
+    intake.on_replayed(anew[0])
+    intake.on_replayed(anew[1])
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.counts["restart"]) == (True, 1)
+
+
+def check(intake: Intake, *answer: KvBatch) -> bool:
+    """Returns whether the source is taken for another one, by that answer."""
+    intake.check()
+    intake.begin_replay()
+    for each in answer:
+        intake.on_replayed(each)
+    intake.on_replay_end(complete=True)
+    return intake.awaits_replay
+
+
+def test_who_never_had_a_batch_in_a_replay_is_not_taken_for_another_one_because_of_that(intake: Intake) -> None:
+    first = lived(0, stored(0, 2), ts=10.0)
+    intake.on_batch(first)
+
+    assert not check(intake)
+    assert not check(intake, first)
+    assert check(intake), "it keeps them, and this one is gone"
+
+
+def test_who_keeps_few_batches_is_not_taken_for_another_one(intake: Intake, held: Holding) -> None:
+    lives = [lived(seq, stored(0, 1), ts=10.0 + seq) for seq in range(9)]
+    intake.on_batch(lives[0])
+    assert not check(intake, lives[0])
+    intake.on_batch(lives[8])
+    assert intake.begin_replay() == 0
+    for each in lives[6:]:
+        intake.on_replayed(each)
+    intake.on_replay_end(complete=True)
+
+    assert (intake.mode, intake.counts["lost_batches"], intake.counts["restart"]) == (IndexMode.DEGRADED, 5, 0)
+
+
+@pytest.mark.parametrize("had", [0, 1])
+def test_what_was_passed_over_while_no_replay_was_answered_is_had_by_a_later_one(
+    intake: Intake, held: Holding, had: int
+) -> None:
+    lives = [lived(seq, stored(seq, seq + 1), ts=10.0 + seq) for seq in range(3)]
+    intake.on_batch(lives[0])
+    intake.on_batch(lives[2])
+    intake.begin_replay()
+    intake.on_replay_end(complete=False)
+    assert (intake.mode, held.depth(NAMES)) == (IndexMode.DEGRADED, 1)
+    assert intake.begin_replay() == 0
+    for each in lives[had:]:
+        intake.on_replayed(each)
+    intake.on_replay_end(complete=True)
+
+    assert intake.mode is (IndexMode.DEGRADED if had else IndexMode.EXACT)
+    assert held.depth(NAMES) == (1 if had else 3)
+    assert intake.begin_replay() == 3, "once"
+
+
+def test_a_batch_that_cannot_be_read_raises_no_doubt(intake: Intake, held: Holding) -> None:
+    intake.on_batch(lived(0, stored(0, 2), ts=10.0))
+    intake.on_batch(KvPayload(1, b"\xc1"))
+
+    assert not check(intake)
+    assert held.depth(NAMES) == 2

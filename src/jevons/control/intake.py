@@ -1,8 +1,10 @@
 """Event intake: one source's numbered batches become changes of the index, with no hole unnoticed.
 
     batch seq as expected      apply
-    seq ahead                  some were lost: ask for a replay from the first missing one, keep what comes meanwhile
+    seq ahead                  some were lost: ask for a replay from the last one taken, keep what comes meanwhile
     seq goes back              the engine restarted: it holds nothing; forget all, start again from its 0
+    replay without that one    the engine restarted, and what showed it was lost (`control.lives`): the same
+    replay not answered        go on without; the next one is asked for all, to begin again from that
     replay cannot close it     mode DEGRADED until the engine starts anew: what was known is kept as long as little of
                                it can have been removed in what was lost, and what goes on from unknown blocks is kept
                                aside until prompts tell what those were (`control.orphans`)
@@ -23,6 +25,7 @@ import numpy as np
 
 from jevons.base.ids import BlockHash
 from jevons.control import naming
+from jevons.control.lives import Doubts, Mark
 from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.orphans import Orphans, Prompted
 from jevons.control.reading import CLEARED, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
@@ -70,9 +73,12 @@ class Intake:
         self._stale = 0.0  # blocks that were removed unheard, about
         self._asked_from = 0  # by the last replay
         self._recalled: SourceState | None = None  # until a replay shows whether it is still so
-        self._is_doubted = False  # the next replay, or the one under way, shows whether it is still the same life
-        self._is_verifying = False
+        self._doubts = Doubts()
+        self._is_replaying = False
         self._is_refuted = False  # by the replay under way: that was another life, all is asked for again
+        self._keeps_batches = False  # replays had some in them
+        self._is_owed = False  # a replay was not answered, and batches passed over: they may still be had
+        self._is_rebuilding = False  # the replay under way was asked for all
 
     @property
     def counts(self) -> Counter[str]:
@@ -123,10 +129,9 @@ class Intake:
         )
 
     def on_batch(self, batch: _Batch) -> int | None:
-        """Take a batch that came by itself. Returns the number to ask a replay from, if one is needed."""
+        """Take a batch that came by itself. Returns the number of the first one missing, if a replay is needed."""
         if batch.seq <= self._last_live:
-            self._counts["restart"] += 1
-            self.reset()
+            self._begin_anew()
         self._last_live = batch.seq
         if batch.seq < self._next:
             return None  # a replay brought it already
@@ -139,15 +144,25 @@ class Intake:
             return None
         self._counts["gap"] += 1
         self._waiting = {batch.seq: batch}
+        self.check()
         return self._next
 
     def on_replayed(self, batch: _Batch) -> None:
         """Take a batch of the replay asked for, in rising order."""
+        self._keeps_batches = True
+        if self._is_refuted:
+            return
         if self._recalled is not None:
             self._prove(self._recalled, batch)
-        elif self._is_verifying:
-            self._verify(batch)
-        if batch.seq < self._next or self._is_refuted:
+        elif self._is_rebuilding:
+            self._rebuild(batch)
+        if self._doubts.is_open(batch.seq) and self._doubts.on_replayed(batch.seq, _time_of(batch)):
+            self._begin_anew()
+        if not self._is_refuted:
+            self._take(batch)
+
+    def _take(self, batch: _Batch) -> None:
+        if batch.seq < self._next:
             return
         if batch.seq > self._next:
             self._lost(batch.seq - self._next)
@@ -158,7 +173,17 @@ class Intake:
         """The source may have started anew unseen: the next replay begins with the last batch taken, to see whether
         that is still the same.
         """
-        self._is_doubted = bool(self._next and self._last_ts)
+        self._doubt(is_grave=True)
+
+    def check(self) -> None:
+        """As `doubt`, with no reason to think so: only a source that is known to keep its batches is taken for another
+        one where that batch is missing.
+        """
+        self._doubt(is_grave=False)
+
+    def _doubt(self, *, is_grave: bool) -> None:
+        if self._next and self._last_ts:
+            self._doubts.add(Mark(self._next - 1, self._last_ts, is_grave))
 
     def on_garbage(self) -> None:
         """Something came that is no numbered batch."""
@@ -168,32 +193,40 @@ class Intake:
         """A replay is about to be asked for. Returns the number to ask from."""
         if self._waiting is None:
             self._waiting = {}
-        self._is_verifying = self._is_doubted and self._recalled is None
-        self._is_doubted = False
-        self._asked_from = self._next if self._recalled is None else self._recalled.seq
-        return self._asked_from - self._is_verifying
+        self._is_replaying = True
+        if self._recalled is not None:
+            self._asked_from = self._recalled.seq
+            return self._asked_from
+        self._asked_from, doubted = self._next, self._doubts.begin()
+        self._is_rebuilding = self._is_owed
+        if self._is_owed:
+            return 0
+        return self._next if doubted is None else doubted
 
     def on_replay_end(self, *, complete: bool) -> None:
         """The replay is over: go on with what came meanwhile. `complete` if it was answered to its end."""
         if self._recalled is not None:
             self._refuse()  # there is no such batch any more
-        elif self._is_verifying and complete:
+        elif self._doubts.on_end(complete, self._keeps_batches, max(self._waiting or (), default=-1)):
             self._begin_anew()
-        elif self._is_verifying:
-            self._is_doubted = True  # it was not answered: the next one shows it
-        self._is_verifying = False
+        self._is_replaying = self._is_rebuilding = False
         if self._is_refuted:
             self._is_refuted = False
             return
-        waiting, self._waiting = self._waiting or {}, None
+        self._is_owed = self._is_owed and not complete
         if complete and self.mode is IndexMode.NONE:
             self.mode = IndexMode.EXACT
+        self._take_waiting(complete)
+
+    def _take_waiting(self, complete: bool) -> None:
+        waiting, self._waiting = self._waiting or {}, None
         for seq in sorted(waiting):
             if seq > self._next and complete and self._next > self._asked_from:
                 # A hole from after the replay was asked for: another one closes it, unless this one brought nothing.
                 self._waiting = {later: batch for later, batch in waiting.items() if later >= seq}
                 return
-            self.on_replayed(waiting[seq])
+            self._is_owed |= seq > self._next and not complete
+            self._take(waiting[seq])
 
     def reset(self) -> None:
         """The engine is new or unknown: it holds nothing, and counts from 0."""
@@ -201,7 +234,8 @@ class Intake:
         self._taken = 0
         self._next, self._last_live, self._waiting = 0, -1, None
         self._recalled, self._is_refuted = None, False
-        self._is_doubted = self._is_verifying = False
+        self._is_replaying = self._is_owed = self._is_rebuilding = False
+        self._doubts.clear()
         self.mode = IndexMode.NONE
 
     def _prove(self, state: SourceState, first: _Batch) -> None:
@@ -226,17 +260,25 @@ class Intake:
         self._counts["recall_refused"] += 1
         self._recalled, self._is_refuted = None, True
 
-    def _verify(self, first: _Batch) -> None:
-        """The replay begins with `first`: the last batch taken, if the source is the one it was."""
-        self._is_verifying = False
-        if (first.seq, _time_of(first)) != (self._next - 1, self._last_ts):
-            self._begin_anew()
+    def _rebuild(self, first: _Batch) -> None:
+        """The replay was asked for all that there is: if that is from 0 on, what is known begins again with it."""
+        self._is_rebuilding = False
+        if first.seq == 0:
+            self._counts["rebuilt"] += 1
+            self._forget()
+            self._doubts.clear()
+            self._next, self._asked_from, self._taken = 0, 0, 0
+            self.mode = IndexMode.NONE
 
     def _begin_anew(self) -> None:
-        """Amid a replay: the source has restarted, what was kept meanwhile is of its old life."""
+        """The source has restarted. Of a replay under way nothing is taken, nor what was kept meanwhile: it was asked
+        for from where the old life was. Another one brings all of the new life.
+        """
         self._counts["restart"] += 1
+        is_replaying = self._is_replaying
         self.reset()
-        self._waiting, self._is_refuted = {}, True
+        if is_replaying:
+            self._waiting, self._is_replaying, self._is_refuted = {}, True, True
 
     def _keep(self, batch: _Batch) -> None:
         assert self._waiting is not None
@@ -287,6 +329,7 @@ class Intake:
             decoded = decode_batch(batch.seq, batch.payload)
         except Malformed:
             self.on_garbage()
+            self._names.hub.set("ts", 0.0)  # nor when that was
             self.mode = IndexMode.DEGRADED  # whatever it was to tell is not known
         else:
             self._apply_records(decoded)

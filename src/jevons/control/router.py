@@ -165,6 +165,12 @@ class Router:
         if known is not None and known.intake is not None:
             known.intake.doubt()
 
+    def check(self, worker: WorkerId) -> None:
+        """As `doubt`, with no reason to think so."""
+        known = self._workers.get(worker)
+        if known is not None and known.intake is not None:
+            known.intake.check()
+
     def intake(self, worker: WorkerId) -> Intake:
         """Where this worker's KV events go.
 

@@ -54,12 +54,12 @@ def parse_url(name: str, url: str) -> Address:
 class HttpClient:
     """Requests to one server. For one event loop; no limit on connections, idle ones are kept."""
 
-    def __init__(self, address: Address, on_idle_lost: Callable[[], None] | None = None, headers: bytes = b"") -> None:
-        """`on_idle_lost` is told when a connection is closed that was kept for later: the server may have ended.
-        `headers` go with every request."""
+    def __init__(self, address: Address, on_kept_lost: Callable[[], None] | None = None, headers: bytes = b"") -> None:
+        """`on_kept_lost` is told when the server closes a connection that was kept for later, or that was just used
+        again: it may have ended. Who is amid a response hears of that by itself. `headers` go with every request."""
         self.address = address
         self._headers = headers
-        self._on_idle_lost = on_idle_lost
+        self._on_kept_lost = on_kept_lost
         self.heads: dict[bytes, tuple[Head, int]] = {}  # that were read before, with the length of their body
         self._idle: list[Connection] = []
         self._tls = ssl.create_default_context() if address.tls else None
@@ -112,11 +112,15 @@ class HttpClient:
         """A connection is closed that nobody used."""
         if connection in self._idle:
             self._idle.remove(connection)
-            if self._on_idle_lost is not None:
-                self._on_idle_lost()
+            self.lost_kept()
+
+    def lost_kept(self) -> None:
+        """A connection is closed that was kept, whoever has it by now."""
+        if self._on_kept_lost is not None:
+            self._on_kept_lost()
 
     def close(self) -> None:
-        self._on_idle_lost = None
+        self._on_kept_lost = None
         for connection in self._idle:
             connection.abort()
         self._idle.clear()

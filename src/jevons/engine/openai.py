@@ -197,11 +197,11 @@ _read_used = msgspec.json.Decoder(_Used).decode
 class OpenAIEngine:
     """One server. Its methods raise EngineGone when it cannot be reached or ends in the middle."""
 
-    def __init__(self, spec: EngineSpec, on_idle_lost: Callable[[], None] | None = None) -> None:
-        """For `on_idle_lost` see `HttpClient`."""
+    def __init__(self, spec: EngineSpec, on_kept_lost: Callable[[], None] | None = None) -> None:
+        """For `on_kept_lost` see `HttpClient`."""
         self.spec = spec
         of_rank = b"" if spec.rank is None else f"{RANK_HEADER}: {spec.rank}\r\n".encode()
-        self._http = HttpClient(spec.address, on_idle_lost, of_rank)
+        self._http = HttpClient(spec.address, on_kept_lost, of_rank)
         self.adapters: frozenset[str] = frozenset()  # as it told when it was last asked for its models
         self._roots: dict[str, str] = {}  # as it told when it was last asked for its models
 

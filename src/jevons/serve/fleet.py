@@ -174,7 +174,7 @@ class Attached:
         self.id = worker_of(spec)
         self.url = spec.url
         self._missing = asyncio.Event()  # KV events, as far as we can tell
-        self.pulse = Pulse(self.id, router.roster, now_s, self._missing.set)
+        self.pulse = Pulse(self.id, router.roster, now_s, self._look_for_events)
         self.engine = OpenAIEngine(spec, self.lost)
         self.model: str | None = None
         self.context_tokens: int | None = None
@@ -225,6 +225,12 @@ class Attached:
         if self._spec.replays is not None:
             self._router.doubt(self.id)
             self._missing.set()
+
+    def _look_for_events(self) -> None:
+        """It has come to rest: what it said last may be lost, or all that it said since it started anew."""
+        if self._spec.replays is not None:
+            self._router.check(self.id)
+        self._missing.set()
 
     def leave(self, id: RequestId) -> None:
         self._active.pop(id, None)
