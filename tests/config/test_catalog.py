@@ -65,9 +65,11 @@ def test_every_figure_has_a_source_that_is_told_with_its_date() -> None:
     economics = catalog.economics.figures() | catalog.economics.bounds()
 
     demand = catalog.demand.figures()
+    evidence = [name for name, figure in catalog.evidence.items() if figure.source not in catalog.sources]
 
     assert len(economics) == len(catalog.economics.__struct_fields__)
     assert len(demand) == len(catalog.demand.__struct_fields__)
+    assert evidence == []
     assert [where for where, figure in demand.items() if figure.source not in catalog.sources] == []
     assert [where for where, figure in economics.items() if figure.source not in catalog.sources] == []
     assert [where for where, figure in figures.items() if figure.source not in catalog.sources] == []

@@ -24,6 +24,7 @@ _COMMANDS = {
     "validate": "How far predictions are off, on points that were measured.",
     "calibrate": "Learn which shares of data sheets are reached, from points that were measured.",
     "demand": "What cheaper tokens do to demand and spending, year by year.",
+    "claims": "What holds of what is claimed about tokens, chips and money.",
     "model": "List, fetch and find models.",
 }
 

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.facts.claims import Claim
 from jevons.facts.demand import DemandFigures
 from jevons.facts.economics import Economics
 from jevons.facts.hardware import Chip, Fabric, Figure, KvStore, Rack, Source
 from jevons.facts.llm import Llm
 
 _OWN = "jevons.facts.catalog"
-Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source, Economics, DemandFigures)
+Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source, Economics, DemandFigures, Claim, Figure)
 
 
 class Catalog(msgspec.Struct, frozen=True):
@@ -29,6 +30,8 @@ class Catalog(msgspec.Struct, frozen=True):
     models: dict[str, Llm]
     economics: Economics
     demand: DemandFigures
+    claims: dict[str, Claim]
+    evidence: dict[str, Figure]  # that claims are held against
     sources: dict[str, Source]
 
 
@@ -36,9 +39,9 @@ def read_catalog(more: Path | None = None) -> Catalog:
     """What ships with jevons, and what a file adds or replaces.
 
     Args:
-        more: a TOML file with tables `chips`, `racks`, `fabrics`, `stores`, `models`, `sources`, each by name, with the
-            fields of `facts.hardware` and `facts.llm`; in `economics` and `demand` the fields of `facts.economics` and
-            `facts.demand`.
+        more: a TOML file with tables `chips`, `racks`, `fabrics`, `stores`, `models`, `claims`, `evidence`, `sources`,
+            each by name, with the fields of `facts.hardware`, `facts.llm` and `facts.claims`; in `economics` and
+            `demand` the fields of `facts.economics` and `facts.demand`.
 
     Raises:
         ConfigError: names the file, the entry, the field and the rule.
@@ -57,6 +60,8 @@ def read_catalog(more: Path | None = None) -> Catalog:
         models=of(Llm, "models"),
         economics=_record(Economics, _own("economics") | theirs.get("economics", {}), "economics"),
         demand=_record(DemandFigures, _own("demand") | theirs.get("demand", {}), "demand"),
+        claims=of(Claim, "claims"),
+        evidence=of(Figure, "evidence"),
         sources=of(Source, "sources"),
     )
     _check(catalog)
@@ -108,8 +113,9 @@ def _check(catalog: Catalog) -> None:
             for key, figure in record.figures().items():
                 _check_range(figure, f"{table}.{name}.{key}")
     _check_economics(catalog.economics)
-    for key, figure in catalog.demand.figures().items():
-        _check_range(figure, f"demand.{key}")
+    for table, figures in (("demand", catalog.demand.figures()), ("evidence", catalog.evidence)):
+        for key, figure in figures.items():
+            _check_range(figure, f"{table}.{key}")
 
 
 def _check_economics(economics: Economics) -> None:
