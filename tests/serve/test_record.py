@@ -9,10 +9,11 @@ import pytest
 
 from jevons.base.errors import ConfigError
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control.lived import BLOCK, Finished
 from jevons.facts.trace import REQUESTS, STEPS, WORKERS, RecordedRow, RecordedStep, RecordedWorker
 from jevons.facts.worker import StepReport, WorkerFacts
 from jevons.policy.route import Placement
-from jevons.serve.record import BLOCK, Finished, Recorder, RecordingRouter
+from jevons.serve.record import Recorder, RecordingRouter
 
 PLACEMENT = Placement(WorkerId("w1"), "kv", 0.25, 16, "because")
 FACTS = WorkerFacts(id=WorkerId("w1"), model="m", kind="reference", block_size=16, blocks=10, max_running=4)

@@ -10,6 +10,7 @@ from jevons.facts.page import Mount
 from jevons.serve.app import Pages
 from jevons.serve.front import Front
 from jevons.web.site import chat, site
+from jevons.web.whatif import WhatIf
 
 
 def live_pages(file: Path | None) -> Pages:
@@ -21,6 +22,6 @@ def live_pages(file: Path | None) -> Pages:
     catalog = read_catalog(file)
 
     def pages(front: Front) -> Mapping[str, Mount]:
-        return site(front, catalog, {"chat": chat})
+        return site(front, catalog, {"chat": chat, "what-if": WhatIf(front, catalog)})
 
     return pages

@@ -23,6 +23,7 @@ from jevons.control.book import Book
 from jevons.control.columns import Columns
 from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
+from jevons.control.lived import LivedWorker, lived_worker
 from jevons.control.roster import Roster
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.move import MoveReport
@@ -140,6 +141,13 @@ class Router:
         known = self._workers.get(worker)
         if known is not None:
             known.adapters.tell(running, slots)
+
+    def tell_blocks(self, worker: WorkerId, blocks: int) -> None:
+        """Its pool has so many blocks."""
+        known = self._workers.get(worker)
+        if known is not None and known.facts.blocks != blocks:
+            known.facts = msgspec.structs.replace(known.facts, blocks=blocks)
+            self._seatings += 1
 
     def leave(self, worker: WorkerId) -> None:
         """A worker is gone for good."""
@@ -453,6 +461,10 @@ class Router:
     def chips(self) -> dict[str, int]:
         """Of the workers in the last `columns`, by kind; see `Columns.chips`."""
         return self._columns.chips()
+
+    def lived_workers(self) -> list[LivedWorker]:
+        """Who is there, in the order they joined, and what their steps are believed to take."""
+        return [lived_worker(self.policy, m.facts, m.block_size, m.learned.prices) for m in self._workers.values()]
 
     def brought(self) -> dict[str, int]:
         """Tokens that workers brought from each tier, as they reported."""

@@ -247,6 +247,12 @@ class OpenAIEngine:
             page = await response.body()
         return read_adapters(page.decode(errors="replace")) if response.status == 200 else None
 
+    async def pool(self) -> int | None:
+        """Blocks of its pool, by vLLM's metrics; None: not told."""
+        async with self._http.request("GET", "/metrics") as response:
+            page = await response.body()
+        return read_pool(page.decode(errors="replace")) if response.status == 200 else None
+
     async def is_alive(self, timeout_s: float) -> bool:
         """Whether /health answers in time. False: it lives but is late or ill.
 
@@ -310,6 +316,13 @@ def read_adapters(page: str) -> tuple[list[str], int] | None:
     labels = dict(_LABEL.findall(max(rows, key=lambda row: float(row[2]))[0]))
     names = f"{labels.get('running_lora_adapters', '')},{labels.get('waiting_lora_adapters', '')}".split(",")
     return [name for name in names if name], max(int(labels.get("max_lora") or 1), 1)
+
+
+def read_pool(page: str) -> int | None:
+    """From `vllm:cache_config_info`; of several ranks the first."""
+    line = next((line for line in page.splitlines() if line.startswith("vllm:cache_config_info{")), "")
+    blocks = dict(_LABEL.findall(line)).get("num_gpu_blocks", "")
+    return int(blocks) or None if blocks.isdecimal() else None
 
 
 def read_event(raw: bytes) -> Event:

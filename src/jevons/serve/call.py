@@ -11,6 +11,7 @@ from time import time
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.gate import Gate
+from jevons.control.lived import Finished, Lately
 from jevons.control.router import Router
 from jevons.control.watch import Watch
 from jevons.policy.admit import USUAL
@@ -28,7 +29,7 @@ from jevons.serve.headers import (
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
-from jevons.serve.record import Finished, Recorder
+from jevons.serve.record import Recorder
 from jevons.serve.stream import ChatShape, CompletionShape, Shape
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -113,6 +114,7 @@ class Placements:
         self.on_room: Callable[[], None] | None = None  # told when a worker may have more room, if somebody waits
         self.now_s = now_s
         self.watch = Watch(now_s())
+        self.lately = Lately(now_s())
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""
@@ -217,8 +219,10 @@ class Placements:
 
     def finished(self, call: Call, sequence: Finished) -> None:
         """A sequence of `call` came to its end."""
+        salt, now_s = call.asked.cache_salt or "", self.now_s()
+        self.lately.answered(sequence, salt, call.arrived_s, now_s)
         if self._recorder is not None:
-            self._recorder.answered(sequence, call.asked.cache_salt or "", call.arrived_s, self.now_s())
+            self._recorder.answered(sequence, salt, call.arrived_s, now_s)
 
     def done(self, id: RequestId) -> None:
         """It is over, whichever way."""

@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from jevons.base.errors import EngineError, EngineGone, NoWorker
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control.lived import Finished
 from jevons.facts.request import Sampling, Step, Work
 from jevons.policy.route import Placement
 from jevons.serve.call import MAX_ATTEMPTS, Call, Placements
@@ -17,7 +18,6 @@ from jevons.serve.http import EVENT_STREAM, NO_CACHE, Reply
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import Usage, check_supported
 from jevons.serve.prompts import Prompts
-from jevons.serve.record import Finished
 from jevons.serve.sequence import Sequence
 from jevons.serve.stream import DONE, Choice, Delta
 from jevons.serve.tokenizer import Tokenizer

@@ -39,6 +39,7 @@ HOST = "127.0.0.1"
 GONE = "gone"  # the finish of a step that tells: your worker was lost
 TICK_S = 0.1
 PROBE_TIMEOUT_S = 0.5
+POOL_TIMEOUT_S = 5.0  # a page of metrics may be long, and a thousand engines are asked at once
 MEET_S = 3.0  # so long at most a first request waits until all engines are met
 ADAPTERS_S = 5.0  # between looks at which adapters an engine serves and runs
 NO_ADAPTERS_S = 60.0  # where it had none
@@ -267,6 +268,19 @@ class Attached:
         self._router.join(facts)
         self.pulse.heard()
 
+    async def _learn_pool(self) -> None:
+        """Ask how many blocks its pool has; nothing depends on it but what pages show and rehearse."""
+        while True:
+            await self._turns.pass_through()
+            try:
+                pool = await asyncio.wait_for(self.engine.pool(), POOL_TIMEOUT_S)
+            except (EngineError, TimeoutError):
+                await asyncio.sleep(POOL_TIMEOUT_S)  # it is busy, or gone: then whoever probes it ends this
+                continue
+            if pool is not None:
+                self._router.tell_blocks(self.id, pool)
+            return
+
     async def _look_at_adapters(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
         """Adapters come and go while an engine runs."""
         before = self.engine.adapters
@@ -288,6 +302,7 @@ class Attached:
             events = asyncio.create_task(feed(intake, self._sources, at, self._missing, on_known))
         else:
             self._on_met(self.id)
+        pool = None if events is None else asyncio.create_task(self._learn_pool())
         try:
             while True:
                 await self.pulse.due()
@@ -299,8 +314,9 @@ class Attached:
                     with contextlib.suppress(TimeoutError):
                         await self._look_at_adapters(on_model)
         finally:
-            if events is not None:
-                events.cancel()
+            for task in (events, pool):
+                if task is not None:
+                    task.cancel()
             self._router.gone(self.id)
             self.drop()
 

@@ -19,6 +19,7 @@ from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker
 from jevons.base.ids import RequestId
 from jevons.config import Settings
 from jevons.control.ledger import HERE
+from jevons.control.lived import Lived
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot
 from jevons.facts.view import View
@@ -107,6 +108,11 @@ class Front:
             saved_chip_s=watch.saved_chip_s(),
             tiers=self.router.node(HERE).state,
         )
+
+    def lived(self, seconds: float) -> Lived:
+        """The last so many seconds, to be rehearsed; as far back as is kept."""
+        lines = self.placements.lately.since(self.now_s() - seconds)
+        return Lived(self.router.policy, self.router.lived_workers(), lines)
 
     def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""

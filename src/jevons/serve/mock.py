@@ -201,6 +201,8 @@ def _metrics(ranks: Sequence[MockEngine]) -> bytes:
     rows: dict[str, list[str]] = {}
     for number, engine in enumerate(ranks):
         labels = f'model_name="{engine.facts.model}",engine="{number}"'
+        pool = f'{labels},block_size="{engine.facts.block_size}",num_gpu_blocks="{engine.facts.blocks}"'
+        rows.setdefault("# TYPE vllm:cache_config_info gauge", []).append(f"vllm:cache_config_info{{{pool}}} 1")
         for name, kind, value in _measured(engine):
             rows.setdefault(f"# TYPE vllm:{name} {kind}", []).append(f"vllm:{name}{{{labels}}} {value}")
         for reason in ("stop", "length"):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection
 
 from jevons.base.errors import EngineGone, NoWorker
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control.lived import Finished
 from jevons.engine.http_exchange import Exchange, Head
 from jevons.engine.openai import Events, SeenUsage, content_type, read_usage, with_usage
 from jevons.policy.route import Placement
@@ -26,7 +27,6 @@ from jevons.serve.deadlines import Deadlines
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.metrics import Metrics
 from jevons.serve.prompts import Prompts
-from jevons.serve.record import Finished
 from jevons.serve.reply import EVENT_STREAM, NO_CACHE, ClientGone, Reply
 from jevons.serve.resume import Rest, Said
 from jevons.serve.stream import DONE

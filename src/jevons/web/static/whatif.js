@@ -53,7 +53,7 @@ at("if-form").addEventListener("submit", async (event) => {
   at("if-result").replaceChildren(make("p", { class: "note" }, "Rehearsing …"));
   const ask = { minutes: Number(at("if-minutes").value), policy: at("if-policy").value };
   if (at("if-workers").value) ask.workers = Number(at("if-workers").value);
-  if (at("if-fleet").value) { ask.fleet = at("if-fleet").value; ask.model = at("if-model").value; }
+  if (at("if-fleet").value) { ask.fleet = at("if-fleet").value; if (at("if-model").value) ask.model = at("if-model").value; }
   try {
     const response = await fetch("ui/what-if", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(ask) });
     const told = await response.json();

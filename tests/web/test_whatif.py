@@ -1,0 +1,145 @@
+"""What a what-if asks, and the fleet and trace it is rehearsed with."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jevons.base.errors import ConfigError, RequestError
+from jevons.config.catalog import read_catalog
+from jevons.config.scenario import as_toml, read_scenario
+from jevons.control.lived import Lived, LivedWorker
+from jevons.facts.page import Asked
+from jevons.facts.trace import REQUESTS, RecordedRow, RecordedWorker
+from jevons.perf.measured import Prices
+from jevons.twin.run import simulate
+from jevons.web.whatif import WhatIf, as_it_is, write_trace
+
+PRICES = Prices(per_step_s=0.005, per_token_s=1e-4, per_token_context_s=0.0, per_decode_s=1e-4)
+CATALOG = read_catalog()
+
+
+def row(id: str, at_ms: float, wait_for: list[str] | None = None) -> bytes:
+    made = RecordedRow(
+        input_length=64,
+        output_length=4,
+        timestamp=at_ms,
+        hash_ids=[1, 2, 3, 4],
+        request_id=id,
+        wait_for=wait_for or [],
+        delay=10.0 if wait_for else None,
+        block_size=16,
+        worker="w0",
+        predicted_ttft_ms=1.0,
+        predicted_cached_tokens=0,
+        done_ms=20.0,
+    )
+    return msgspec.json.encode(made)
+
+
+def worker(id: str, blocks: int | None = 64, block_size: int | None = 16, model: str = "m") -> LivedWorker:
+    told = RecordedWorker("kv", id, model, "openai", "both", 2048, block_size, blocks)
+    return LivedWorker(told, PRICES, "", 1)
+
+
+def lived(*workers: LivedWorker, lines: tuple[bytes, ...] = (row("a", 5_000.0), row("b", 5_100.0, ["a"]))) -> Lived:
+    return Lived("kv", list(workers), list(lines))
+
+
+class Quiet:
+    def __init__(self, lived: Lived) -> None:
+        self._lived = lived
+
+    def lived(self, seconds: float) -> Lived:
+        return self._lived
+
+
+def ask(lived: Lived, body: Any, content_type: str = "application/json") -> Any:
+    asked = Asked("POST", "", msgspec.json.encode(body), content_type)
+    return msgspec.json.decode(asyncio.run(WhatIf(Quiet(lived), CATALOG)(asked)).body)
+
+
+def test_a_trace_begins_with_its_first_request_and_waits_for_nobody_who_is_not_in_it(tmp_path: Path) -> None:
+    write_trace(tmp_path, [row("a", 5_000.0), row("b", 5_100.0, ["a"]), row("c", 5_200.0, ["gone"])])
+
+    rows = [msgspec.json.decode(line) for line in (tmp_path / REQUESTS).read_bytes().splitlines()]
+
+    assert [r["timestamp"] for r in rows] == [0.0, 100.0, 200.0]
+    assert [r.get("wait_for", []) for r in rows] == [[], ["a"], []]
+    assert "delay" not in rows[2]
+
+
+def test_a_fleet_as_it_is_can_be_rehearsed(tmp_path: Path) -> None:
+    now = lived(worker("w0"), worker("w1", block_size=None))
+    write_trace(tmp_path, now.lines)
+    (tmp_path / "now.toml").write_text(as_toml(as_it_is(now, None)))
+    from jevons.config.calibration import read_calibration
+
+    report = simulate(read_scenario(tmp_path / "now.toml"), CATALOG, read_calibration())
+
+    assert (report.requests, report.instances) == (2, 2)
+
+
+def test_more_workers_are_of_each_kind_in_proportion() -> None:
+    scenario = as_it_is(lived(worker("a"), worker("b"), worker("c"), worker("d", blocks=128)), 8, "random")
+
+    assert [group.instances for group in scenario.fleet] == [6, 2]
+    assert scenario.router == "random"
+
+
+@pytest.mark.parametrize(
+    ("workers", "why"),
+    [
+        ([worker("w0", blocks=None)], "pool of worker w0"),
+        ([worker("w0", block_size=None)], "pool of worker w0"),
+        ([worker("w0"), worker("w1", model="n")], "several"),
+    ],
+)
+def test_what_is_not_known_of_a_fleet_is_said(workers: list[LivedWorker], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        as_it_is(lived(*workers), None)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "why"),
+    [
+        ({"fleet": "8xh100; rm -rf /", "model": "m"}, 400, "fleet"),
+        ({"fleet": "--help", "model": "m"}, 400, "fleet"),
+        ({"fleet": "8xh100"}, 400, "give both"),
+        ({"fleet": "8xh100", "model": "../../etc"}, 400, "model"),
+        ({"fleet": "8xh100", "model": "m", "workers": 3}, 400, "give one"),
+        ({"policy": "best"}, 400, "must be one of kv"),
+        ({"minutes": 100}, 400, "minutes"),
+        ({"minute": 1}, 400, "minute"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_started(body: Any, status: int, why: str) -> None:
+    with pytest.raises(RequestError, match=why) as caught:
+        ask(lived(worker("w0")), body)
+
+    assert caught.value.status == status
+
+
+def test_a_form_of_another_site_starts_nothing() -> None:
+    with pytest.raises(RequestError) as caught:
+        ask(lived(worker("w0")), {}, "text/plain")
+
+    assert caught.value.status == 415
+
+
+def test_without_traffic_there_is_nothing_to_rehearse() -> None:
+    with pytest.raises(RequestError, match="no request was answered"):
+        ask(lived(worker("w0"), lines=()), {})
+
+
+def test_choices_are_those_of_the_catalog() -> None:
+    page = asyncio.run(WhatIf(Quiet(lived()), CATALOG)(Asked("GET")))
+
+    told = msgspec.json.decode(page.body)
+    assert "kv" in told["policies"]
+    assert "h200" in told["chips"]
+    assert "llama-3.1-8b" in told["models"]
