@@ -14,6 +14,7 @@ from jevons.base.errors import ConfigError, NoWorker
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import make_scenario, read_scenario, shipped
+from jevons.kv.cache import users_of
 from jevons.policy.belief import confidence
 from jevons.policy.route import POLICIES
 from jevons.twin.arrivals import arrivals
@@ -85,7 +86,8 @@ class Kept:
         for name in ("requests", "decoding", "queued_tokens", "queued_context"):
             assert not hub["workers"][name].any(), name
         assert np.array_equal(hub["pools"]["blank"] + hub["pools"]["free"], hub["pools"]["blocks"])
-        assert not hub["places"]["users"].any()
+        places = hub["places"][: hub.number("places_used")]
+        assert not any(users_of(place) for place in places)
         assert hub.number("slots_spare") == hub.number("slots_used")
         assert hub.number("moves_end") == 0
 

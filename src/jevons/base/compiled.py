@@ -78,15 +78,18 @@ def grown(array: Any, size: int) -> Any:
     return wider
 
 
-def reserved(array: Any, size: int) -> Any:
+def reserved(array: Any, size: int, *, large_pages: bool = False) -> Any:
     """As `grown`, for far more than may ever be used: what was never touched takes no memory.
 
-    It comes in small pages. Numpy asks for pages of 2 MB, and to clear one took 5 ms where memory was fragmented.
+    Args:
+        large_pages: of 2 MB, as Numpy asks for. To clear one took 5 ms where memory was fragmented, which is too long
+            where somebody waits; but kernels that jump about in hundreds of megabytes are a fifth faster by them.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     pages = mmap.mmap(-1, max(1, size) * array.dtype.itemsize, flags=flags)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    wish = "MADV_HUGEPAGE" if large_pages else "MADV_NOHUGEPAGE"
+    if hasattr(mmap, wish):
+        pages.madvise(getattr(mmap, wish))
     wider = np.frombuffer(pages, array.dtype, size)
     wider[: len(array)] = array
     return wider

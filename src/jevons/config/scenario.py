@@ -12,7 +12,6 @@ from msgspec import Meta
 
 from jevons.base.errors import ConfigError
 from jevons.facts.llm import Precision
-from jevons.kv.cache import MOST_USERS
 
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -82,7 +81,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     blocks: Count | None = None  # None: what memory holds besides the weights
     memory_share: Share = 0.9  # of the chips' memory that is used
     step_tokens: Count = 8192  # computed in one iteration at most
-    max_running: Annotated[int, Meta(ge=1, le=MOST_USERS)] = 256
+    max_running: Annotated[int, Meta(ge=1, le=32_767)] = 256
     engine: Literal["vllm", "jevons"] = "vllm"  # whose way of batching
     polynomial: Polynomial | None = None
     prices: StepPrices | None = None

@@ -4,7 +4,8 @@
       ▲                   └──release──▶ blank                             └──allocate──▶ used, its name is gone
 
 Several pools share the arrays: a pool is a number of blocks and the order in which its free named ones will go, the one
-unused for longest first. A place is an entry of the arrays; it costs memory only once it was used.
+unused for longest first. A place is an entry of the arrays; it costs memory only once it was used, and heads come into
+use one by one as places do (see `kv.table`), so arrays may be as long as all pools together.
 
 What changes of what can be found by name goes to a log, in order, for who keeps an index. Kernels take a hub with the
 fields of `pool_arrays`.
@@ -17,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Places, Records, compiled, grown
+from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Places, Records, compiled, grown, reserved
 from jevons.base.hub import Hub, view
-from jevons.kv.table import empty_heads, find, insert, key_of, name_of, refill, remove
+from jevons.kv.table import LEAST_HEADS, find_from, head_among, insert_at, key_of, name_of, remove_at, split
 
 POOL = np.dtype(
     [
@@ -30,18 +31,17 @@ POOL = np.dtype(
         ("newest", np.int32),
     ]
 )
+# Sixteen million of them are what a large fleet's memory goes to: what excludes each other shares a field.
 PLACE = np.dtype(
     [
         ("key", np.int64),  # of its name and pool
-        ("link", np.int32),  # see `kv.table`
+        ("link", np.int32),  # see `kv.table`; BLANK or FULL where it has no name
         ("older", np.int32),  # neighbours in the order of the free
-        ("newer", np.int32),  # or the next one that is spare
-        ("users", np.int16),  # sequences, at most MOST_USERS
-        ("state", np.int16),  # BLANK, NAMED or FULL
+        ("newer", np.int32),  # or the next one that is spare; of one in use, _NOBODY - how many use it
     ]
 )
-BLANK, NAMED, FULL = 0, 1, 2  # FULL: worth keeping but nobody will ask for it by name
-MOST_USERS = (1 << 15) - 1
+BLANK, FULL = -2, -3  # FULL: worth keeping but nobody will ask for it by name
+_NOBODY = -2
 
 
 def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict[str, Any], dict[str, int | float]]:
@@ -51,8 +51,8 @@ def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict
     pools["oldest"] = pools["newest"] = -1
     arrays = {
         "pools": pools,
-        "places": np.zeros(places, PLACE),
-        "place_heads": empty_heads(places),
+        "places": reserved(np.zeros(0, PLACE), places, large_pages=True),
+        "place_heads": reserved(np.zeros(0, np.int32), places + LEAST_HEADS, large_pages=True),
         "log_name": np.zeros(log, np.int64),
         "log_change": np.zeros(log, np.int32),  # pool + 1 where it was stored there, -(pool + 1) where it was removed
         "log_at_s": np.zeros(log),
@@ -61,6 +61,8 @@ def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict
         "places_used": 0,  # ever
         "places_spare": -1,  # the first of those that are spare
         "places_spares": 0,  # how many are
+        "place_heads_used": LEAST_HEADS,
+        "place_mask": LEAST_HEADS - 1,  # see `kv.table.head_among`
         "log_end": 0,
         "log_read": 0,
         "now_s": 0.0,
@@ -70,10 +72,9 @@ def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict
 
 def grow_places(hub: Hub, places: int) -> None:
     """Room for so many blocks in all pools."""
-    heads, old = empty_heads(places), hub["place_heads"]
-    hub.grow("places", places)
-    refill(heads, old, hub["places"])
-    hub.put("place_heads", heads)
+    used, heads_used = int(hub.number("places_used")), int(hub.number("place_heads_used"))
+    hub.put("places", reserved(hub["places"][:used], places, large_pages=True))
+    hub.put("place_heads", reserved(hub["place_heads"][:heads_used], places + LEAST_HEADS, large_pages=True))
 
 
 def grow_log(hub: Hub, size: int) -> None:
@@ -101,11 +102,32 @@ def _log(h: Records, name: int, change: int, pool: int) -> None:
 
 
 @compiled
+def _find(h: Records, key: int) -> int:
+    """The place of `key`, or -1."""
+    heads = view(h.place_heads, h.place_heads_n, SMALL)
+    return find_from(heads[head_among(h.place_heads_used, h.place_mask, key)], view(h.places, h.places_n, PLACE), key)
+
+
+@compiled
+def _unname(h: Records, pool: int, place: int) -> None:
+    """A free place with a name has it no more."""
+    heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
+    key = places[place].key
+    remove_at(heads, head_among(h.place_heads_used, h.place_mask, key), places, place)
+    _log(h, name_of(key, pool), -1, pool)
+
+
+@compiled
+def users_of(place: Records) -> int:
+    """Sequences that use it."""
+    return int(_NOBODY - place.newer if place.newer < _NOBODY else 0)
+
+
+@compiled
 def match(h: Records, pool: int, names: Ints, found: Places) -> int:
     """Places of the leading blocks of `names` that are in `pool`, into `found`. Returns how many. Changes nothing."""
-    heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
     for i in range(len(names)):
-        place = find(heads, places, key_of(names[i], pool))
+        place = _find(h, key_of(names[i], pool))
         if place < 0:
             return i
         found[i] = place
@@ -124,7 +146,7 @@ def idle(h: Records, found: Places, count: int) -> int:
     """How many of the first `count` places nobody uses: taking them leaves as many fewer to allocate."""
     places, total = view(h.places, h.places_n, PLACE), 0
     for i in range(count):
-        total += places[found[i]].users == 0
+        total += users_of(places[found[i]]) == 0
     return total
 
 
@@ -134,16 +156,16 @@ def take(h: Records, pool: int, found: Places, count: int) -> None:
     places = view(h.places, h.places_n, PLACE)
     for i in range(count):
         place = found[i]
-        if places[place].users == 0:
+        users = users_of(places[place])
+        if users == 0:
             _unlink(h, pool, place)
-        places[place].users += 1
+        places[place].newer = _NOBODY - (users + 1)
 
 
 @compiled
 def allocate(h: Records, pool: int, out: Places, first: int, end: int) -> None:
     """Use so many more blocks of `pool`, which are available: their places go to out[first:end]."""
     places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
-    heads = view(h.place_heads, h.place_heads_n, SMALL)
     for i in range(first, end):
         if pools[pool].blank > 0:
             pools[pool].blank -= 1
@@ -152,17 +174,27 @@ def allocate(h: Records, pool: int, out: Places, first: int, end: int) -> None:
                 h.places_spare = places[place].newer
                 h.places_spares -= 1
             else:
-                place = h.places_used
-                h.places_used += 1
+                place = _new_place(h)
         else:
             place = int(pools[pool].oldest)
             _unlink(h, pool, place)
-            if places[place].state == NAMED:
-                remove(heads, places, place)
-                _log(h, name_of(places[place].key, pool), -1, pool)
-        places[place].users = 1
-        places[place].state = BLANK
+            if places[place].link != FULL:
+                _unname(h, pool, place)
+        places[place].newer = _NOBODY - 1
+        places[place].link = BLANK
         out[i] = place
+
+
+@compiled
+def _new_place(h: Records) -> int:
+    """One that was never used."""
+    h.places_used += 1
+    if h.places_used > h.place_heads_used:
+        h.place_heads_used += 1
+        h.place_mask |= h.place_heads_used - 1
+        heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
+        split(heads, h.place_heads_used, h.place_mask, places)
+    return int(h.places_used - 1)
 
 
 @compiled
@@ -171,11 +203,10 @@ def seal(h: Records, pool: int, table: Places, names: Ints, first: int, end: int
     heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
     for i in range(first, end):
         key = key_of(names[i], pool)
-        if find(heads, places, key) < 0:
-            place = table[i]
-            full = places[place]
-            full.key, full.state = key, NAMED
-            insert(heads, places, place)
+        head = head_among(h.place_heads_used, h.place_mask, key)
+        if find_from(heads[head], places, key) < 0:
+            places[table[i]].key = key
+            insert_at(heads, head, places, table[i])
             _log(h, names[i], 1, pool)
 
 
@@ -185,12 +216,13 @@ def release(h: Records, pool: int, table: Places, count: int, full: int) -> None
     places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
     for i in range(count - 1, -1, -1):
         place = table[i]
-        places[place].users -= 1
-        if places[place].users > 0:
+        users = users_of(places[place]) - 1
+        if users > 0:
+            places[place].newer = _NOBODY - users
             continue
-        if places[place].state == BLANK:
+        if places[place].link == BLANK:
             if i < full:
-                places[place].state = FULL
+                places[place].link = FULL
             else:
                 _spare(h, place)
                 pools[pool].blank += 1
@@ -254,14 +286,12 @@ def keep(h: Records, pool: int, place: Places, names: Ints) -> None:
 def forget(h: Records, pool: int) -> None:
     """All that is free in `pool` loses its name, and goes to the blank: its engine ended, with nothing in use."""
     places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
-    heads = view(h.place_heads, h.place_heads_n, SMALL)
     place = pools[pool].oldest
     while place >= 0:
         newer = places[place].newer
-        if places[place].state == NAMED:
-            remove(heads, places, place)
-            _log(h, name_of(places[place].key, pool), -1, pool)
-        places[place].state = BLANK
+        if places[place].link != FULL:
+            _unname(h, pool, place)
+        places[place].link = BLANK
         _spare(h, place)
         place = newer
     pools[pool].blank += pools[pool].free

@@ -19,7 +19,7 @@ import numpy as np
 
 from jevons.base.compiled import SMALL, Ints, Records, compiled, reserved
 from jevons.base.hub import Hub, view
-from jevons.kv.table import find_from, head_among, insert_at, key_of, remove_at, split
+from jevons.kv.table import LEAST_HEADS, find_from, head_among, insert_at, key_of, remove_at, split
 
 BLOCK = np.dtype(
     {
@@ -53,7 +53,6 @@ PAIR = np.dtype(
         ("coming", np.int16),
     ]
 )
-_LEAST = 16  # heads
 CROWDS, CROWD = 256, 32  # blocks of which it is kept who got them last, in a row, and how many of those
 
 
@@ -62,11 +61,11 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
     sets = max(1, pairs // 4)
     arrays = {
         "blocks": np.zeros(pairs, BLOCK),
-        "block_heads": np.zeros(pairs + _LEAST, np.int32),
+        "block_heads": np.zeros(pairs + LEAST_HEADS, np.int32),
         "sets": np.zeros(sets, SET),
-        "set_heads": np.zeros(sets + _LEAST, np.int32),
+        "set_heads": np.zeros(sets + LEAST_HEADS, np.int32),
         "pairs": np.zeros(pairs, PAIR),
-        "pair_heads": np.zeros(pairs + _LEAST, np.int32),
+        "pair_heads": np.zeros(pairs + LEAST_HEADS, np.int32),
         "listed": np.full(CROWDS, -1, np.int32),  # the block kept there, by the last bits of its number
         "listed_workers": np.zeros(CROWDS * CROWD, np.int32),  # workers of each
         "held": np.zeros(workers, np.int64),  # distinct blocks, by worker
@@ -85,27 +84,28 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
             f"{name}s_used": 0,  # entries ever used: the first of the array
             f"{name}s_known": 0,  # that are there
             f"{name}_spare": -1,  # the first of those given back, each of which names the next
-            f"{name}_heads_used": _LEAST,
-            f"{name}_mask": _LEAST - 1,  # see `kv.table.head_among`
+            f"{name}_heads_used": LEAST_HEADS,
+            f"{name}_mask": LEAST_HEADS - 1,  # see `kv.table.head_among`
         }
     return arrays, numbers
 
 
-def grow_index(hub: Hub, more: int) -> None:
+def grow_index(hub: Hub, more: int, *, large_pages: bool = False) -> None:
     """Room for so many more pairs, and for twice as many as there are of what is short."""
     for name, least in (("set", more), ("block", more), ("pair", 2 * more)):
         size = int(hub.number(f"{name}s_n"))
         if size - hub.number(f"{name}s_known") < least:
-            bound_entries(hub, name, 2 * size + least)
+            bound_entries(hub, name, 2 * size + least, large_pages=large_pages)
 
 
-def bound_entries(hub: Hub, name: str, entries: int) -> None:
+def bound_entries(hub: Hub, name: str, entries: int, *, large_pages: bool = False) -> None:
     """Let there be so many blocks, sets or pairs at most; those that are there remain."""
     if entries > len(hub[f"{name}s"]):
         # Only what is used is copied: the rest was never touched, and touching it would make it real memory.
         used, heads = int(hub.number(f"{name}s_used")), hub[f"{name}_heads"]
-        hub.put(f"{name}s", reserved(hub[f"{name}s"][:used], entries))
-        hub.put(f"{name}_heads", reserved(heads if used else heads[:0], entries + _LEAST))
+        hub.put(f"{name}s", reserved(hub[f"{name}s"][:used], entries, large_pages=large_pages))
+        heads = heads[: hub.number(f"{name}_heads_used") if used else 0]
+        hub.put(f"{name}_heads", reserved(heads, entries + LEAST_HEADS, large_pages=large_pages))
     hub.set(f"{name}s_n", max(entries, int(hub.number(f"{name}s_used"))))
 
 

@@ -1,6 +1,6 @@
 """A hash table of 64-bit keys: where in an array of entries a key is.
 
-    heads   [ 0 | 8 | 3 | 0 | … ]     entry + 1, a power of two of them, about as many as entries
+    heads   [ 0 | 8 | 3 | 0 | … ]     entry + 1; as many are in use as entries ever were, see `head_among`
     entries [ 0 | 1 | 2 … ]           records with fields `key` and `link`, to the next of the same head;
                                       they keep their place as long as they live
 
@@ -10,14 +10,11 @@ found sixteen to a cache line. Keys that are hashes lose nothing by it.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from jevons.base.compiled import Places, Records, compiled
 
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: spreads consecutive numbers evenly
 _LOW = (1 << 35) - 1
+LEAST_HEADS = 16
 
 
 @compiled
@@ -41,11 +38,6 @@ def spread(key: int) -> int:
 
 
 @compiled
-def head_of(heads: Places, key: int) -> int:
-    return spread(key) & (len(heads) - 1)
-
-
-@compiled
 def head_among(used: int, mask: int, key: int) -> int:
     """The head of a key where any number of heads are in use, from two on.
 
@@ -60,12 +52,6 @@ def head_among(used: int, mask: int, key: int) -> int:
 
 
 @compiled
-def find(heads: Places, entries: Records, key: int) -> int:
-    """The entry of `key`, or -1."""
-    return find_from(heads[head_of(heads, key)], entries, key)
-
-
-@compiled
 def find_from(first: int, entries: Records, key: int) -> int:
     """The entry of `key`, or -1, where its head says `first`."""
     entry = int(first) - 1
@@ -75,27 +61,15 @@ def find_from(first: int, entries: Records, key: int) -> int:
 
 
 @compiled
-def insert(heads: Places, entries: Records, entry: int) -> None:
-    """Make `entry` findable by its key, which no other entry has."""
-    insert_at(heads, head_of(heads, entries[entry].key), entries, entry)
-
-
-@compiled
 def insert_at(heads: Places, head: int, entries: Records, entry: int) -> None:
-    """As `insert`, where it is known which head its key has."""
+    """Make `entry` findable by its key, which has that head and no other entry."""
     entries[entry].link = heads[head] - 1
     heads[head] = entry + 1
 
 
 @compiled
-def remove(heads: Places, entries: Records, gone: int) -> None:
-    """Entry `gone` is found no more."""
-    remove_at(heads, head_of(heads, entries[gone].key), entries, gone)
-
-
-@compiled
 def remove_at(heads: Places, head: int, entries: Records, gone: int) -> None:
-    """As `remove`, where it is known which head its key has."""
+    """Entry `gone`, whose key has that head, is found no more."""
     entry = heads[head] - 1
     if entry == gone:
         heads[head] = entries[gone].link + 1
@@ -114,19 +88,3 @@ def split(heads: Places, used: int, mask: int, entries: Records) -> None:
         after = entries[entry].link
         insert_at(heads, new if spread(entries[entry].key) & mask == new else old, entries, entry)
         entry = after
-
-
-@compiled
-def refill(heads: Places, old: Places, entries: Records) -> None:
-    """Put all entries that `old` finds into `heads`, which are empty."""
-    for first in old:
-        entry = int(first) - 1
-        while entry >= 0:
-            after = int(entries[entry].link)
-            insert(heads, entries, entry)
-            entry = after
-
-
-def empty_heads(entries: int) -> Places:
-    """For up to so many entries: the power of two nearest to it, so chains have 1.4 entries at most by the mean."""
-    return np.zeros(1 << max(4, round(math.log2(max(entries, 1)))), np.int32)

@@ -17,7 +17,7 @@ from jevons.control import board
 from jevons.facts.hardware import Chip
 from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
 from jevons.kv.cache import pool_arrays
-from jevons.kv.entries import index_arrays
+from jevons.kv.entries import bound_entries, index_arrays
 from jevons.perf import pace as paces
 from jevons.perf.afd import GUESS_SRAM_SHARE, Rest, Way, afd_step, chips_needed
 from jevons.perf.calibration import Calibrated, Calibration, Key, family_of, look_up
@@ -32,7 +32,9 @@ from jevons.policy.route import ALL
 from jevons.twin.engine import ENGINE, engine_arrays
 from jevons.twin.kernel import loop_arrays, price_context
 
-_MOST_BLOCKS = 1 << 22  # held by anyone, to begin with: memory that is not used costs nothing
+# Held by anyone, to begin with: what was never used takes no memory, and growing means a copy, with both there at once.
+_MOST_BLOCKS = 1 << 28
+_LOG = 1 << 21  # changes of pools, to begin with
 _SLOTS = 1 << 16  # requests under way at once, to begin with
 USUAL_TOKENS = 8_192  # a sequence's length by which windows and states are weighed against full attention
 _USUAL_DECODES = 64
@@ -310,17 +312,19 @@ def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, poli
     _set_uplinks(engines, made)
     room = min(_MOST_BLOCKS, 2 * sum(blocks))
     parts = (
-        pool_arrays(blocks, room, max(room // 2, 4 * max(blocks))),
-        index_arrays(count, room),
+        pool_arrays(blocks, room, max(min(room // 2, _LOG), 4 * max(blocks))),
+        index_arrays(count, 1),
         board.board_arrays(kinds, workers, _SLOTS),
         engine_arrays(engines, _SLOTS, 2 * max(m.group.max_running for m in made) + 2),
-        loop_arrays(count, _SLOTS, 1 << 15),
+        loop_arrays(count, _SLOTS, max(1 << 15, 8 * max(m.group.max_running for m in made))),
     )
     arrays, numbers = dict(pace_table), dict[str, int | float]()
     for some, more in parts:
         arrays |= some
         numbers |= more
     hub = Hub(arrays, numbers)
+    for name in ("block", "set", "pair"):
+        bound_entries(hub, name, room, large_pages=True)
     hub.set("policy", policy)
     hub.set("has_tiers", int(len(blocks) > count))
     board.seat(hub)

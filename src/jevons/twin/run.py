@@ -382,7 +382,7 @@ def _make_room(hub: Hub, promised: int = 0) -> None:
     if number("log_name_n") - number("log_end") < 2 * margin:
         grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
     if number("uses_index"):
-        grow_index(hub, entries + margin + promised)
+        grow_index(hub, entries + margin + promised, large_pages=True)
     for name, least in (("names", 2 * margin), ("tables", int(number("tables_margin")))):
         if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
             hub.grow(name, 2 * len(hub[name]) + least)
