@@ -27,7 +27,7 @@ from jevons.charts import (
     tornado,
 )
 from jevons.charts.labels import Name, place, text_px
-from jevons.charts.picture import NARROW_PX, STYLES, WIDE_PX
+from jevons.charts.picture import STYLES
 
 SECONDS = Axis(label="time to first token", unit="s", is_log=True)
 MONEY = Axis(label="cost", unit="$/Mtoken")
@@ -88,8 +88,8 @@ def test_plotly_knows_every_word_of_a_figure(draw: Callable[[], Picture]) -> Non
 
     picture = draw()
 
-    for names in (picture.wide, picture.narrow):
-        go.Figure({"data": picture.data, "layout": {**picture.layout, "annotations": names}})
+    for names in picture.names:
+        go.Figure({"data": picture.data, "layout": {**picture.layout, "annotations": names.placed}})
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_only_what_nothing_beats_is_joined() -> None:
 
 def test_the_widest_swing_comes_first_and_tells_both_values() -> None:
     picture = what_matters()
-    rows = [name["text"] for name in picture.wide if name["yref"] == "y"]
+    rows = [name["text"] for name in picture.names[-1].placed if name["yref"] == "y"]
 
     assert rows == ["utilisation: ■ 30 %   ▨ 80 %", "life: ■ 4 years   ▨ 6 years"]
     assert (picture.data[0]["base"], picture.data[0]["x"]) == ([0.5], [pytest.approx(0.4)])
 
 
 def test_what_is_unknown_is_a_range_and_says_so() -> None:
-    rows = [name["text"] for name in intervals().wide if name["yref"] == "y"]
+    rows = [name["text"] for name in intervals().names[-1].placed if name["yref"] == "y"]
 
     assert rows == ["a: $0.2 ($0.1 to $0.4); □ stated $0.3", "b: $0.2 to $0.3"]
 
@@ -160,7 +160,7 @@ def test_what_is_unknown_is_a_range_and_says_so() -> None:
 def test_parts_say_their_share_and_are_hatched_apart() -> None:
     picture = parts()
 
-    assert "computed 40.0%" in [name["text"] for name in picture.narrow]
+    assert "computed 40.0%" in [name["text"] for name in picture.names[0].placed]
     assert [bar["marker"]["pattern"]["shape"] for bar in picture.data[:2]] == ["", "/"]
 
 
@@ -171,10 +171,11 @@ def test_names_of_others_are_no_markup() -> None:
 
 
 @pytest.mark.parametrize("draw", ALL)
-@pytest.mark.parametrize("width_px", [WIDE_PX, NARROW_PX])
-def test_names_stand_apart(draw: Callable[[], Picture], width_px: int) -> None:
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_names_stand_apart(draw: Callable[[], Picture], at: int) -> None:
     picture = draw()
-    boxes = [_box(name, picture, width_px) for name in (picture.wide if width_px == WIDE_PX else picture.narrow)]
+    names = picture.names[at]
+    boxes = [_box(name, picture, names.width_px) for name in names.placed]
 
     for i, box in enumerate(boxes):
         for other in boxes[:i]:
@@ -189,6 +190,16 @@ def test_a_name_that_may_go_does_not_cover_another() -> None:
     placed = place(names, [block], 120.0, 60.0)
 
     assert [p.name for p in placed] == [0]
+
+
+def test_a_point_in_a_crowd_is_named_from_afar() -> None:
+    crowd = [Point(name=f"chip {i}", x=1 + i / 50, y=1 + i / 50, group="a") for i in range(8)]
+    picture = scatter("Chips", (MONEY, MONEY), [*crowd, Point(name="far", x=5, y=5, group="a")])
+
+    named = {name["text"]: name for name in picture.names[-1].placed}
+
+    assert {f"chip {i}" for i in range(8)} <= set(named)
+    assert any(name["showarrow"] for name in named.values())
 
 
 def _box(name: dict[str, Any], picture: Picture, width_px: int) -> Any:

@@ -140,3 +140,13 @@ def test_validate_tells_every_point_and_how_far_off_predictions_are(tmp_path: Pa
     shown = jevons("validate", "--points", str(path)).stdout
     assert "50%" in shown
     assert "1 not predicted: metric … is not predicted" in shown
+
+
+def test_known_chips_are_pictures_too(tmp_path: Path) -> None:
+    ended = jevons("fleet", "list", "--html", str(tmp_path / "chips.html"))
+
+    text = (tmp_path / "chips.html").read_text()
+    assert ended.returncode == 0
+    assert all(
+        words in text for words in ("What chips can do at most", "memory bandwidth", "mi455x", "What an hour costs")
+    )

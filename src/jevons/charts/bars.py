@@ -36,13 +36,14 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     base: float | None
     high: float | None
     stated: float | None = None
+    stated_as: str = "stated"
 
 
 def tornado(title: str, x: Axis, base: float, swings: Sequence[Swing], about: str = "") -> Picture:
     """The result where one parameter alone is at its low or its high value, the widest first."""
     rows = sorted(swings, key=lambda s: (-abs(s.at_high - s.at_low), s.name))
     names = [f"{swing.name}: ■ {swing.low}   ▨ {swing.high}" for swing in rows]
-    panel = _rows(names)
+    panel = _rows(names, above=0.4)
     for i, swing in enumerate(rows):
         at = float(-i)
         for value, look in ((swing.at_low, _LOW), (swing.at_high, _HIGH)):
@@ -53,9 +54,9 @@ def tornado(title: str, x: Axis, base: float, swings: Sequence[Swing], about: st
 
 
 def spans(title: str, x: Axis, rows: Sequence[Span], limits: Sequence[Limit] = (), about: str = "") -> Picture:
-    """Intervals with their base values, and what was stated beside them."""
+    """Intervals with their base values (●), and what was stated or measured beside them (□)."""
     names = [f"{row.name}: {_told(row, x)}" for row in rows]
-    panel = _rows(names)
+    panel = _rows(names, row_px=36, above=0.5 if limits else 0.0)
     for i, row in enumerate(rows):
         at = float(-i)
         if row.low is not None and row.high is not None:
@@ -87,11 +88,13 @@ def stacked(title: str, x: Axis, rows: Mapping[str, Mapping[str, float]], about:
     return Sheet(x, [panel]).picture(title, about)
 
 
-def _rows(names: Sequence[str], tall: float = 1.0) -> Panel:
+def _rows(names: Sequence[str], tall: float = 1.0, row_px: int = 46, above: float = 0.0) -> Panel:
     """Room for rows with names above them, of two lines where one is too long for a telephone."""
     is_long = any(len(name) * CHAR_PX > NARROW_PX + LEFT_PX for name in names)
-    low, high = -tall * (len(names) - 1) - (1.0 if tall > 1 else 0.4), 0.95 if is_long else 0.65
-    return Panel(Axis(label="", low=low, high=high), round((62 if is_long else 46) * (high - low)), has_ticks=False)
+    low, high = -tall * (len(names) - 1) - (1.0 if tall > 1 else 0.4), (0.95 if is_long else 0.65) + above
+    return Panel(
+        Axis(label="", low=low, high=high), round((row_px + (16 if is_long else 0)) * (high - low)), has_ticks=False
+    )
 
 
 def _bar(at: float, left: float, width: float, look: Style) -> Drawn:
@@ -118,4 +121,4 @@ def _told(row: Span, x: Axis) -> str:
     if row.low is not None and row.high is not None:
         between = f"{read(row.low, unit)} to {read(row.high, unit)}"
         told = between if row.base is None else f"{told} ({between})"
-    return told if row.stated is None else f"{told}; □ stated {read(row.stated, unit)}"
+    return told if row.stated is None else f"{told}; □ {row.stated_as} {read(row.stated, unit)}"

@@ -31,14 +31,22 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     has_markers: bool = True
 
 
-def cdf(title: str, x: Axis, series: Mapping[str, Numbers], limits: Sequence[Limit] = (), about: str = "") -> Picture:
+def cdf(
+    title: str,
+    x: Axis,
+    series: Mapping[str, Numbers],
+    limits: Sequence[Limit] = (),
+    about: str = "",
+    of: str = "requests",
+) -> Picture:
     """What share of values is at most so much. Series without values are left out.
 
     Args:
         series: samples by name; of any number, a picture holds 400 quantiles of each.
         limits: targets, on the axis of values.
+        of: what is counted.
     """
-    panel = Panel(Axis(label="share of requests", is_share=True, low=0.0, high=1.0), _HEIGHT_PX)
+    panel = Panel(Axis(label=f"share of {of}", is_share=True, low=0.0, high=1.0), _HEIGHT_PX)
     kept = {name: np.asarray(values, np.float64) for name, values in series.items() if len(values)}
     if x.is_log and x.low is None:
         x = msgspec.structs.replace(x, low=_floor(kept, limits))

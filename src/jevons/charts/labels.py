@@ -1,7 +1,7 @@
 """Names beside what they name: each is tried at many places, and stands where it covers least.
 
-Done for a width in pixels, with characters of a fixed width; what stands apart there does so in a wider window too,
-since places move apart and texts do not grow.
+Done for a width in pixels, with characters of a fixed width. Beside their points, what stands apart there does so in a
+wider window too, since places move apart and texts do not grow.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ Places = np.ndarray[Any, np.dtype[np.float64]]
 
 _ANCHORS = tuple((x, y) for y in ("bottom", "top", "middle") for x in ("left", "right", "center"))[:8]
 _BELOW = (("center", "top"), ("left", "top"), ("right", "top"))
+_AWAY = tuple((x, y) for y in (26.0, -26.0, 46.0, -46.0, 68.0, -68.0) for x in (24.0, -24.0, 0.0, 52.0, -52.0))
 _GAP_PX = 5.0
-_TRIED = 25  # places along a curve
+_TRIED = 40  # places along a curve
 _INK, _NAME, _OUTSIDE = 10.0, 1_000.0, 400.0  # what it costs to cover four pixels of a curve, a name; to stick out
 
 
@@ -31,6 +32,7 @@ class Name(msgspec.Struct, frozen=True):
     prefers: float = 0.5
     may_go: bool = False  # left out where it would cover anything
     is_below: bool = False  # stands below its point only
+    may_lead: bool = False  # stands away from its point where there is no room beside it
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -42,21 +44,28 @@ class Placed(msgspec.Struct, frozen=True):
     y_anchor: str
     x_shift: float
     y_shift: float
+    is_led: bool = False  # away from its point, with a line to it
 
 
-def place(names: Sequence[Name], covered: Sequence[Places], width_px: float, height_px: float) -> list[Placed]:
+def place(
+    names: Sequence[Name], covered: Sequence[Places], width_px: float, height_px: float, taken: Sequence[Places] = ()
+) -> list[Placed]:
     """Where names stand, in their order; the first choose first.
 
     Args:
         covered: curves that names should not cover, [points, 2] in shares of the picture.
+        taken: other texts: left, bottom, right, top in pixels.
     """
-    board = _Board(covered, np.array([width_px, height_px]))
+    board = _Board(covered, np.array([width_px, height_px]), taken)
     found: list[Placed] = []
     for i, name in enumerate(names):
         anchors = _BELOW if name.is_below else _ANCHORS
         tried = [(at, anchor) for at in _along(name) for anchor in anchors]
         costs = [board.cost(name, at, anchor) for at, anchor in tried]
         best = int(np.argmin(costs))
+        if name.may_lead and costs[best] >= _INK and (led := board.led(name, i)) is not None:
+            found.append(led)
+            continue
         if name.may_go and costs[best] >= _INK:
             continue
         at, anchor = tried[best]
@@ -81,22 +90,33 @@ def _along(name: Name) -> list[int]:
 class _Board:
     """What is taken already, in pixels."""
 
-    def __init__(self, covered: Sequence[Places], size: Places) -> None:
+    def __init__(self, covered: Sequence[Places], size: Places, taken: Sequence[Places]) -> None:
         self._ink = np.concatenate([_dense(path * size) for path in covered]) if covered else np.zeros((0, 2))
         self._size = size
-        self.taken: list[Places] = []
+        self.taken = list(taken)
 
     def cost(self, name: Name, at: int, anchor: tuple[str, str]) -> float:
         """Of standing there: what it covers, then how far it is from where it would rather be."""
-        box, _ = self.box(name, at, anchor)
+        cost = self.covers(self.box(name, at, anchor)[0])
+        cost += 5.0 * abs(at / max(1, len(name.path) - 1) - name.prefers)
+        return cost + 0.1 * (_BELOW if name.is_below else _ANCHORS).index(anchor)
+
+    def covers(self, box: Places) -> float:
         cost = _INK * float(((self._ink > box[:2]) & (self._ink < box[2:])).all(axis=1).sum())
         cost += sum(_NAME for other in self.taken if (box[:2] < other[2:]).all() and (other[:2] < box[2:]).all())
-        cost += _OUTSIDE * float((box[:2] < 0).sum() + (box[2:] > self._size).sum())
-        return (
-            cost
-            + 5.0 * abs(at / max(1, len(name.path) - 1) - name.prefers)
-            + 0.1 * (_BELOW if name.is_below else _ANCHORS).index(anchor)
-        )
+        return cost + _OUTSIDE * float((box[:2] < 0).sum() + (box[2:] > self._size).sum())
+
+    def led(self, name: Name, number: int) -> Placed | None:
+        """At the nearest place away from its only point where it covers nothing."""
+        point, size = name.path[0], np.array(text_px(name.text))
+        for shift in sorted(_AWAY, key=lambda shift: np.hypot(*shift)):
+            middle = point * self._size + shift
+            box = np.concatenate([middle - size / 2, middle + size / 2])
+            if self.covers(box) == 0.0:
+                self.taken.append(box)
+                x, y = point.tolist()
+                return Placed(number, (x, y), "center", "middle", *shift, is_led=True)
+        return None
 
     def box(self, name: Name, at: int, anchor: tuple[str, str]) -> tuple[Places, tuple[float, float]]:
         return _box(name.text, name.path[at] * self._size, anchor)
@@ -112,11 +132,17 @@ def _box(text: str, point: Places, anchor: tuple[str, str]) -> tuple[Places, tup
     return np.array([left, bottom, left + width, bottom + height]), (x_shift, y_shift)
 
 
-def _dense(path: Places) -> Places:
-    """Points along a curve, at most four pixels from one to the next."""
+def evenly(path: Places, count: int) -> Places:
+    """So many points along a curve, as far from each other."""
     if len(path) < 2:
         return path
     kept = path[np.isfinite(path).all(axis=1)]
     lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(kept, axis=0).T))])
-    at = np.linspace(0.0, lengths[-1], 2 + int(min(lengths[-1], 20_000.0) / 4.0))
+    at = np.linspace(0.0, lengths[-1], count)
     return np.column_stack([np.interp(at, lengths, kept[:, 0]), np.interp(at, lengths, kept[:, 1])])
+
+
+def _dense(path: Places) -> Places:
+    """Points along a curve, at most four pixels from one to the next."""
+    length = float(np.hypot(*np.diff(path, axis=0).T).sum()) if len(path) > 1 else 0.0
+    return evenly(path, 2 + int(min(length, 20_000.0) / 4.0))

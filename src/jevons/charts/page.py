@@ -26,18 +26,23 @@ footer { margin-top: 32px; padding-top: 10px; border-top: 1px solid #ccc; font-s
 footer p { margin: 3px 0; }
 """
 
-# Names have places for a wide and for a narrow window; everything else Plotly fits by itself.
+# Names have places for several widths; everything else Plotly fits by itself.
 _PROGRAM = """
-const isWide = matchMedia("(min-width: 700px)");
 const font = getComputedStyle(document.body).fontFamily;
 const drawn = Promise.all(JSON.parse(document.getElementById("pictures").textContent).map((told) => {
+  const place = document.getElementById(told.id);
+  let shown;
   const draw = () => {
-    const { data, layout, wide, narrow } = structuredClone(told);
-    layout.annotations = isWide.matches ? wide : narrow;
+    const { data, layout, names } = structuredClone(told);
+    const width = place.clientWidth - layout.margin.l - layout.margin.r;
+    const { width_px, placed } = names.filter((each) => each.width_px <= width).at(-1) ?? names[0];
+    if (width_px === shown) return;
+    shown = width_px;
+    layout.annotations = placed;
     layout.font.family = font;
-    return Plotly.react(told.id, data, layout, { displayModeBar: false, responsive: true, typesetMath: false });
+    return Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, typesetMath: false });
   };
-  isWide.addEventListener("change", draw);
+  addEventListener("resize", draw);
   return draw();
 }));
 """
@@ -53,8 +58,7 @@ def page(title: str, notes: Sequence[str], pictures: Sequence[Picture]) -> str:
     """
     program = plotly_program()
     told = [
-        {"id": f"picture-{i}", "data": p.data, "layout": p.layout, "wide": p.wide, "narrow": p.narrow}
-        for i, p in enumerate(pictures)
+        {"id": f"picture-{i}", "data": p.data, "layout": p.layout, "names": p.names} for i, p in enumerate(pictures)
     ]
     # In a script element, text ends at its end tag and nowhere else: no `<` leaves none.
     data = msgspec.json.encode(told).decode().replace("<", "\\u003c")

@@ -36,13 +36,24 @@ STYLES = (
     Style("#E69F00", "#8a5f00", "2px,5px", "pentagon-open", "⬠", "+"),
 )
 INK, FAINT, GRID = "#222222", "#666666", "#e8e8e8"
-FONT_PX, CHAR_PX, LINE_PX = 12, 6.9, 16  # characters as wide as in the widest of common fonts
-WIDE_PX, NARROW_PX = 600, 270  # of the plotting area where names are placed for a screen, for a telephone
+FONT_PX, CHAR_PX, LINE_PX = 12, 7.4, 16  # characters as wide as in the widest of common fonts
+# Of the plotting area: names are placed for a telephone, for half a screen and for a screen.
+NARROW_PX, MIDDLE_PX, WIDE_PX = 270, 460, 710
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 58, 18, 30, 48
 
 
 def style(i: int) -> Style:
     return STYLES[i % len(STYLES)]
+
+
+# Ticks in a decade of a logarithmic axis that has more than so many decades.
+_STEPS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (2.5, (1.0,)),
+    (1.5, (1.0, 3.0)),
+    (1.0, (1.0, 2.0, 5.0)),
+    (0.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (0.0, (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)),
+)
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,16 +84,22 @@ class Limit(msgspec.Struct, frozen=True):
     name: str
 
 
+class Names(msgspec.Struct, frozen=True):
+    """What is written in a picture, placed for a plotting area at least so wide; annotations in Plotly's words."""
+
+    width_px: int
+    placed: list[Plain]
+
+
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure: `data` and `layout` in Plotly's words, with names placed for a wide and for a narrow window."""
+    """One figure: `data` and `layout` in Plotly's words, with names for windows of several widths, narrowest first."""
 
     title: str
     about: str  # a sentence below it: how to read it
     height_px: int
     data: list[Plain]
     layout: Plain
-    wide: list[Plain]  # annotations
-    narrow: list[Plain]
+    names: list[Names]
 
 
 class Scale(msgspec.Struct, frozen=True):
@@ -133,9 +150,7 @@ class Scale(msgspec.Struct, frozen=True):
         """Of a logarithmic axis: decades, every other one of many; 1, 2, 5 where there are few."""
         first, last = int(np.floor(np.log10(self.low))), int(np.ceil(np.log10(self.high)))
         decades = np.log10(self.high / self.low)
-        steps: tuple[float, ...] = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
-        if decades < 0.5:
-            steps = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+        steps = next(steps for most, steps in _STEPS if decades > most)
         every = 1 + (last - first) // 7
         found = [step * 10.0**power for power in range(first, last + 1, every) for step in steps]
         return [float(f"{each:.3g}") for each in found if self.low * 0.999 <= each <= self.high * 1.001]

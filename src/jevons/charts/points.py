@@ -12,7 +12,7 @@ from jevons.charts.picture import Axis, Picture, Style, read, style
 from jevons.charts.sheet import Drawn, Panel, Sheet
 
 Better = tuple[Literal["low", "high"], Literal["low", "high"]]
-_HEIGHT_PX = 380
+_HEIGHT_PX = 420
 _FRONT = Style("#999999", "#666666", "solid", "circle", "", "")
 
 
@@ -48,7 +48,9 @@ def scatter(
     if best:
         kept = [points[i] for i in best]
         # As stairs: between two of them nothing is known to be had.
-        panel.add(Drawn(x=[p.x for p in kept], y=[p.y for p in kept], style=_FRONT, more=_stairs(better)))
+        panel.add(
+            Drawn(x=[p.x for p in kept], y=[p.y for p in kept], style=_FRONT, more=_stairs(better), may_hide=True)
+        )
     for i, group in enumerate(groups):
         of = [point for point in points if point.group == group]
         panel.add(_dots(of, axes, style(i)))
@@ -61,7 +63,9 @@ def scatter(
     for i in order:
         point = points[i]
         if point.name:
-            single = Drawn(x=[point.x], y=[point.y], style=looks[point.group], name=point.name, mode="", may_go=True)
+            single = Drawn(
+                x=[point.x], y=[point.y], style=looks[point.group], name=point.name, mode="", may_go=True, may_lead=True
+            )
             panel.add(single)
     return Sheet(axes[0], [panel]).picture(title, about)
 

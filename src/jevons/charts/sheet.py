@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from jevons.charts.labels import Name, Places, place
+from jevons.charts.labels import Name, Placed, Places, evenly, place, text_px
 from jevons.charts.picture import (
     BOTTOM_PX,
     CHAR_PX,
@@ -17,12 +17,14 @@ from jevons.charts.picture import (
     FONT_PX,
     INK,
     LEFT_PX,
+    MIDDLE_PX,
     NARROW_PX,
     RIGHT_PX,
     TOP_PX,
     WIDE_PX,
     Axis,
     Limit,
+    Names,
     Numbers,
     Picture,
     Plain,
@@ -46,10 +48,12 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "lines"
     prefers: float = 0.5
     may_go: bool = False
+    may_lead: bool = False
     fill: str = ""
     texts: Sequence[str] = ()  # of its points, for who points at them
     more: Plain = {}
     bar: Plain = {}  # drawn as this instead of as a curve
+    may_hide: bool = False  # names may cover it
     is_below: bool = False  # its name stands below it, nowhere else
 
 
@@ -81,7 +85,7 @@ class Sheet:
         self._data: list[Plain] = []
         self._shapes: list[Plain] = []
         self._axes: Plain = {}
-        self._names: dict[int, list[Plain]] = {WIDE_PX: [], NARROW_PX: []}
+        self._names = [Names(width_px, []) for width_px in (NARROW_PX, MIDDLE_PX, WIDE_PX)]
 
     def picture(self, title: str, about: str) -> Picture:
         top_px = 0
@@ -102,10 +106,7 @@ class Sheet:
             "shapes": self._shapes,
             **self._axes,
         }
-        wide, narrow = self._names[WIDE_PX], self._names[NARROW_PX]
-        return Picture(
-            title=title, about=about, height_px=height_px, data=self._data, layout=layout, wide=wide, narrow=narrow
-        )
+        return Picture(title=title, about=about, height_px=height_px, data=self._data, layout=layout, names=self._names)
 
     def _draw(self, i: int, panel: Panel, top_px: int) -> None:
         y = scale(panel.y, [*(d.y for d in panel.drawn), [limit.at for limit in panel.across]])
@@ -122,10 +123,10 @@ class Sheet:
         }
         self._limits(panel, number)
         self._data.extend(_trace(d, number) for d in panel.drawn if d.mode)
-        for width_px, told in self._names.items():
-            told.append(_heading(panel.y.title, number))
-            told.extend(_row(row, width_px) for row in panel.rows)
-            told.extend(self._named(i, panel, y, width_px))
+        for names in self._names:
+            names.placed.append(_heading(panel.y.title, number))
+            names.placed.extend(_row(row, names.width_px) for row in panel.rows)
+            names.placed.extend(self._named(i, panel, y, names.width_px))
 
     def _limits(self, panel: Panel, number: str) -> None:
         x, y = f"x{number}", f"y{number}"
@@ -147,12 +148,16 @@ class Sheet:
         for limit in panel.across:
             path = np.column_stack([np.linspace(0, 1, 25), np.full(25, y.place([limit.at])[0])])
             wanted.append((Name(plain(limit.name), path, 0.0), FAINT))
-        covered = [self._path(d, y) for d in panel.drawn if d.mode or d.bar]
+        covered = [self._path(d, y) for d in panel.drawn if (d.mode or d.bar) and not d.may_hide]
         covered += [name.path for name, _ in wanted]
         covered += [np.array([[self._x.place([at.at])[0], share] for share in (0.0, 1.0)]) for at in self._along]
+        taken = [_row_box(row, y, width_px, panel.height_px) for row in panel.rows]
         named = [d for d in panel.drawn if d.name]
-        wanted += [(Name(plain(d.name), self._path(d, y), d.prefers, d.may_go, d.is_below), d.style.ink) for d in named]
-        found = place([name for name, _ in wanted], covered, width_px, panel.height_px)
+        wanted += [
+            (Name(plain(d.name), self._stops(d, y), d.prefers, d.may_go, d.is_below, d.may_lead), d.style.ink)
+            for d in named
+        ]
+        found = place([name for name, _ in wanted], covered, width_px, panel.height_px, taken)
         return [
             {
                 "text": wanted[p.name][0].text,
@@ -163,12 +168,16 @@ class Sheet:
                 "y": round(p.at[1], 5),
                 "xanchor": p.x_anchor,
                 "yanchor": p.y_anchor,
-                "xshift": p.x_shift,
-                "yshift": p.y_shift,
                 **_NAME,
+                **_off(p),
             }
             for p in found
         ]
+
+    def _stops(self, d: Drawn, y: Scale) -> Places:
+        """Where a name of it may stand: anywhere along a line."""
+        path = self._path(d, y)
+        return evenly(path, 40) if "lines" in d.mode else path
 
     def _path(self, d: Drawn, y: Scale) -> Places:
         """In shares of the panel, without what lies outside or is missing."""
@@ -189,16 +198,34 @@ def _heading(text: str, number: str) -> Plain:
         "xanchor": "left",
         "yanchor": "bottom",
         "xshift": 8 - LEFT_PX,
-        "yshift": 7,
+        "yshift": 9,
         "showarrow": False,
     }
 
 
+def _off(p: Placed) -> Plain:
+    """How far a name is from its point; a thin line leads there where it is not beside it."""
+    if not p.is_led:
+        return {"xshift": p.x_shift, "yshift": p.y_shift}
+    arrow = {"showarrow": True, "arrowhead": 0, "arrowwidth": 0.8, "arrowcolor": "#999999", "standoff": 5}
+    return {**arrow, "ax": p.x_shift, "ay": -p.y_shift}
+
+
+def _in_lines(text: str, width_px: int) -> str:
+    """Cut where it is too long for the window."""
+    return "<br>".join(plain(part) for part in wrap(text, int((width_px + LEFT_PX) / CHAR_PX)))
+
+
+def _row_box(row: Limit, y: Scale, width_px: int, height_px: int) -> Places:
+    """Left, bottom, right, top in pixels."""
+    width, height = text_px(_in_lines(row.name, width_px))
+    bottom = float(y.place([row.at])[0]) * height_px + 1
+    return np.array([8 - LEFT_PX, bottom, 8 - LEFT_PX + width, bottom + height])
+
+
 def _row(row: Limit, width_px: int) -> Plain:
-    """Cut into lines where it is too long for the window."""
-    text = "<br>".join(wrap(row.name, int((width_px + LEFT_PX) / CHAR_PX)))
     at = {"x": 0, "y": row.at, "xref": "x domain", "yref": "y", "xanchor": "left", "yanchor": "bottom"}
-    return at | {"text": plain(text).replace("&lt;br&gt;", "<br>"), "xshift": 8 - LEFT_PX, "yshift": 1, **_NAME}
+    return at | {"text": _in_lines(row.name, width_px), "xshift": 8 - LEFT_PX, "yshift": 1, **_NAME}
 
 
 def _trace(d: Drawn, number: str) -> Plain:

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from jevons.base.errors import ConfigError, EngineError
+from jevons.cli.pictures import files, picture_options
 from jevons.cli.tables import measured_table, show
 from jevons.engine.openai import OpenAIEngine, parse_spec
 from jevons.serve.load import Measured, Talk, Targets, converse, replay, summary
@@ -39,12 +40,19 @@ TRACE_VOCAB = 30_000  # token ids of made-up prompts stay below it: every model 
 @click.option("--slo-ttft-ms", type=click.FloatRange(0, min_open=True), help="For goodput: first token within.")
 @click.option("--slo-tpot-ms", type=click.FloatRange(0, min_open=True), help="For goodput: time per output token.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(url: str, as_json: bool, slo_ttft_ms: float | None, slo_tpot_ms: float | None, **flags: Any) -> None:
     """Drive the OpenAI endpoint at URL with a workload and measure what a client sees."""
+    shown = files(flags.pop("html"), flags.pop("png"))
     targets = Targets(_seconds(slo_ttft_ms), _seconds(slo_tpot_ms))
     model, measured = asyncio.run(_drive(url, flags))
     record = {"url": url, "model": model, "targets": targets, **summary(measured, targets)}
+    if shown:
+        from jevons.cli.pictures.bench import pictures
+
+        told = [f"Measured by the client: {record['requests']} requests, {record['errors']} of them failed."]
+        shown.write(f"{model} at {url}", told, pictures({model: measured}, targets))
     if as_json:
         click.echo(msgspec.json.encode(record))
     else:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jevons.base.units import count, milliseconds
+from jevons.cli.pictures import files, picture_options
 from jevons.twin.compare import Comparison, Decision, Part, compare, read_results
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -19,13 +20,20 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER)
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def command(a: Path, b: Path, as_json: bool) -> None:
+def command(a: Path, b: Path, html: Path | None, png: Path | None, as_json: bool) -> None:
     """Where the decisions of two rehearsals part, and what came of it.
 
     A and B are folders of `jevons simulate --out`. Times are means, of those requests in that rehearsal.
     """
-    found = compare(read_results(a), read_results(b))
+    shown = files(html, png)
+    results = read_results(a), read_results(b)
+    found = compare(*results)
+    if shown:
+        from jevons.cli.pictures.compare import notes, pictures
+
+        shown.write("Two rehearsals compared", notes(found, (str(a), str(b))), pictures(*results))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return

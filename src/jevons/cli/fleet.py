@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import dollars, si
+from jevons.cli.pictures import files, picture_options
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.facts.hardware import Chip, Entry, Figure, Rack, Source
 from jevons.facts.llm import Llm
@@ -58,10 +59,16 @@ def command() -> None:
 
 @command.command("list")
 @_catalog_option
+@picture_options
 @_json_option
-def list_all(file: Path | None, as_json: bool) -> None:
+def list_all(file: Path | None, html: Path | None, png: Path | None, as_json: bool) -> None:
     """All chips, racks and models."""
+    shown = files(html, png)
     catalog = read_catalog(file)
+    if shown:
+        from jevons.cli.pictures.fleet import notes, pictures
+
+        shown.write("Chips that are known", notes(), pictures(catalog))
     if as_json:
         click.echo(msgspec.json.encode(catalog))
         return

@@ -16,6 +16,7 @@ from rich.table import Table
 from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import milliseconds
+from jevons.cli.pictures import files, picture_options
 from jevons.config.scenario import shipped
 from jevons.twin.sweep import Cell, grid, read_cells, sweep, write_parquet
 
@@ -37,6 +38,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--ray", help="Address of a Ray cluster instead, whose nodes have jevons and the files.")
 @click.option("--parquet", type=_FILE, help="Write all cells here too, a row each.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
 def command(
     scenario: str,
@@ -49,6 +51,7 @@ def command(
     """Rehearse SCENARIO once for every combination of values, in parallel processes or on a Ray cluster."""
     if processes is not None and given["ray"]:
         raise ConfigError("sweep: give either --processes, on this machine, or --ray")
+    shown = files(given["html"], given["png"])
     varied = dict(_varied(text) for text in vary)
     path = Path(scenario) if Path(scenario).exists() else shipped(scenario)
     on: int | str = given["ray"] or processes or os.cpu_count() or 1
@@ -68,6 +71,10 @@ def command(
         )
     if given["parquet"] is not None:
         write_parquet(cells, given["parquet"])
+    if shown:
+        from jevons.cli.pictures.sweep import notes, pictures
+
+        shown.write(f"{path.stem}: {' × '.join(varied)}", notes(cells), pictures(list(varied), cells))
     if as_json:
         click.echo(msgspec.json.encode(cells))
         return

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
+from jevons.cli.pictures import Files, files, picture_options
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.points import read_points
@@ -33,6 +34,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--calibration", type=_FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @click.option("--uncalibrated", is_flag=True, help="From data sheets and guessed shares of them alone.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
     file: Path | None,
@@ -40,7 +42,7 @@ def command(
     scenario: Path | None,
     uncalibrated: bool,
     as_json: bool,
-    **files: Path | None,
+    **given: Path | None,
 ) -> None:
     """How far predictions are off, on what was measured.
 
@@ -51,14 +53,20 @@ def command(
     """
     if (file is None) == (record is None):
         raise ConfigError("validate: give either --points or --record")
+    shown = files(given["html"], given["png"])
     if record is not None:
-        _hold_to(record, scenario, as_json)
+        _hold_to(record, scenario, as_json, shown)
         return
     assert file is not None, "one of them is given"
     points = read_points(file)
-    calibration = NOTHING if uncalibrated else read_calibration(files["calibration"])
-    rows = validate(points, read_catalog(files["catalog"]), calibration)
+    calibration = NOTHING if uncalibrated else read_calibration(given["calibration"])
+    rows = validate(points, read_catalog(given["catalog"]), calibration)
     found = groups(points, rows)
+    if shown:
+        from jevons.cli.pictures.validate import notes, pictures
+
+        from_where = "guessed" if uncalibrated else str(given["calibration"] or "those that ship with jevons")
+        shown.write(f"Predictions beside {count(len(rows))} measurements", notes(rows, from_where), pictures(rows))
     if as_json:
         summary = {name: errors(group) for name, group in found.items()}
         click.echo(msgspec.json.encode({"rows": rows, "summary": summary}))
@@ -70,9 +78,13 @@ def command(
         console.print(f" {times} not predicted: {reason}", markup=False, highlight=False)
 
 
-def _hold_to(folder: Path, file: Path | None, as_json: bool) -> None:
+def _hold_to(folder: Path, file: Path | None, as_json: bool, shown: Files) -> None:
     wanted = scenario_of(read_record(folder))[0] if file is None else read_scenario(file)
     found = rehearse(folder, wanted, read_catalog(), read_calibration())
+    if shown:
+        from jevons.cli.pictures.validate import held_to
+
+        shown.write("A record and its rehearsal", _apart(found, is_fitted=file is None), held_to(found))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return

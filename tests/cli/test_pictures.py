@@ -1,0 +1,113 @@
+"""Each command's pictures, of small results: what is in them, and how far to trust them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jevons.base.compiled import Records
+from jevons.charts import Picture
+from jevons.cli.pictures import bench, compare, sweep, validate
+from jevons.perf.calibration import Trust
+from jevons.serve.load import Measured, Targets
+from jevons.twin.compare import compare as compared
+from jevons.twin.kernel import RESULT
+from jevons.twin.run import GroupTrust, Report
+from jevons.twin.spread import Spread
+from jevons.twin.sweep import Cell
+from jevons.twin.validate import Row
+
+
+def report(**other: Any) -> Report:
+    spread = Spread(0.1, 0.1, 0.2, 0.3)
+    values: dict[str, Any] = {name: 0 for name in Report.__struct_fields__ if name not in Report.__struct_defaults__}
+    spreads = dict.fromkeys(("ttft_s", "tpot_s", "itl_s", "queue_s"), spread)
+    trust = [GroupTrust("h200", "measured", 0.2, "nine of ten held-out TPOTs within 20%")]
+    return Report(**{**values, **spreads, "title": "", "chips": 8, "reuse_fraction": {}, "trust": trust, **other})
+
+
+def cells() -> list[Cell]:
+    return [
+        Cell(
+            {"traffic.rate": rate, "router": router, "seed": 1},
+            report(goodput_per_s=rate * share, met_slo=share, output_tokens_per_s=100.0 * rate),
+        )
+        for rate in (10, 20, 40)
+        for router, share in (("kv", 0.9), ("round_robin", 0.7))
+    ]
+
+
+def names_of(picture: Picture) -> list[str]:
+    return [name["text"] for name in picture.names[-1].placed]
+
+
+def test_a_sweep_is_shown_over_the_load_with_a_line_for_each_policy() -> None:
+    goodput, met, wait, trade, speed = sweep.pictures(["router", "traffic.rate", "seed"], cells())
+
+    assert [trace["x"] for trace in goodput.data] == [[10.0, 20.0, 40.0]] * 2
+    assert [trace["y"] for trace in met.data] == [[0.9] * 3, [0.7] * 3]
+    assert {"kv", "round_robin", "goodput (requests/s)"} <= set(names_of(goodput))
+    assert goodput.layout["xaxis"]["title"]["text"] == "rate (sessions/s)"
+    assert wait.layout["yaxis"]["type"] == "log"
+    assert "● kv, □ round_robin." in trade.about
+    assert speed.layout["xaxis"]["title"]["text"] == "speed of one answer (tokens/s, median)"
+
+
+def test_cells_that_did_not_run_are_told_and_nothing_else_is_lost() -> None:
+    some = [*cells(), Cell({"traffic.rate": 80, "router": "kv", "seed": 1}, error="router: there is none")]
+
+    first, second, *_ = sweep.notes(some)
+
+    assert first == "6 rehearsals, simulated, not measured."
+    assert second == "1 of 7 did not run, first: router: there is none"
+    assert sweep.pictures(["router"], [some[-1]]) == []
+
+
+def results(longer_s: float) -> Records:
+    made = np.zeros(50, RESULT)
+    made["request"], made["prompt"], made["output"] = np.arange(50), 100, 10
+    made["first_s"] = made["at_s"] + 0.1 + longer_s
+    made["done_s"] = made["first_s"] + 0.9
+    return made
+
+
+def test_two_rehearsals_are_shown_as_distributions_and_request_by_request() -> None:
+    a, b = results(0.0), results(0.2)
+
+    first, each, same = compare.pictures(a, b)
+
+    assert {"A", "B"} <= set(names_of(first))
+    assert each.data[0]["x"][0] == pytest.approx(0.1)
+    assert same.data[0]["x"][0] == pytest.approx(0.2)
+    assert "50 were placed alike, 0 differently" in compare.notes(compared(a, b), ("x", "y"))[0]
+
+
+def test_predictions_stand_beside_measurements_in_their_unit() -> None:
+    rows = [
+        Row(f"p{i}", "ttft", 100.0 * i, 120.0 * i, "ms", set="check" if i % 2 else "fit", trust=Trust.MEASURED)
+        for i in range(1, 13)
+    ]
+
+    off, beside = validate.pictures(rows)
+
+    assert {"fitted", "never fitted"} <= set(names_of(off))
+    assert "● fitted, □ never fitted, measured. 12 points." in beside.about
+    assert (beside.data[0]["x"][0], beside.data[0]["y"][0]) == (0.2, 0.24)  # seconds
+    assert validate.notes(rows, "guessed")[0].startswith(
+        "How far to trust it: of those never fitted, half are within 20% and nine of ten within 20%."
+    )
+
+
+def test_what_clients_saw_is_shown_for_each_run_beside_the_target() -> None:
+    measured = [
+        Measured(0.0, ttft_s=0.1 * i, ended_s=1.0 + i, gaps_s=[0.01, 0.02], output_tokens=3) for i in range(1, 9)
+    ]
+    failed = Measured(0.0, error="500")
+
+    first, _, gaps = bench.pictures({"kv": [*measured, failed], "round_robin": measured}, Targets(ttft_s=3.0))
+
+    assert {"kv", "round_robin", "target 3 s"} <= set(names_of(first))
+    assert "share of requests" in names_of(first)
+    assert gaps.title == "Gaps between tokens"
