@@ -17,6 +17,7 @@ from jevons.kv.index import PrefixIndex
 HASHES = st.integers(0, 12) | st.sampled_from([2**64 - 1, -1, -200, 40_000, 2**33]) | st.sampled_from([b"a" * 32, b"k"])
 TOKENS = st.integers(0, 3) | st.sampled_from([127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, -1])
 FIELDS = ("lora_id", "medium", "lora_name", "extra_keys", "group_idx", "kv_cache_spec_kind")
+WINDOW = "kv_cache_spec_sliding_window"
 
 
 @st.composite
@@ -33,11 +34,27 @@ def stored(draw: st.DrawFn) -> dict[str, Any]:
         "token_ids": draw(st.lists(few, min_size=blocks * size + odd, max_size=blocks * size + odd)),
         "block_size": size,
         "lora_id": draw(st.none() | st.integers(0, 2)),
-        "medium": draw(st.sampled_from([None, "GPU", "GPU", "CPU"])),
+        "medium": draw(st.sampled_from([None, "GPU", "GPU", "CPU", "CPU_PINNED", "STORAGE"])),
         "lora_name": draw(st.sampled_from([None, None, "sql", ""])),
         "extra_keys": draw(st.none() | st.lists(keys, min_size=blocks, max_size=blocks + odd)),
         "group_idx": draw(st.sampled_from([None, 0, 0, 1])),
-        "kv_cache_spec_kind": draw(st.sampled_from([None, "full_attention", "mla_attention", "sliding_window"])),
+        "kv_cache_spec_kind": draw(st.sampled_from([None, "full_attention", "mla_attention", "sliding_window", "ssm"])),
+    }
+
+
+@st.composite
+def offloaded(draw: st.DrawFn) -> dict[str, Any]:
+    """As vLLM tells of what it offloads where it is not told to say more."""
+    hashes = draw(st.lists(HASHES, min_size=1, max_size=1))
+    return {
+        "type": "BlockStored",
+        "block_hashes": hashes,
+        "parent_block_hash": None,
+        "token_ids": [],
+        "block_size": 0,
+        "lora_id": None,
+        "medium": "CPU",
+        "lora_name": None,
     }
 
 
@@ -50,7 +67,9 @@ def removed(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def events(draw: st.DrawFn) -> Any:
-    event = draw(st.one_of(stored(), stored(), removed(), st.just({"type": "AllBlocksCleared"})))
+    event = draw(st.one_of(stored(), stored(), offloaded(), removed(), st.just({"type": "AllBlocksCleared"})))
+    if event.get("kv_cache_spec_kind") == "sliding_window" and draw(st.booleans()):
+        return {**event, WINDOW: draw(st.sampled_from([None, 0, 1, 3, 5]))}
     if draw(st.booleans()):
         optional = [field for field in event if field in FIELDS]
         end = len(event) - draw(st.integers(0, len(optional)))  # by position; the last may be missing
@@ -73,7 +92,16 @@ def payloads(draw: st.DrawFn) -> bytes:
 def state(intake: Intake, index: PrefixIndex) -> Any:
     slots = intake._names.hub["slots"]
     held = sorted((int(slot["second"]), int(slot["key"]) & 1023) for slot in slots if slot["key"])
-    return held, len(index), +intake.counts, float(intake._names.hub.number("ts")), intake.mode, intake.block_size
+    beside = intake.beside.windows, intake.beside.in_dram, intake.beside.in_groups
+    return (
+        held,
+        beside,
+        len(index),
+        +intake.counts,
+        float(intake._names.hub.number("ts")),
+        intake.mode,
+        intake.block_size,
+    )
 
 
 @settings(max_examples=300, deadline=None)  # the first call compiles

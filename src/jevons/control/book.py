@@ -129,6 +129,7 @@ class Book:
         self.hub.set("policy", policy)
         self.index = PrefixIndex(self.hub)
         self.scratch = Scratch()  # what events are read into
+        self.beside: set[int] = set()  # workers that hold blocks in other tiers or groups of layers too
         self._kinds: dict[tuple[int, bool, int], int] = {}
         self._sizes: dict[tuple[str | None, int], list[int]] = {}  # block sizes by model and desk, while kinds stay
         self._models: dict[str, int] = {}
@@ -158,6 +159,7 @@ class Book:
     def drop_worker(self, number: int, holding: Holding) -> None:
         """A worker is gone for good; what waited on it is forgotten."""
         holding.end()
+        self.beside.discard(number)
         self.hub["workers"][number]["kind"] = -1
         self._workers.append(number)
         board.seat(self.hub)
@@ -238,6 +240,10 @@ class Book:
     def put_alone(self, desk: int, worker: int, names: Ints) -> None:
         """See `board.put_alone`."""
         _put_alone(self.hub.record, desk, worker, names)
+
+    def has_room(self, desk: int, count: int) -> bool:
+        """Whether one more can be put on a desk that has so many, and another one by `candidate_of` after it."""
+        return count + 1 < int(self.hub.number("desk"))
 
     def candidate_of(self, desk: int, count: int, worker: int) -> tuple[int, int]:
         """Where `worker` is among the so many candidates of a desk, and how many there are then: it is put there."""

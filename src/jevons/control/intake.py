@@ -20,17 +20,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from jevons.base.ids import BlockHash
 from jevons.control import naming
+from jevons.control.beside import FULL_KINDS, Beside, Told
 from jevons.control.lives import Doubts, Mark
 from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.orphans import Orphans, Prompted
-from jevons.control.reading import CLEARED, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
+from jevons.control.reading import CLEARED, DRAM, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
 from jevons.control.shapes import Malformed, decode_batch
-from jevons.facts.event import BlocksRemoved, BlocksStored, KvBatch, KvPayload
+from jevons.facts.event import IN_DRAM, SLIDING, BlocksRemoved, BlocksStored, KvBatch, KvPayload
 from jevons.facts.state import SourceState
 from jevons.facts.worker import IndexMode
 from jevons.kv.engine_names import number_of
@@ -43,7 +45,6 @@ GUESS_STALE_SHARE = 0.1
 # While a replay is awaited at most this many batches are kept; vLLM's own replay window is 10,000.
 MAX_WAITING = 10_000
 _Batch = KvBatch | KvPayload
-FULL_KINDS = (None, "full_attention", "mla_attention", "sink_full_attention")  # groups that keep all tokens
 
 
 class Intake:
@@ -53,10 +54,15 @@ class Intake:
         holding: what it is known to hold.
         on_block_size: told when its blocks have another size than they had.
         scratch: what payloads are read into; sources of one thread may share it.
+        on_beside: told when it is the first time that it holds something in another tier or group, see `beside`.
     """
 
     def __init__(
-        self, holding: Holding, on_block_size: Callable[[], None] | None = None, scratch: Scratch | None = None
+        self,
+        holding: Holding,
+        on_block_size: Callable[[], None] | None = None,
+        scratch: Scratch | None = None,
+        on_beside: Callable[[], None] | None = None,
     ) -> None:
         self._holding = holding
         self._on_block_size = on_block_size
@@ -69,6 +75,7 @@ class Intake:
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
         self._orphans = Orphans(self._names, holding)
+        self.beside = Beside(self._names, holding, on_beside)
         self._taken = 0  # batches
         self._stale = 0.0  # blocks that were removed unheard, about
         self._asked_from = 0  # by the last replay
@@ -126,6 +133,9 @@ class Intake:
             group=int(self._names.hub.number("group")),
             is_degraded=self.mode is IndexMode.DEGRADED,
             names=self._names.dump(),
+            windows=dict(self.beside.windows),
+            in_dram=self.beside.in_dram,
+            in_groups=self.beside.in_groups,
         )
 
     def on_batch(self, batch: _Batch) -> int | None:
@@ -252,6 +262,7 @@ class Intake:
         if state.is_degraded:
             self.mode = IndexMode.DEGRADED
         self._names.hub.set("group", state.group)
+        self.beside.recall(state.windows, state.in_dram, state.in_groups)
         self._names.hub.set("size", state.block_size)
         self._follow_size()
         self._counts["recalled"] += len(names)
@@ -311,6 +322,7 @@ class Intake:
         self._stale = 0.0
         self._holding.clear()
         self._names.clear()
+        self.beside.clear()
         self._names.hub.set("group", -1)
         self._names.hub.set("size", 0)
 
@@ -348,6 +360,7 @@ class Intake:
         if runs == SPECIAL:
             if not self._tell_roots(payload):
                 return False
+            self._tell_beside()
             runs = naming.apply(scratch.hub.record, names.hub.record)
             self._follow_size()
         if runs == NOT_READ:
@@ -392,6 +405,14 @@ class Intake:
             event["first"], event["second"] = root_numbers(int(event["size"]), salt, adapter)
         return True
 
+    def _tell_beside(self) -> None:
+        """Tiers and groups that the payload just read tells of."""
+        events = self._scratch.hub["events"][: self._scratch.hub.number("events_used")]
+        stored = events[events["kind"] == STORED]
+        self.beside.tell_groups(_group_told(event) for event in stored[stored["tier"] == 0])
+        if (stored["tier"] == DRAM).any():
+            self.beside.tell_dram()
+
     def _apply_runs(self, count: int) -> None:
         if count >= ONE_STORE:
             self._holding.store_names(self._scratch.hub["changed"][: count - ONE_STORE])
@@ -428,6 +449,10 @@ class Intake:
         if batch.unread:
             self._counts["unread"] += batch.unread
             self.mode = IndexMode.DEGRADED
+        stored = [event for event in batch.events if isinstance(event, BlocksStored)]
+        self.beside.tell_groups((e.group, e.block_size, e.kind, e.window) for e in stored if e.medium in (None, "GPU"))
+        if any(event.medium in IN_DRAM for event in stored):
+            self.beside.tell_dram()
         for event in batch.events:
             if isinstance(event, BlocksStored):
                 self._stored(event)
@@ -435,12 +460,19 @@ class Intake:
                 self._removed(event)
             else:
                 self._names.clear()
+                for number in ("in_dram", "in_groups"):
+                    self._names.hub.set(number, 0)
                 self._cleared()
         self._follow_size()
         if self.mode is IndexMode.DEGRADED:
             self._settle_degraded()
 
     def _stored(self, event: BlocksStored) -> None:
+        part = self.beside.part(event)
+        if part:
+            salt, extra = _salt_and_extra(event)
+            self._counts.update(self.beside.stored(event, part, self._parent_of(event, salt, part), extra))
+            return
         reason = self._reject(event)
         if reason is not None:
             self._counts[reason] += len(event.hashes)
@@ -448,12 +480,8 @@ class Intake:
                 self._orphans.keep(event)
             return
         salt, extra = _salt_and_extra(event)
-        if event.parent is None:
-            parent = root(event.block_size, salt, event.adapter or "")
-        else:
-            known = self._names.get(event.parent)
-            assert known is not None, "or it is an orphan"
-            parent = known
+        parent = self._parent_of(event, salt)
+        assert parent is not None, "or it is an orphan"
         ours = chain(event.tokens, event.block_size, parent, extra)
         for theirs, name in zip(event.hashes, ours, strict=True):
             self._names.put(theirs, name)
@@ -462,6 +490,12 @@ class Intake:
         self._counts["stored"] += len(ours)
         if len(self._orphans):
             self._adopt(self._orphans.children_of(number_of(name) for name in event.hashes))
+
+    def _parent_of(self, event: BlocksStored, salt: str, part: int = 0) -> BlockHash | None:
+        """What we call what blocks go on from; None: it is not known, or they are told without their size."""
+        if event.parent is not None:
+            return self.beside.known_as(event.parent, part)
+        return root(event.block_size, salt, event.adapter or "") if event.block_size > 0 else None
 
     def _reject(self, event: BlocksStored) -> str | None:
         """Why these blocks cannot serve as a prefix here, or None."""
@@ -477,7 +511,7 @@ class Intake:
             return "misshapen"
         if event.block_size < self._names.hub.number("size"):
             return "partial"
-        if event.parent is not None and self._names.get(event.parent) is None:
+        if event.parent is not None and self.beside.known_as(event.parent) is None:
             return "orphan"
         return None
 
@@ -488,6 +522,10 @@ class Intake:
         return bool(event.group == max(self._names.hub.number("group"), 0))
 
     def _removed(self, event: BlocksRemoved) -> None:
+        part = self.beside.part(event)
+        if part:
+            self._counts.update(self.beside.removed(event, part))
+            return
         is_ignored = event.group != max(self._names.hub.number("group"), 0)
         if event.medium not in (None, "GPU") or is_ignored:
             reason = "ignored_tier" if event.medium not in (None, "GPU") else "ignored_group"
@@ -501,6 +539,11 @@ class Intake:
         self._holding.remove(gone)
         self._counts["removed"] += len(gone)
         self._counts["unknown_removed"] += len(event.hashes) - len(gone)
+
+
+def _group_told(event: Any) -> Told:
+    kind = "full_attention" if event["says_full"] else (None, SLIDING, "other")[event["says_other"]]
+    return int(event["group"]), int(event["size"]), kind, int(event["window"])
 
 
 def _time_of(batch: _Batch) -> float:

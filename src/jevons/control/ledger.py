@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash
 from jevons.control.affinity import Adapters
+from jevons.control.beside import reached
 from jevons.control.book import Book
 from jevons.control.intake import Intake
 from jevons.control.orphans import Prompted
@@ -85,7 +87,10 @@ class Member:
         self._brought = tiers.brought
         self._book = book
         self.number, self.holding = book.add_worker(self._renumbered)
-        self.intake = Intake(self.holding, self._set_kind, book.scratch) if facts.sends_events else None
+        self.intake: Intake | None = None
+        if facts.sends_events:
+            on_beside = partial(book.beside.add, self.number)
+            self.intake = Intake(self.holding, self._set_kind, book.scratch, on_beside)
         self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
         self.learned = learned
         self.reports_steps = False
@@ -111,6 +116,35 @@ class Member:
     @property
     def index_mode(self) -> IndexMode:
         return IndexMode.APPROXIMATE if self.intake is None else self.intake.mode
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """See `control.beside`."""
+        return {} if self.intake is None else self.intake.beside.windows
+
+    @property
+    def in_dram(self) -> int:
+        """Blocks that its engine keeps in its host's memory."""
+        return 0 if self.intake is None else self.intake.beside.in_dram
+
+    @property
+    def held_blocks(self) -> int:
+        """On its device, of the group of layers that is followed."""
+        beside = 0 if self.intake is None else self.intake.beside.in_dram + self.intake.beside.in_groups
+        return len(self.holding) - beside
+
+    def reach(self, names: Ints, depth: int) -> tuple[int, int]:
+        """How many leading blocks of a prompt it goes on from; how many after those it loads from its host's memory.
+
+        Where some groups of layers are kept apart in hbm, what is told of its host's memory does not tell whether all
+        of them are there: that counts for nothing then.
+
+        Args:
+            depth: leading blocks that the followed group has in hbm.
+        """
+        if self.windows:
+            return reached(self.holding, self.windows, names[:depth]) if depth else 0, 0
+        return depth, self.holding.depth_of(names[depth:], Tier.DRAM) if self.in_dram else 0
 
     @property
     def has_holes(self) -> bool:
@@ -201,7 +235,8 @@ class Placed(Counted, kw_only=True):
     """A request placed here."""
 
     placement: Placement
-    claimed_tokens: int  # of them its worker's device holds, or will, by the index
+    claimed_tokens: int  # of them its worker holds, or will, by the index
+    loaded_tokens: int = 0  # … in its host's memory
     session: str
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed

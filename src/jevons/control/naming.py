@@ -18,6 +18,7 @@ from jevons.base.ids import BlockHash
 from jevons.base.msgpack import Raw
 from jevons.control.reading import (
     CLEARED,
+    DRAM,
     EVENT,
     IGNORED_GROUP,
     IGNORED_TIER,
@@ -25,7 +26,6 @@ from jevons.control.reading import (
     NO_ROOM,
     ORPHAN,
     PARTIAL,
-    REMOVED,
     STORED,
     TOKEN,
     UNKNOWN,
@@ -33,19 +33,29 @@ from jevons.control.reading import (
 )
 from jevons.kv.blake2b import name
 from jevons.kv.engine_names import SLOT, EngineNames, find, forget_all, put, room, take
+from jevons.kv.groups import TIERS, salt_of
 from jevons.kv.hashing import root
 
 # What became of blocks, by number; the names are those of the counts. Why blocks were rejected comes first.
-FATES = ("", "ignored_tier", "ignored_group", "misshapen", "partial", "orphan", "unknown_removed", "stored", "removed")
+_REASONS = ("", "ignored_tier", "ignored_group", "misshapen", "partial", "orphan", "unknown_removed")
+FATES = (*_REASONS, "stored", "removed", "stored_beside", "removed_beside")
 _STORED, _REMOVED = FATES.index("stored"), FATES.index("removed")
+_STORED_BESIDE, _REMOVED_BESIDE = FATES.index("stored_beside"), FATES.index("removed_beside")
 ONE_STORE = 1 << 40  # and so many blocks: all that a payload does is to store them, the first of `changed`
-SPECIAL = -3  # blocks have another size, or prompts begin with a salt or an adapter: their roots are to be told
+# Blocks have another size, prompts begin with a salt or an adapter, a tier or group is told of for the first time: who
+# asked is to see to it.
+SPECIAL = -3
+MOST_GROUPS = 62  # of layers that are kept apart: a bit each
 
 
 def source_names() -> EngineNames:
     """What the kernels keep of one source."""
     numbers: dict[str, int | float] = {
         "group": -1,  # whose blocks are followed: the first one said to keep all tokens
+        "groups": 0,  # that are known, a bit each
+        "in_dram": 0,  # blocks; see `control.beside`
+        "in_groups": 0,  # …, of each group but the one that is followed
+        "offloads": 0,  # 1: something was kept in dram
         "size": 0,  # tokens in a block; 0: not told yet
         "first": 0,  # the root of a prompt without salt and adapter
         "second": 0,
@@ -99,6 +109,9 @@ def _set_roots(s: Records, n: Records) -> int:
     events, special = view(s.events, s.events_n, EVENT), 0
     for i in range(s.events_used):
         event = events[i]
+        special += _is_new(n, event)
+        if event.kind == STORED and event.tokens == 0 and part_told(n, event) > 0:
+            continue  # it is known by the engine's name or not at all
         if event.kind == STORED and event.has_parent == 0:
             event.first, event.second = n.first, n.second
             special += event.size != n.size or event.salt > 0 or event.adapter > 0 or event.adapter_number >= 0
@@ -108,17 +121,49 @@ def _set_roots(s: Records, n: Records) -> int:
 
 
 @compiled
+def _is_new(n: Records, event: Any) -> bool:
+    """Whether it is of a tier or a group that was not told of before."""
+    if event.kind != STORED or event.tier < 0:
+        return False
+    if event.tier == DRAM:
+        return bool(n.offloads == 0)
+    is_told = event.says_full or (event.says_other == 1 and event.window > 0)
+    return bool(is_told and 0 <= event.group < MOST_GROUPS and (n.groups >> event.group) & 1 == 0)
+
+
+@compiled
+def part_told(n: Records, event: Any) -> int:
+    """Which tier and group, besides the one that is followed, an event tells of, as in `kv.groups`; 0: none that is
+    kept apart."""
+    if event.reject not in (0, IGNORED_TIER, IGNORED_GROUP):
+        return 0
+    followed = max(n.group, 0)
+    if event.tier == DRAM:
+        return DRAM if event.group == followed and event.says_other == 0 else 0
+    if event.tier != 0 or event.group == followed or not 0 <= event.group < MOST_GROUPS:
+        return 0
+    return int(TIERS * (event.group + 1)) if (n.groups >> event.group) & 1 else 0
+
+
+@compiled
 def _apply(s: Records, n: Records) -> int:
     events = view(s.events, s.events_n, EVENT)
     s.changed_used = s.runs_used = 0
     for i in range(s.events_used):
         kind, before = events[i].kind, s.changed_used
-        if kind == STORED:
-            _take_stored(s, n, i)
-        elif kind == REMOVED:
-            _take_removed(s, n, i)
-        else:
+        part = part_told(n, events[i]) if kind != CLEARED else 0
+        if kind == CLEARED:
             forget_all(n)
+            n.in_dram = n.in_groups = 0
+        elif part > 0:
+            if kind == STORED:
+                _take_beside(s, n, i, part)
+            else:
+                _take_removed_beside(s, n, i, part)
+        elif kind == STORED:
+            _take_stored(s, n, i)
+        else:
+            _take_removed(s, n, i)
         if kind == CLEARED or s.changed_used > before:
             _add_run(s, kind)
     n.ts = s.ts
@@ -138,28 +183,102 @@ def _add_run(s: Records, kind: int) -> None:
 @compiled
 def _take_stored(s: Records, n: Records, i: int) -> None:
     event, fates = view(s.events, s.events_n, EVENT)[i], view(n.fates, n.fates_n, INT)
-    parent = find(n, event.parent) if event.has_parent else -1
-    event.reject = _reject(n, event, parent)
+    is_known, first, second = True, event.first, event.second
+    if event.has_parent:
+        is_known, first, second = _known_as(n, event.parent, 0)
+    event.reject = _reject(n, event, is_known)
     fates[event.reject if event.reject else _STORED] += event.hashes
     if event.reject:
         return
     n.size = max(n.size, event.size)
-    first, second = np.uint64(event.first), np.uint64(event.second)
-    if event.has_parent:
-        slots = view(n.slots, n.slots_n, SLOT)
-        first, second = np.uint64(slots[parent].first), np.uint64(slots[parent].second)
+    one, other = np.uint64(first), np.uint64(second)
     hashes, tokens = view(s.hashes, s.hashes_n, INT), view(s.tokens, s.tokens_n, TOKEN)
     changed = view(s.changed, s.changed_n, INT)
     for block in range(event.hashes):
-        first, second = name(first, second, tokens, event.token_at + block * event.size, event.size)
-        put(n, hashes[event.hash_at + block], int(np.int64(first)), int(np.int64(second)))
-        changed[s.changed_used + block] = np.int64(second)
+        one, other = name(one, other, tokens, event.token_at + block * event.size, event.size)
+        put(n, hashes[event.hash_at + block], int(np.int64(one)), int(np.int64(other)))
+        changed[s.changed_used + block] = np.int64(other)
     s.changed_used += event.hashes
 
 
 @compiled
-def _reject(n: Records, event: Any, parent: int) -> int:
-    """Why the blocks of an event cannot serve as a prefix here; 0: they can."""
+def _known_as(n: Records, called: int, part: int) -> tuple[bool, int, int]:
+    """What we call a block in the followed group in hbm, by what the engine calls it: known there, in dram or in
+    `part`. The first tells whether it is known."""
+    slots = view(n.slots, n.slots_n, SLOT)
+    for there in (0, DRAM, part):
+        salt = salt_of(there)
+        at = find(n, called ^ salt)
+        if at >= 0:
+            return True, int(slots[at].first), int(slots[at].second ^ salt)
+    return False, 0, 0
+
+
+@compiled
+def _take_beside(s: Records, n: Records, i: int, part: int) -> None:
+    """Blocks are stored in another tier or group: under the names that they are known by, or that their tokens tell."""
+    event, fates = view(s.events, s.events_n, EVENT)[i], view(n.fates, n.fates_n, INT)
+    hashes, tokens = view(s.hashes, s.hashes_n, INT), view(s.tokens, s.tokens_n, TOKEN)
+    changed, begin, salt = view(s.changed, s.changed_n, INT), s.changed_used, salt_of(part)
+    are_told = event.size > 0 and event.size == n.size and event.tokens == event.hashes * event.size
+    are_told &= event.keys in (-1, event.hashes)
+    known, first, second = True, event.first, event.second
+    if event.has_parent:
+        known, first, second = _known_as(n, event.parent, part)
+    for block in range(event.hashes):
+        called = hashes[event.hash_at + block]
+        is_named, its_first, its_second = _known_as(n, called, part)
+        if is_named:
+            first, second = its_first, its_second
+        elif known and are_told:
+            at = event.token_at + block * event.size
+            one, other = name(np.uint64(first), np.uint64(second), tokens, at, event.size)
+            first, second = int(np.int64(one)), int(np.int64(other))
+        known = is_named or (known and are_told)
+        if known:
+            _put_beside(n, called ^ salt, (first, second ^ salt), part)
+            changed[s.changed_used] = second ^ salt
+            s.changed_used += 1
+    fates[_STORED_BESIDE] += s.changed_used - begin
+    fates[_unkept(part)] += event.hashes - (s.changed_used - begin)
+
+
+@compiled
+def _put_beside(n: Records, called: int, ours: tuple[int, int], part: int) -> None:
+    is_new = find(n, called) < 0
+    n.in_dram += is_new and part == DRAM
+    n.in_groups += is_new and part != DRAM
+    put(n, called, ours[0], ours[1])
+
+
+@compiled
+def _unkept(part: int) -> int:
+    """What becomes of blocks there that nobody can name."""
+    return IGNORED_TIER if part == DRAM else IGNORED_GROUP
+
+
+@compiled
+def _take_removed_beside(s: Records, n: Records, i: int, part: int) -> None:
+    event, fates = view(s.events, s.events_n, EVENT)[i], view(n.fates, n.fates_n, INT)
+    hashes, changed = view(s.hashes, s.hashes_n, INT), view(s.changed, s.changed_n, INT)
+    slots, begin, salt = view(n.slots, n.slots_n, SLOT), s.changed_used, salt_of(part)
+    for block in range(event.hash_at, event.hash_at + event.hashes):
+        at = find(n, hashes[block] ^ salt)
+        if at < 0:
+            continue
+        changed[s.changed_used] = slots[at].second
+        s.changed_used += 1
+        take(n, at)
+        is_gone = find(n, hashes[block] ^ salt) < 0
+        n.in_dram -= is_gone and part == DRAM
+        n.in_groups -= is_gone and part != DRAM
+    fates[_REMOVED_BESIDE] += s.changed_used - begin
+    fates[_unkept(part)] += event.hashes - (s.changed_used - begin)
+
+
+@compiled
+def _reject(n: Records, event: Any, is_known: bool) -> int:
+    """Why the blocks of an event cannot serve as a prefix here; 0: they can. `is_known`: what they go on from."""
     if event.reject:
         return int(event.reject)
     if n.group < 0 and event.says_full:
@@ -170,7 +289,7 @@ def _reject(n: Records, event: Any, parent: int) -> int:
         return MISSHAPEN
     if event.size < n.size:
         return PARTIAL
-    return ORPHAN if event.has_parent and parent < 0 else 0
+    return 0 if is_known else ORPHAN
 
 
 @compiled

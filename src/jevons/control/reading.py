@@ -31,6 +31,7 @@ from jevons.base.msgpack import (
     read_text,
     skip,
 )
+from jevons.facts.event import IN_DRAM, SLIDING
 
 TOKEN = np.dtype(np.uint32)
 Tokens = np.ndarray[Any, np.dtype[np.uint32]]
@@ -41,6 +42,9 @@ EVENT = np.dtype(
         ("reject", np.int64),  # why its blocks cannot serve, see REASONS; 0: they can
         ("group", np.int64),
         ("says_full", np.int64),  # it is told that its group keeps all tokens
+        ("says_other", np.int64),  # … that it does not: 1 a sliding window, 2 something else
+        ("window", np.int64),  # tokens that its group keeps, if it is told to be a sliding window; 0: not told
+        ("tier", np.int64),  # of `facts.block.Tier`, by number; -1: one that is not kept apart
         ("hash_at", np.int64),
         ("hashes", np.int64),
         ("token_at", np.int64),
@@ -62,9 +66,11 @@ STORED, REMOVED, CLEARED = 1, 2, 3
 # Why blocks are rejected, in the order of its FATES.
 IGNORED_TIER, IGNORED_GROUP, MISSHAPEN, PARTIAL, ORPHAN, UNKNOWN = range(1, 7)
 NOT_READ, NO_ROOM = -1, -2
+DRAM = 1  # by number, see `facts.block.Tier`
 
 # Fields by number; of events that are arrays, where they stand.
 _TYPE, _HASHES, _PARENT, _TOKENS, _SIZE, _LORA_ID, _MEDIUM, _LORA_NAME, _EXTRA, _GROUP, _KIND, _OTHER = range(12)
+_WINDOW = 12  # in maps alone: arrays that tell it differ in what stands before
 _NAMED = {
     "type": _TYPE,
     "block_hashes": _HASHES,
@@ -77,11 +83,14 @@ _NAMED = {
     "extra_keys": _EXTRA,
     "group_idx": _GROUP,
     "kv_cache_spec_kind": _KIND,
+    "kv_cache_spec_sliding_window": _WINDOW,
 }
 _DIGESTS = np.array([digest_of(name) for name in _NAMED], np.int64)
+_FIELDS = np.array(list(_NAMED.values()), np.int64)
 _IS_STORED, _IS_REMOVED = digest_of("BlockStored"), digest_of("BlockRemoved")
 _IS_CLEARED, _EVENTS, _TS = digest_of("AllBlocksCleared"), digest_of("events"), digest_of("ts")
-_GPU = digest_of("GPU")
+_GPU, _CPU, _PINNED = (digest_of(medium) for medium in ("GPU", *IN_DRAM))
+_SLIDING = digest_of(SLIDING)
 _FULL, _MLA, _SINK = (digest_of(f"{kind}attention") for kind in ("full_", "mla_", "sink_full_"))
 _1, _2, _3, _4 = (np.uint64(i) for i in (1, 2, 3, 4))
 _8, _16, _24 = (np.uint32(i) for i in (8, 16, 24))
@@ -163,6 +172,7 @@ def _read_events(s: Records, raw: Raw, at: int) -> int:
 def _read_event(s: Records, raw: Raw, at: int) -> int:
     event = view(s.events, s.events_n, EVENT)[s.events_used]
     event.kind = event.fields = event.reject = event.group = event.says_full = event.has_parent = 0
+    event.says_other = event.window = event.tier = 0
     event.hashes = event.tokens = event.size = event.salt = event.adapter = 0
     event.adapter_number = event.keys = -1
     extra, after = _read_array_event(s, raw, at)
@@ -211,7 +221,7 @@ def _read_map_event(s: Records, raw: Raw, at: int) -> tuple[int, int]:
 def _field_named(found: int) -> int:
     for field in range(len(_DIGESTS)):
         if _DIGESTS[field] == found:
-            return field
+            return int(_FIELDS[field])
     return _OTHER
 
 
@@ -248,10 +258,12 @@ def _read_text_field(event: Records, raw: Raw, at: int, field: int) -> int:
         event.kind = _kind(digest(raw, begin, length))
         return begin + length if event.kind else -1
     elif field == _MEDIUM and digest(raw, begin, length) != _GPU:
-        event.reject = IGNORED_TIER
+        found = digest(raw, begin, length)
+        event.reject, event.tier = IGNORED_TIER, DRAM if found in (_CPU, _PINNED) else -1
     elif field == _KIND:
         found = digest(raw, begin, length)
         event.says_full = found in (_FULL, _MLA, _SINK)
+        event.says_other = 0 if event.says_full else (1 if found == _SLIDING else 2)
         if not event.says_full and event.reject == 0:
             event.reject = IGNORED_GROUP
     return begin + length
@@ -279,6 +291,8 @@ def _read_int_field(event: Records, raw: Raw, at: int, field: int) -> int:
         event.size = number
     elif field == _GROUP:
         event.group = number
+    elif field == _WINDOW:
+        event.window = number
     elif number < 0:
         return -1
     else:

@@ -18,6 +18,7 @@ import numpy as np
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.affinity import Adapters, Last, Sessions
+from jevons.control.beside import promised
 from jevons.control.board import APART, WHOLE
 from jevons.control.book import Book
 from jevons.control.columns import Columns
@@ -25,12 +26,14 @@ from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
 from jevons.control.lived import LivedWorker, lived_worker
 from jevons.control.roster import Roster
+from jevons.facts.block import Tier
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.state import Measured, WorkerState
 from jevons.facts.view import Workers
 from jevons.facts.worker import Health, IndexMode, Role, StepReport, WorkerFacts
+from jevons.kv.groups import names_in
 from jevons.kv.index import ENTRY_BYTES
 from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
@@ -43,6 +46,9 @@ RECENT_OUTCOMES = 256
 # A step may take so many times its prediction before its worker counts as silent, and a first token before it counts as
 # stalled. Below is noise: on cores that something else uses too, a step takes 2 to 3 times as long.
 LATE_STEP = 4.0
+# What an attached engine loads from its host's memory is not told in bytes: GUESS, Llama-3.1-8B's, in 16 bits. What is
+# learned of how long it takes makes up for it.
+GUESS_TOKEN_BYTES = 131_072
 LATELY = 32  # measurements of a worker handed on: of two or more alike, all that `perf.measured` remembers
 
 
@@ -583,6 +589,8 @@ class Router:
             for size in self._book.block_sizes(model, desk):
                 count = self._book.gather(desk, count, prompt.names(size), model, size)
             count = self._recall(desk, count, wish)
+            if self._book.beside:
+                count = self._look_beside(desk, count, wish)
         else:
             worker = self._book.pick(desk, model)
             if worker >= 0:
@@ -607,6 +615,40 @@ class Router:
         c = self._book.candidates(desk, count)[at]
         c["cached"] = max(int(c["cached"]), min(wish.last.tokens, len(wish.prompt.tokens) - 1))
         return count
+
+    def _look_beside(self, desk: int, count: int, wish: _Wish) -> int:
+        """What their other tiers and groups of layers make of candidates, and who is one by these alone. Returns how
+        many there are then."""
+        sizes = self._book.block_sizes(wish.model, desk)
+        for size in sizes:
+            found, _ = self._book.index.find(names_in(wish.prompt.names(size), Tier.DRAM))
+            for number in found.tolist():
+                if (
+                    number >= 0
+                    and self._may_take(self._members[number], desk, size, wish)
+                    and self._book.has_room(desk, count)
+                ):
+                    _, count = self._book.candidate_of(desk, count, number)
+        workers = self._book.hub["workers"]
+        for c in self._book.candidates(desk, count):
+            number = int(c["worker"])
+            if number in self._book.beside:
+                member, size = self._members[number], int(c["block_size"])
+                held, loaded = member.reach(wish.prompt.names(size), int(c["depth"]))
+                c["depth"] = held
+                c["cached"] = int((held + loaded) * float(confidence(workers[number])) + 0.5) * size
+                c["bring_s"] = (
+                    member.learned.kin.loads.prices.seconds(loaded * size * GUESS_TOKEN_BYTES) if loaded else 0.0
+                )
+        return count
+
+    def _may_take(self, worker: Member, desk: int, block_size: int, wish: _Wish) -> bool:
+        return (
+            worker.desk == desk
+            and worker.block_size == block_size
+            and wish.model in (None, worker.facts.model)
+            and bool(self._book.hub["workers"][worker.number]["up"])
+        )
 
     def _add_tiers(self, candidate: Any, prompt: Prompt) -> None:
         """What it would bring from its node's tiers counts as cached, and is waited for."""
@@ -650,6 +692,10 @@ class Router:
         untold_s = 0.0 if ask.tells_first else answer_tokens * placement.tpot_s
         named = prompt.named(worker.block_size) if worker.block_size else None
         names = prompt.names(0) if named is None else named.names[int(c["depth"]) :]
+        loaded = 0
+        if worker.number in self._book.beside:
+            loaded = worker.reach(prompt.names(worker.block_size or 0), int(c["depth"]))[1]
+            names = promised(names, worker.windows)
         placed = Placed(
             placement=placement,
             member=worker,
@@ -657,7 +703,8 @@ class Router:
             slot=self._book.wait(worker.number, prompt_tokens, placement.cached_tokens, names),
             names=names,
             prompt_tokens=prompt_tokens,
-            claimed_tokens=int(c["depth"]) * int(c["block_size"]),
+            claimed_tokens=(int(c["depth"]) + loaded) * int(c["block_size"]),
+            loaded_tokens=loaded * int(c["block_size"]),
             session=ask.session,
             hashes=[] if named is None or worker.shadow is None else named.hashes,
             prompted=None if named is None or prompt.adapter or not worker.has_holes else named.prompted,
@@ -765,7 +812,19 @@ class Router:
             context += real.token_context - own.token_context
         steps = max(1.0, -(-tokens // worker.facts.step_tokens))
         load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * placed.decoding)
-        self._measured(worker, load, placed.first_s - placed.placed_s)
+        seconds = placed.first_s - placed.placed_s
+        if placed.loaded_tokens:
+            self._learn_load(worker, placed, seconds - worker.learned.prices.seconds(load))
+            return
+        self._measured(worker, load, seconds)
+
+    def _learn_load(self, worker: Member, placed: Placed, seconds: float) -> None:
+        """What it waited for besides is what loading took, of all that was found. Once slow says little: who is
+        believed to be slow gets no work that would show that it is not."""
+        missing = 0 if placed.cached_tokens is None else max(0, placed.claimed_tokens - placed.found_tokens)
+        size_bytes, loads = (placed.loaded_tokens - missing) * GUESS_TOKEN_BYTES, worker.learned.kin.loads
+        if size_bytes > 0:
+            loads.measured(size_bytes, min(seconds, LATE_STEP * loads.prices.seconds(size_bytes)))
 
     def _worker_snapshot(self, worker: Member) -> WorkerSnapshot:
         prices, w = worker.learned.prices, self._book.hub["workers"][worker.number]
@@ -780,7 +839,8 @@ class Router:
             is_stalled=worker.is_stalled,
             index=worker.index_mode,
             block_size=worker.block_size,
-            held_blocks=len(worker.holding),
+            held_blocks=worker.held_blocks,
+            dram_blocks=worker.in_dram,
             queued_tokens=round(float(w["queued_tokens"])),
             decoding=int(w["decoding"]) - worker.promised,
             requests=int(w["requests"]) - worker.promised,

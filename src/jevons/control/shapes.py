@@ -63,6 +63,7 @@ class _Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
     extra_keys: list[list[object] | None] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
 
 
 class _Removed(msgspec.Struct, tag_field="type", tag="BlockRemoved", gc=False):
@@ -95,6 +96,7 @@ def _event(wire: _Stored | _Removed | _Cleared) -> KvEvent:
                 medium=wire.medium,
                 group=wire.group_idx or 0,
                 kind=wire.kv_cache_spec_kind,
+                window=wire.kv_cache_spec_sliding_window,
                 adapter=_adapter_name(wire.lora_name, wire.lora_id),
                 extra=wire.extra_keys,
             )
@@ -181,6 +183,7 @@ def _stored(fields: dict[str, Any]) -> BlocksStored:
             "medium": fields.get("medium"),
             "group": _group(fields.get("group_idx")),
             "kind": fields.get("kv_cache_spec_kind"),
+            "window": fields.get("kv_cache_spec_sliding_window"),
             "adapter": _adapter_name(fields.get("lora_name"), fields.get("lora_id")),
             "extra": fields.get("extra_keys"),
         },

@@ -8,6 +8,8 @@ from __future__ import annotations
 import msgspec
 
 EngineHash = int | bytes
+IN_DRAM = ("CPU", "CPU_PINNED")  # media of blocks that an engine keeps in its host's memory: vLLM's word, SGLang's
+SLIDING = "sliding_window"  # kind of a group whose layers look back so far and no further
 
 
 class BlocksStored(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +22,7 @@ class BlocksStored(msgspec.Struct, frozen=True, kw_only=True):
     medium: str | None = None  # "GPU" for the device pool, whatever the device; None means the same
     group: int = 0  # which KV cache group, of models that have several
     kind: str | None = None  # "full_attention", "sliding_window", …; None means full
+    window: int | None = None  # tokens, of a sliding window
     adapter: str | None = None  # LoRA name
     extra: list[list[object] | None] | None = None  # per block: cache salt, image hashes …
 

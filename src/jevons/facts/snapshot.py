@@ -20,6 +20,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexMode
     block_size: int | None
     held_blocks: int
+    dram_blocks: int  # that an attached engine keeps in its host's memory
     queued_tokens: int
     decoding: int
     requests: int

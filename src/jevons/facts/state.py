@@ -19,6 +19,9 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     group: int  # of its KV cache groups the one that is followed; -1: none was named yet
     is_degraded: bool = False  # it holds more than that
     names: bytes  # its blocks, what it calls them and what we do, as `kv.engine_names` has them
+    windows: dict[int, int] = {}  # blocks that its other groups look back to
+    in_dram: int = 0  # blocks among them that are kept in its host's memory
+    in_groups: int = 0  # … that are of other groups
 
 
 class Measured(msgspec.Struct, frozen=True, array_like=True):

@@ -18,11 +18,17 @@ from jevons.kv.overlaps import depth_on, holds
 
 FULL = 0  # what is said of a group whose layers look back at everything
 _TIERS = tuple(Tier)
+TIERS = len(_TIERS)
 
 
 def part_of(tier: Tier, group: int) -> int:
     """The number of a tier and a group; 0 is the first group in hbm."""
     return _TIERS.index(tier) + len(_TIERS) * group
+
+
+def group_part(group: int) -> int:
+    """Of an engine's group in hbm that is not the first one here, by the engine's number."""
+    return part_of(Tier.HBM, group + 1)
 
 
 @compiled

@@ -225,9 +225,9 @@ class Holding:
         """Leading blocks of `hashes` held, or to be computed."""
         return self.depth_of(names_of(hashes)) if hashes else 0
 
-    def depth_of(self, names: Ints) -> int:
-        """As `depth`, of blocks that are named as the kernels name them."""
-        return _depth(self._index.hub.record, self.holder, groups.names_in(names, self._tier))
+    def depth_of(self, names: Ints, tier: Tier | None = None) -> int:
+        """As `depth`, of blocks that are named as the kernels name them; in another tier, if it keeps that here too."""
+        return _depth(self._index.hub.record, self.holder, groups.names_in(names, tier or self._tier))
 
     def reach(self, names: Ints, windows: Mapping[int, int]) -> int:
         """Leading blocks of `names` after which it can go on by all its groups of layers.

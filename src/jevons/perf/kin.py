@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from math import exp, log, sqrt
 
-from jevons.perf.measured import GUESS_PRICES, Load, Prices, StepSeconds
+from jevons.facts.block import Tier
+from jevons.perf.measured import GUESS_MOVES, GUESS_PRICES, Load, MoveSeconds, Prices, StepSeconds
 
 # A worker is different where its steps are off by more than this from those of the others, as a logarithm, and by what
 # the noise of so many steps might be besides: by half after four steps, by a quarter in the long run.
@@ -31,6 +32,7 @@ class Kin:
         self.prices = GUESS_PRICES  # as all of them were told
         self.members: set[WorkerSeconds] = set()
         self.middle = 0.0  # of what their steps are off by: half of them are slower
+        self.loads = MoveSeconds(GUESS_MOVES[Tier.DRAM])  # of blocks that their engines keep in their hosts' memory
         self._learned = StepSeconds()
         self._until_middle = 0  # steps
 
