@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": "See what KV-aware routing saves, on a real model, in under two minutes.",
     "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
     "fleet": "Chips, racks and models that are known, with the source of every figure.",
+    "plan": "The cheapest fleet that keeps a promise: a bound proposes, rehearsals decide.",
     "simulate": "Rehearse a fleet: the same decisions on simulated engines, in seconds.",
     "cost": "What a rehearsed fleet's tokens cost, in dollars and joules, and what that hangs on.",
     "compare": "Where the decisions of two rehearsals part, and what came of it.",

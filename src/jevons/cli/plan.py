@@ -1,0 +1,253 @@
+"""`jevons plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from jevons.base.compiled import are_compiled
+from jevons.base.errors import ConfigError
+from jevons.base.units import count, dollars, milliseconds, si
+from jevons.config.calibration import read_calibration
+from jevons.config.catalog import read_catalog
+from jevons.config.wants import Wants, make_wants, read_wants, shipped_wants
+from jevons.econ.purchase import Excess
+from jevons.econ.rivals import Sureness
+from jevons.twin.plan import plan
+from jevons.twin.planned import Plan, Tried
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_MOST_FLIPS = 4
+_FLAGS = {  # options that are values of the file, by their names there
+    "model": "model",
+    "ttft": "slo.ttft_s",
+    "tpot": "slo.tpot_s",
+    "share": "slo.share",
+    "usd_per_hour": "limits.usd_per_hour",
+    "price": "price",
+    "at": "at",
+    "finalists": "finalists",
+    "requests": "traffic.requests",
+    "seed": "seed",
+}
+
+
+@click.command("plan", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("wants", required=False)
+@click.option("--model", help="Of the catalog.")
+@click.option("--trace", type=_FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv.")
+@click.option("--traffic", help="Made-up sessions instead: chat, rag, code, agents, documents, video.")
+@click.option("--rate", type=float, help="Sessions starting a second; of a trace, how much faster it comes.")
+@click.option("--requests", type=int, help="At most so many.")
+@click.option("--ttft", type=float, help="Seconds until the first token that are promised.")
+@click.option("--tpot", type=float, help="Seconds for each further token that are promised.")
+@click.option("--share", type=float, help="Of requests that must be within both.")
+@click.option("--mw", type=float, help="Power there is: of chips, hosts and network, without cooling.")
+@click.option("--half-power", is_flag=True, help="Half of the power that the file names.")
+@click.option("--usd-per-hour", type=float, help="Dollars an hour there are.")
+@click.option("--chips", help="That may be bought, with commas.")
+@click.option("--without", help="Chips that may not, with commas.")
+@click.option("--vendors", help="That are allowed, with commas.")
+@click.option("--price", type=click.Choice(["own", "rent", "build"]), help="Whose price of an hour.")
+@click.option("--at", help="YYYY-MM: chips that are there later do not count.")
+@click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed.")
+@click.option("--seed", type=int)
+@click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@click.option("--against", type=_FILE, help="A former plan, as --json wrote it: what changed, and why.")
+@click.option("--out", type=_FILE, help="File for the fleet: a scenario that `jevons simulate` rehearses.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def command(
+    wants: str | None, catalog: Path | None, against: Path | None, out: Path | None, as_json: bool, **given: Any
+) -> None:
+    """The cheapest fleet that keeps a promise. WANTS is a TOML file, or the name of one that ships with jevons."""
+    wanted = _wants(wants, {name: value for name, value in given.items() if value not in (None, False)})
+    former = None if against is None else _former(against)
+    if not are_compiled():
+        click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+    tell = (lambda tried: None) if as_json else _tell
+    found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
+    if out is not None and found.best is not None:
+        out.write_text(found.scenario)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    for line in _lines(found):
+        Console().print(line, markup=False, highlight=False)
+    if former is not None:
+        for text in _changes(former, found):
+            click.echo(f" {text}")
+
+
+def _wants(name: str | None, given: dict[str, Any]) -> Wants:
+    changes = {_FLAGS[flag]: value for flag, value in given.items() if flag in _FLAGS}
+    for flag in ("chips", "without", "vendors"):
+        if flag in given:
+            changes[flag] = [each.strip() for each in given[flag].split(",")]
+    if "trace" in given and "traffic" in given:
+        raise ConfigError("--trace and --traffic: give one of them: what is recorded, or what is made up")
+    if "trace" in given:
+        changes |= {"traffic.trace": str(given["trace"].resolve()), "traffic.kind": ""}
+    if "traffic" in given:
+        changes |= {"traffic.kind": given["traffic"], "traffic.trace": ""}
+    if "mw" in given:
+        changes["limits.power_w"] = given["mw"] * 1e6
+    if name is None:
+        if "model" not in given or not ("trace" in given or "traffic" in given):
+            raise ConfigError("plan: give a file, or --model and --trace or --traffic")
+        changes |= _rate(given, "trace" in given)
+        return _halved(make_wants({"traffic": {}}, "of these options", changes), given)
+    path = Path(name)
+    path = path if path.exists() else shipped_wants(name)
+    is_trace = "trace" in given or ("traffic" not in given and bool(read_wants(path).traffic.trace))
+    return _halved(read_wants(path, changes | _rate(given, is_trace)), given)
+
+
+def _rate(given: dict[str, Any], is_trace: bool) -> dict[str, Any]:
+    return {"traffic.speed" if is_trace else "traffic.rate": given["rate"]} if "rate" in given else {}
+
+
+def _halved(wants: Wants, given: dict[str, Any]) -> Wants:
+    if "half_power" not in given:
+        return wants
+    power_w = wants.limits.power_w
+    if power_w is None:
+        raise ConfigError("--half-power: there is no limit on power; name one, as limits.power_w or --mw")
+    return msgspec.structs.replace(wants, limits=msgspec.structs.replace(wants.limits, power_w=power_w / 2))
+
+
+def _former(path: Path) -> Plan:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except OSError as error:
+        raise ConfigError(f"--against {path}: cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"--against {path}: is not a plan as --json writes it: {error}") from error
+
+
+def _tell(tried: Tried) -> None:
+    kept = "keeps" if tried.keeps else f"{tried.met:.1%}"
+    click.echo(f"rehearsed {tried.name}: ${tried.usd_per_hour:,.2f}/h, {kept}", err=True)
+
+
+def _lines(found: Plan) -> Iterator[Any]:
+    slo = found.slo
+    promise = f"{slo.share:.0%} of requests within {slo.ttft_s:g} s and {milliseconds(slo.tpot_s)} a token"
+    if found.best is None:
+        yield f"Nothing keeps the promise ({promise}) within these limits."
+        yield from _short(found)
+        return
+    if found.title:
+        yield found.title
+    yield f"{found.model}, {promise}: {found.best.name}"
+    yield _table(found.finalists)
+    yield " $/Mtok: of output, which pays for all; TTFT and TPOT: within which that share of requests is"
+    yield _sure(found)
+    if found.sureness is not None:
+        yield from _flips(found.sureness)
+    yield from _trusted(found.best)
+    yield f" {found.rehearsals} fleets rehearsed; by the bound alone none is below {_usd(found.bound_usd_per_hour)}/h"
+    for why in sorted(set(found.why_not.values())):
+        yield f" not considered, {why}: {', '.join(chip for chip, of in found.why_not.items() if of == why)}"
+
+
+def _table(fleets: list[Tried]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    heads = ("fleet", "$/h", "$/Mtok", "kW", "TTFT", "TPOT", "kept")
+    for at, head in enumerate(heads):
+        table.add_column(head, justify="right" if at else "left", no_wrap=True)
+    for each in fleets:
+        table.add_row(
+            each.name,
+            f"{each.usd_per_hour:,.2f}",
+            f"{each.usd_per_million_output_tokens:.3g}",
+            "unknown" if each.power_w is None else f"{each.power_w / 1e3:,.1f}",
+            milliseconds(each.ttft_s),
+            milliseconds(each.tpot_s),
+            f"{each.met:.1%}",
+        )
+    return table
+
+
+def _sure(found: Plan) -> str:
+    assert found.sureness is not None, "asked where something was found"
+    cost = found.sureness.usd_per_hour[0]
+    told = f" ${cost.base:,.2f}/h ({cost.low:,.2f} to {cost.high:,.2f}, by prices and step times)"
+    if len(found.finalists) == 1:
+        return f"{told}; nothing else kept the promise"
+    share = found.sureness.cheapest_share[0]
+    return f"{told}; the cheapest of these {len(found.finalists)} in {share:.0%} of draws"
+
+
+def _flips(sure: Sureness) -> Iterator[str]:
+    for flip in sure.flips[:_MOST_FLIPS]:
+        known = "within what is known" if flip.is_within else "beyond what is known"
+        more = "above" if flip.at > flip.base else "below"
+        yield f" {flip.figure} {more} {flip.at:.3g} instead of {flip.base:.3g} ({known}): {flip.to}"
+
+
+def _trusted(best: Tried) -> Iterator[str]:
+    for chip in sorted(best.chips):
+        part = next(part for part in best.parts if part.chip == chip)
+        error = part.rate_p90_error
+        note = "nothing of this kind was held out" if error is None else f"nine of ten throughputs within {error:.0%}"
+        yield f" trust: {chip}: {part.trust}; {note}"
+
+
+def _short(found: Plan) -> Iterator[str]:
+    if found.short_of:
+        yield " one limit binds:" if len(found.short_of) == 1 else " limits that bind:"
+    for each in found.short_of:
+        yield f"  {_excess(each)}"
+    near = found.nearest
+    if near is not None:
+        within = f"{found.slo.share:.0%} of requests within {near.ttft_s:.3g} s and {milliseconds(near.tpot_s)} a token"
+        yield f" or promise what {near.name} keeps within the limits: {within} (the old promise: {near.met:.1%})"
+
+
+def _excess(each: Excess) -> str:
+    needs, has = _amount(each.limit, each.needs), _amount(each.limit, each.has)
+    return f"{each.limit}: needs {needs}, has {has} ({each.needs / each.has:.2f} ×)" if each.has else f"{needs} needed"
+
+
+def _amount(limit: str, value: float) -> str:
+    if limit == "power_w":
+        return si(value, "W")
+    return dollars(value) if "usd" in limit else count(value)
+
+
+def _usd(value: float | None) -> str:
+    return "unknown" if value is None else f"${value:,.2f}"
+
+
+def _changes(former: Plan, now: Plan) -> Iterator[str]:
+    """What is otherwise than in a former plan, and which of the limits or offers made it so."""
+    was, best = former.best, now.best
+    if was is None or best is None:
+        yield f"before: {was.name if was else 'nothing'}; now: {best.name if best else 'nothing'}"
+        return
+    if was.name == best.name:
+        yield f"as before: {best.name}"
+        return
+    ratio = best.usd_per_million_output_tokens / was.usd_per_million_output_tokens
+    yield f"before: {was.name}; now: {best.name}: {ratio:.2f} × the dollars a token"
+    yield from _reasons(was, former, now)
+
+
+def _reasons(was: Tried, former: Plan, now: Plan) -> Iterator[str]:
+    gone = [chip for chip in was.chips if chip in now.why_not]
+    for chip in gone:
+        yield f"because {chip} is not there now: {now.why_not[chip]}"
+    for name in ("power_w", "usd_per_hour", "capex_usd"):
+        has, needed = getattr(now.limits, name), getattr(was, name)
+        if has is not None and (needed is None or needed > has):
+            told = "unknown" if needed is None else _amount(name, needed)
+            yield f"because {name} is limited to {_amount(name, has)}: the former fleet needs {told}"
+    if not gone and (now.slo != former.slo or now.load != former.load):
+        yield "because another promise, or other traffic, is asked for"

@@ -1,0 +1,132 @@
+"""What a plan is asked for: what is served, what is promised, and what there is to buy it with. One TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from jevons.base.errors import ConfigError
+from jevons.config.scenario import Count, Positive, Share, StoreTier, Traffic
+from jevons.facts.llm import Precision
+
+Month = Annotated[str, Meta(pattern=r"^(\d{4}-\d{2}(-\d{2})?)?$")]
+
+
+class Promise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is promised, and to how many."""
+
+    ttft_s: Positive = 2.0
+    tpot_s: Positive = 0.05
+    share: Annotated[float, Meta(gt=0, lt=1)] = 0.9  # of requests that must be within
+    of: Literal["both", "each"] = "both"  # within both at once, or so many within each
+
+
+class Available(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Chips that can be had, from some day on."""
+
+    chip: str
+    chips: Annotated[int, Meta(ge=0)] | None = None  # None: any number
+    since: Month = ""  # empty: now
+
+
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What must not be exceeded; None: no limit."""
+
+    power_w: Positive | None = None  # of the site: chips with their share of hosts, network and cooling
+    usd_per_hour: Positive | None = None
+    capex_usd: Positive | None = None
+
+
+class OfferedTier(StoreTier, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory below the chips' that can be added to a node, and what it costs there."""
+
+    usd_per_hour: Annotated[float, Meta(ge=0)]
+
+
+class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    model: str  # of the catalog
+    traffic: Traffic
+    title: str = ""
+    weights: Precision | None = None  # None: as released
+    kv_bits: Literal[8, 16] = 16
+    slo: Promise = Promise()
+    limits: Budget = Budget()
+    price: Literal["own", "rent", "build"] = "own"
+    chips: list[str] = []  # that may be bought; empty: all whose price is known
+    vendors: list[str] = []  # that are allowed; empty: all
+    without: list[str] = []  # chips that are not
+    available: list[Available] = []  # other chips are there in any number
+    owned: dict[str, Annotated[int, Meta(ge=0)]] = {}  # chips that cost their electricity alone
+    at: Month = ""  # when it is bought: what is available later does not count; empty: whenever
+    tensor: tuple[Count, ...] = (1, 2, 4, 8)  # chips of an instance that are tried
+    roles: tuple[Literal["both", "split"], ...] = ("both", "split")
+    tiers: list[OfferedTier] = []
+    memory_share: Share = 0.9
+    most_kinds: Count = 2  # of instances in one fleet
+    finalists: Count = 6  # that are rehearsed
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
+def read_wants(path: Path, changes: dict[str, Any] | None = None) -> Wants:
+    """A file, with some of it replaced.
+
+    Args:
+        changes: values by dotted name, such as `limits.power_w`.
+
+    Raises:
+        ConfigError: names the file, the field, the value and the rule.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"plan {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"plan {path}: not TOML: {error}") from error
+    wants = make_wants(table, str(path), changes)
+    trace = wants.traffic.trace
+    if trace and not (changes or {}).get("traffic.trace") and not Path(trace).is_absolute():
+        beside = msgspec.structs.replace(wants.traffic, trace=str(path.parent / trace))
+        return msgspec.structs.replace(wants, traffic=beside)
+    return wants
+
+
+def make_wants(table: dict[str, Any], where: str, changes: dict[str, Any] | None = None) -> Wants:
+    """From its fields. Raises ConfigError, see `read_wants`."""
+    for name, value in (changes or {}).items():
+        *parents, last = name.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    try:
+        wants = msgspec.convert(table, Wants)
+        _check(wants)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ConfigError(f"plan {where}: {error}") from error
+    return wants
+
+
+def _check(wants: Wants) -> None:
+    if bool(wants.traffic.trace) == bool(wants.traffic.kind):
+        raise ConfigError("traffic: must name either a trace or a kind, exactly one of them")
+    named = [each.chip for each in wants.available]
+    if len(named) > len(set(named)):
+        raise ConfigError("available: each chip must be named once")
+
+
+def shipped_wants(name: str) -> Path:
+    """The file of a plan that ships with jevons.
+
+    Raises:
+        ConfigError: there is none of that name; names those there are.
+    """
+    folder = Path(__file__).parent / "plans"
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise ConfigError(f"plan {name!r}: neither a file nor one of {names}")
+    return path

@@ -1,0 +1,344 @@
+"""The cheapest fleet that keeps a promise: a bound proposes, rehearsals decide.
+
+Kinds of instances are proposed in sets, the one that is cheapest by the bound first. Each set is sized by rehearsals:
+grown until the promise is kept, then made cheaper step by step as long as it is. How many more it took than the bound
+said is learned for each kind and each role, and the next sets are proposed by the bound so corrected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+from msgspec.structs import replace
+
+from jevons.base.compiled import Records
+from jevons.base.errors import ConfigError
+from jevons.config.catalog import Catalog
+from jevons.config.scenario import Scenario, Slo, as_toml
+from jevons.config.wants import Wants
+from jevons.econ.draws import Draws
+from jevons.econ.purchase import Excess, Limits, Market, Needs, Offer, cheapest, excesses, needs_of
+from jevons.econ.rivals import Rival, Sureness, figures_of, sureness
+from jevons.perf.calibration import Calibration
+from jevons.twin.offers import candidates, hour_of, load_of, offers_of
+from jevons.twin.planned import Plan, Tried, front, make_of, part_of
+from jevons.twin.run import simulate
+
+_GROW = 1.25
+_SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
+_HALVINGS = 6  # of the share of a load that limits allow
+_MOST_STEPS = 40  # of growing
+_HOUR_S = 3600.0
+Counts = dict[int, int]  # of each kind its instances
+
+
+def plan(
+    wants: Wants, catalog: Catalog, calibration: Calibration, on_tried: Callable[[Tried], None] = lambda tried: None
+) -> Plan:
+    """The cheapest fleet for what is wanted.
+
+    Raises:
+        ConfigError: something named is not in the catalog, no chip may be used, or the traffic tells no rate.
+    """
+    return Search(wants, catalog, calibration, on_tried).plan()
+
+
+class Search:
+    """A plan under way; see `plan`."""
+
+    def __init__(
+        self, wants: Wants, catalog: Catalog, calibration: Calibration, on_tried: Callable[[Tried], None]
+    ) -> None:
+        self.wants, self.catalog, self.calibration, self._on_tried = wants, catalog, calibration, on_tried
+        self.load = load_of(wants.traffic, wants.seed, wants.slo.share)
+        self.offers, self.why_not = offers_of(wants, catalog)
+        self.candidates = candidates(wants, self.load, self.offers, catalog, calibration)
+        if not self.candidates:
+            raise ConfigError(_nothing(wants, self.offers, self.why_not))
+        self.limits = Limits(**{name: getattr(wants.limits, name) for name in Limits.__struct_fields__})
+        self.kinds = [each.kind for each in self.candidates]
+        self.tried: dict[tuple[tuple[int, int], ...], Tried] = {}
+        self._learned: dict[int, float] = {}  # of a kind, how many times more of it than the bound says
+
+    @property
+    def market(self) -> Market:
+        return Market(
+            kinds=self.kinds,
+            offers=self.offers,
+            limits=self.limits,
+            requests_per_s=self.load.demand.requests_per_s,
+            most_kinds=self.wants.most_kinds,
+        )
+
+    def plan(self) -> Plan:
+        found, bound = self._finalists()
+        found.sort(key=lambda each: (each.usd_per_hour, each.name))
+        best = found[0] if found else None
+        return Plan(
+            title=self.wants.title,
+            model=self.wants.model,
+            slo=self.wants.slo,
+            limits=self.limits,
+            load=self.load,
+            best=best,
+            runner_up=next((each for each in found[1:] if best and make_of(each) != make_of(best)), None),
+            finalists=found,
+            front=front([each for each in self.tried.values() if self._fits(each)]),
+            bound_usd_per_hour=bound,
+            short_of=[] if found else self._short_of(),
+            nearest=None if found else self._nearest(),
+            rehearsals=len(self.tried),
+            why_not=self.why_not,
+            sureness=self._sureness(found) if found else None,
+            scenario=as_toml(self._scenario_of(best)) if best else "",
+        )
+
+    def _finalists(self) -> tuple[list[Tried], float | None]:
+        """The cheapest of each set of kinds, and the first bound."""
+        found: list[Tried] = []
+        used: list[frozenset[int]] = []
+        bound: float | None = None
+        for _ in range(self.wants.finalists):
+            counts = cheapest(self._corrected(), without=used) or cheapest(self.market, without=used)
+            if counts is None:
+                break
+            start = {kind: count for kind, count in enumerate(counts) if count}
+            used.append(frozenset(start))
+            bound = self.needs(start).usd_per_hour if bound is None else bound
+            best = min((each.usd_per_hour for each in found), default=math.inf)
+            sized = self.size(start, lambda needs: needs.usd_per_hour, _SLACK * best)
+            if sized is not None:
+                found.append(self.rehearse(sized))
+        return found, bound
+
+    def _corrected(self) -> Market:
+        """The market with what each kind does as rehearsals found it, or others of its role."""
+        found = [kind.requests_per_s / self._more(at) for at, kind in enumerate(self.kinds)]
+        kinds = [replace(kind, requests_per_s=rate) for kind, rate in zip(self.kinds, found, strict=True)]
+        return replace(self.market, kinds=kinds)
+
+    def _more(self, at: int) -> float:
+        """How many times more instances of a kind it takes than the bound says."""
+        alike = [more for kind, more in self._learned.items() if self.kinds[kind].role == self.kinds[at].role]
+        return self._learned.get(at, min(alike, default=1.0))
+
+    def _learn(self, counts: Counts) -> None:
+        """Of a fleet that just keeps its promise."""
+        for kind in counts:
+            role = self.kinds[kind].role
+            alike = (count * self.kinds[other].requests_per_s for other, count in counts.items())
+            roles = (self.kinds[other].role for other in counts)
+            rate = sum(each for each, other in zip(alike, roles, strict=True) if other == role)
+            self._learned[kind] = max(1.0, rate / self.load.demand.requests_per_s)
+
+    def size(self, start: Counts, cost: Callable[[Needs], float], most: float = math.inf) -> Counts | None:
+        """As few instances of these kinds as keep the promise.
+
+        Args:
+            cost: what is to be least.
+            most: give up where it takes more of that.
+
+        Returns:
+            None where the limits, or `most`, allow none.
+        """
+        counts = self._grow(start, cost, most)
+        if counts is not None:
+            counts = self._shrink(counts, cost)
+            self._learn(counts)
+        return counts
+
+    def _grow(self, counts: Counts, cost: Callable[[Needs], float], most: float) -> Counts | None:
+        for _ in range(_MOST_STEPS):
+            if cost(self.needs(counts)) > most or excesses(self.needs(counts), self.limits, self.offers):
+                return None
+            tried = self.rehearse(counts)
+            if tried.keeps:
+                return counts
+            short = self._short(counts, tried)
+            counts = {
+                kind: max(count + 1, math.ceil(count * _GROW)) if kind in short else count
+                for kind, count in counts.items()
+            }
+        return None
+
+    def _short(self, counts: Counts, tried: Tried) -> list[int]:
+        """Kinds of which there are too few: who computes prompts if first tokens are late, else who decodes."""
+        share, slow = self.wants.slo.share, []
+        roles = {kind: self.kinds[kind].role for kind in counts}
+        if tried.met_ttft < share:
+            slow += [kind for kind, role in roles.items() if role != "decode"]
+        if tried.met_tpot < share:
+            slow += [kind for kind, role in roles.items() if role != "prefill"]
+        return slow or [min(counts, key=lambda kind: self.needs({kind: 1}).usd_per_hour)]
+
+    def _shrink(self, counts: Counts, cost: Callable[[Needs], float]) -> Counts:
+        """Change it by ever smaller steps, to the cheapest neighbour that keeps the promise, until none does."""
+        step = max(1, max(counts.values()) // 8)
+        while True:
+            cheaper = next((each for each in self._neighbours(counts, step, cost) if self.rehearse(each).keeps), None)
+            if cheaper is not None:
+                counts = cheaper
+            elif step == 1:
+                return counts
+            else:
+                step //= 2
+
+    def _neighbours(self, counts: Counts, step: int, cost: Callable[[Needs], float]) -> list[Counts]:
+        """Fewer of one kind, or more of it for fewer of another, where that is cheaper and no less by the bound."""
+        now, found = cost(self.needs(counts)), []
+        for changes in product((-2 * step, -step, 0, step), repeat=len(counts)):
+            new = {kind: count + change for (kind, count), change in zip(counts.items(), changes, strict=True)}
+            if min(new.values()) < 1 or cost(self.needs(new)) >= now or not self._serves(new):
+                continue
+            if not excesses(self.needs(new), self.limits, self.offers):
+                found.append(new)
+        return sorted(found, key=lambda each: cost(self.needs(each)))
+
+    def _serves(self, counts: Counts) -> bool:
+        """By the bound."""
+        rates = {"both": 0.0, "prefill": 0.0, "decode": 0.0}
+        for kind, count in counts.items():
+            rates[self.kinds[kind].role] += count * self.kinds[kind].requests_per_s
+        return rates["both"] + min(rates["prefill"], rates["decode"]) >= self.load.demand.requests_per_s
+
+    def needs(self, counts: Counts) -> Needs:
+        kinds = [self.kinds[kind] for kind in counts]
+        return needs_of(kinds, list(counts.values()), self.offers)
+
+    def scenario(self, counts: Counts) -> Scenario:
+        wants = self.wants
+        return Scenario(
+            title=wants.title,
+            model=wants.model,
+            weights=wants.weights,
+            kv_bits=wants.kv_bits,
+            traffic=wants.traffic,
+            slo=Slo(wants.slo.ttft_s, wants.slo.tpot_s),
+            fleet=[replace(self.candidates[kind].group, instances=count) for kind, count in sorted(counts.items())],
+            seed=wants.seed,
+        )
+
+    def _scenario_of(self, tried: Tried) -> Scenario:
+        return self.scenario(next(dict(counts) for counts, each in self.tried.items() if each is tried))
+
+    def rehearse(self, counts: Counts) -> Tried:
+        """What comes of it; each fleet once."""
+        key = tuple(sorted(counts.items()))
+        if key not in self.tried:
+            self.tried[key] = tried = self._rehearsed(dict(key))
+            self._on_tried(tried)
+        return self.tried[key]
+
+    def _rehearsed(self, counts: Counts) -> Tried:
+        pieces: list[Records] = []
+        report = simulate(
+            self.scenario(counts),
+            self.catalog,
+            self.calibration,
+            on_results=lambda results: pieces.append(results.copy()),
+        )
+        found = np.concatenate(pieces)
+        slo, taken = self.wants.slo, self.needs(counts)
+        ttft_s = found["first_s"] - found["at_s"]
+        tpot_s = (found["done_s"] - found["first_s"]) / np.maximum(found["output"] - 1, 1)
+        met_ttft, met_tpot = (ttft_s <= slo.ttft_s), (tpot_s <= slo.tpot_s)
+        met = float((met_ttft & met_tpot).mean())
+        apart = min(float(met_ttft.mean()), float(met_tpot.mean()))
+        usd_per_s, load = taken.usd_per_hour / _HOUR_S, self.load
+        return Tried(
+            parts=[part_of(self.candidates[kind], count) for kind, count in counts.items()],
+            usd_per_hour=taken.usd_per_hour,
+            power_w=taken.power_w,
+            capex_usd=taken.capex_usd,
+            chips=taken.chips,
+            usd_per_million_output_tokens=usd_per_s * load.span_s / load.output_tokens * 1e6,
+            usd_per_million_tokens=usd_per_s * load.span_s / (load.input_tokens + load.output_tokens) * 1e6,
+            ttft_s=float(np.quantile(ttft_s, slo.share)),
+            tpot_s=float(np.quantile(tpot_s, slo.share)),
+            met=met,
+            met_ttft=float(met_ttft.mean()),
+            met_tpot=float(met_tpot.mean()),
+            reuse=sum(report.reuse_fraction.values()),
+            keeps=(met if slo.of == "both" else apart) >= slo.share,
+        )
+
+    def _sureness(self, found: Sequence[Tried]) -> Sureness:
+        """Of the cheapest against the others that keep the promise."""
+        errors, rivals = dict[str, float | None](), list[Rival]()
+        for each in found:
+            owned = {chip: min(count, self.offers[chip].owned) for chip, count in each.chips.items()}
+            paid = {chip: count - owned[chip] for chip, count in each.chips.items() if count > owned[chip]}
+            usd = each.usd_per_hour - sum(self.offers[chip].usd_per_hour * count for chip, count in paid.items())
+            rivals.append(Rival(name=each.name, chips=paid, fixed_usd_per_hour=usd))
+            errors |= {part.chip: part.rate_p90_error for part in each.parts}
+        paid_chips = {chip for rival in rivals for chip in rival.chips}
+        hours = {chip: hour for chip in sorted(paid_chips) if (hour := hour_of(self.wants.price, chip, self.catalog))}
+        return sureness(rivals, hours, figures_of(hours, errors), Draws(seed=self.wants.seed))
+
+    def _fits(self, tried: Tried) -> bool:
+        taken = Needs(
+            usd_per_hour=tried.usd_per_hour, power_w=tried.power_w, capex_usd=tried.capex_usd, chips=tried.chips
+        )
+        return not excesses(taken, self.limits, self.offers)
+
+    def _nearest(self) -> Tried | None:
+        """What keeps most of the promise within the limits, a fleet for as much as they allow among them."""
+        serving, less, more = None, 0.0, 1.0
+        for _ in range(_HALVINGS):
+            part = (less + more) / 2
+            market = replace(self._corrected(), requests_per_s=part * self.load.demand.requests_per_s)
+            counts = cheapest(market)
+            less, more = (less, part) if counts is None else (part, more)
+            serving = serving if counts is None else counts
+        if serving is not None:
+            self.rehearse({kind: count for kind, count in enumerate(serving) if count})
+        within = [each for each in self.tried.values() if self._fits(each)]
+        return max(within, key=lambda each: each.met, default=None)
+
+    def _short_of(self) -> list[Excess]:
+        """Limits that each alone, if raised so far, let a fleet keep the promise; or what all must be raised to."""
+        limits, offers, found = self.limits, self.offers, list[Excess]()
+        for name in Limits.__struct_fields__:
+            if getattr(limits, name) is not None:
+                self.limits = replace(limits, **{name: None})
+                needed = self._least(name, lambda needs, of=name: getattr(needs, of) or math.inf)  # type: ignore[misc]
+                found += [] if needed is None else [Excess(name, getattr(limits, name), getattr(needed, name))]
+                self.limits = limits
+        for chip, offer in offers.items():
+            if offer.most is not None:
+                self.offers = offers | {chip: replace(offer, most=None)}
+                needed = self._least("usd_per_hour", lambda needs, of=chip: needs.chips.get(of, 0))  # type: ignore[misc]
+                count = 0 if needed is None else needed.chips.get(chip, 0)
+                found += [Excess(f"chips of {chip}", offer.most, count)] if count > offer.most else []
+                self.offers = offers
+        return found or self._all_short()
+
+    def _all_short(self) -> list[Excess]:
+        limits, offers = self.limits, self.offers
+        self.limits = Limits()
+        self.offers = {chip: replace(offer, most=None) for chip, offer in offers.items()}
+        needed = self._least("usd_per_hour", lambda needs: needs.usd_per_hour)
+        self.limits, self.offers = limits, offers
+        return [] if needed is None else excesses(needed, limits, offers)
+
+    def _least(self, name: str, cost: Callable[[Needs], float]) -> Needs | None:
+        """What the fleet needs that keeps the promise with the least of one thing."""
+        counts = cheapest(self._corrected(), least=name)
+        if counts is None:
+            return None
+        sized = self.size({kind: count for kind, count in enumerate(counts) if count}, cost)
+        return None if sized is None else self.needs(sized)
+
+
+def _nothing(wants: Wants, offers: dict[str, Offer], why_not: dict[str, str]) -> str:
+    if not offers:
+        reasons = ", ".join(f"{chip}: {why}" for chip, why in why_not.items())
+        return f"plan: no chip may be bought or is owned ({reasons})"
+    return (
+        f"plan: no instance of {', '.join(offers)} with {wants.tensor} chips holds {wants.model} and answers alone "
+        f"within {wants.slo.ttft_s:g} s and {wants.slo.tpot_s:g} s a token; allow more chips an instance (tensor), "
+        f"fewer bits (weights), or promise less"
+    )

@@ -1,0 +1,113 @@
+"""What a plan is made of: fleets that were rehearsed, and what to buy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from jevons.config.wants import Promise
+from jevons.econ.purchase import Excess, Limits
+from jevons.econ.rivals import Sureness
+from jevons.twin.offers import Candidate, Load
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Instances of a fleet that are alike."""
+
+    chip: str
+    role: str
+    instances: int
+    tensor: int
+    attention: int = 1
+    experts: int = 1
+    tier: str = ""
+    trust: str
+    rate_p90_error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `3 × 2 h200 prefill`."""
+        role = "" if self.role == "both" else f" {self.role}"
+        return f"{self.instances} × {self.tensor} {self.chip}{role}{' +' + self.tier if self.tier else ''}"
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """A fleet that was rehearsed, and what came of it."""
+
+    parts: list[Part]
+    usd_per_hour: float
+    power_w: float | None
+    capex_usd: float | None
+    chips: dict[str, int]
+    usd_per_million_output_tokens: float
+    usd_per_million_tokens: float  # of prompts and answers
+    ttft_s: float  # within which the promised share of requests was
+    tpot_s: float
+    met: float  # share of requests within both
+    met_ttft: float
+    met_tpot: float
+    reuse: float  # share of prompt tokens
+    keeps: bool  # the promise
+
+    @property
+    def name(self) -> str:
+        """Such as `3 × 2 h200 prefill + 1 × 4 mi300x decode`."""
+        return " + ".join(part.name for part in self.parts)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to buy, and why."""
+
+    title: str
+    model: str
+    slo: Promise
+    limits: Limits
+    load: Load
+    best: Tried | None
+    runner_up: Tried | None  # the cheapest of other chips or roles that keeps the promise
+    finalists: list[Tried]  # the cheapest of each set of kinds that keeps it
+    front: list[Tried]  # none of them is worse than another in $, speed and power
+    bound_usd_per_hour: float | None  # no fleet of these kinds is cheaper by the bound
+    short_of: list[Excess]  # where nothing keeps the promise: limits, and what each alone would have to be
+    nearest: Tried | None  # … and what keeps most of it within them
+    rehearsals: int
+    why_not: dict[str, str]  # chips that were not considered
+    sureness: Sureness | None  # of the finalists, in their order
+    scenario: str  # the best fleet as a file for `jevons simulate`
+
+
+def part_of(candidate: Candidate, instances: int) -> Part:
+    group = candidate.group
+    return Part(
+        chip=group.chip,
+        role=group.role,
+        instances=instances,
+        tensor=group.tensor,
+        attention=group.attention,
+        experts=group.experts,
+        tier=group.tier.name if group.tier else "",
+        trust=str(candidate.trust),
+        rate_p90_error=candidate.rate_p90_error,
+    )
+
+
+def make_of(tried: Tried) -> list[tuple[str, str]]:
+    """Chips and roles: what makes two fleets different."""
+    return sorted((part.chip, part.role) for part in tried.parts)
+
+
+def front(tried: Sequence[Tried]) -> list[Tried]:
+    """Those of which none is at least as good in $, in tokens a second for a user and in power, and better in one."""
+
+    def measures(each: Tried) -> tuple[float, float, float]:
+        return each.usd_per_hour, each.tpot_s, math.inf if each.power_w is None else each.power_w
+
+    def is_beaten(each: Tried) -> bool:
+        mine = measures(each)
+        others = (measures(other) for other in in_time if other is not each)
+        return any(all(a <= b for a, b in zip(o, mine, strict=True)) and o != mine for o in others)
+
+    in_time = [each for each in tried if each.keeps]
+    return sorted((each for each in in_time if not is_beaten(each)), key=lambda each: each.usd_per_hour)

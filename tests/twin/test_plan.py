@@ -1,0 +1,128 @@
+"""Plans: what the bound proposes, rehearsals confirm; and who asks for too much is told by how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+pytest.importorskip("highspy", reason="plans need HiGHS: pip install 'jevons[plan]'")
+
+from jevons.base.errors import ConfigError
+from jevons.config.calibration import read_calibration
+from jevons.config.catalog import read_catalog
+from jevons.config.scenario import make_scenario
+from jevons.config.wants import Budget, Wants, make_wants
+from jevons.twin.offers import load_of, offers_of
+from jevons.twin.plan import plan
+from jevons.twin.planned import Plan, Tried, front
+from jevons.twin.run import simulate
+
+CATALOG, CALIBRATION = read_catalog(), read_calibration()
+RAG = {"kind": "rag", "rate": 30.0, "requests": 600}
+
+
+def wants(**more: Any) -> Wants:
+    table = {"model": "llama-3.1-8b", "traffic": RAG, "chips": ["h100", "h200"], "tensor": [1, 2], "finalists": 3}
+    return make_wants(table | more, "of a test")
+
+
+def planned(wants: Wants) -> Plan:
+    return plan(wants, CATALOG, CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def usual() -> Plan:
+    return planned(wants())
+
+
+def test_what_is_planned_keeps_the_promise_when_it_is_rehearsed_again(usual: Plan) -> None:
+    import tomllib
+
+    assert usual.best is not None
+    again = simulate(make_scenario(tomllib.loads(usual.scenario), "of a plan"), CATALOG, CALIBRATION)
+    assert again.met_slo == pytest.approx(usual.best.met)
+    assert again.met_slo >= usual.slo.share
+
+
+def test_the_best_is_the_cheapest_of_all_that_keep_the_promise(usual: Plan) -> None:
+    assert usual.best is not None
+    assert usual.best == usual.finalists[0]
+    assert all(each.keeps and each.usd_per_hour >= usual.best.usd_per_hour for each in usual.finalists)
+    assert usual.bound_usd_per_hour is not None
+    assert usual.best.usd_per_hour >= usual.bound_usd_per_hour
+
+
+def test_a_million_tokens_cost_the_hours_of_all_chips(usual: Plan) -> None:
+    best = usual.best
+    assert best is not None
+    hours = usual.load.span_s / 3600.0
+    assert best.usd_per_million_output_tokens == pytest.approx(
+        best.usd_per_hour * hours / usual.load.output_tokens * 1e6
+    )
+
+
+def test_a_chip_that_is_taken_away_is_not_in_the_new_plan(usual: Plan) -> None:
+    assert usual.best is not None
+    gone = next(iter(usual.best.chips))
+    again = planned(wants(without=[gone]))
+    assert again.best is not None
+    assert gone not in again.best.chips
+    assert again.why_not[gone] == "excluded"
+    assert again.best.usd_per_hour >= usual.best.usd_per_hour
+
+
+def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:
+    assert usual.best is not None
+    assert usual.best.power_w is not None
+    short = planned(wants(limits={"power_w": usual.best.power_w / 8}))
+    assert short.best is None
+    assert [each.limit for each in short.short_of] == ["power_w"]
+    needs = short.short_of[0].needs
+    assert usual.best.power_w / 8 < needs <= usual.best.power_w
+    enough = planned(replace(wants(), limits=Budget(power_w=needs)))
+    assert enough.best is not None
+    assert enough.best.power_w is not None
+    assert enough.best.power_w <= needs
+
+
+def test_chips_that_are_there_too_late_are_not_bought() -> None:
+    late = wants(available=[{"chip": "h200", "since": "2027-06"}], at="2027-01")
+    offers, why_not = offers_of(late, CATALOG)
+    assert set(offers) == {"h100"}
+    assert why_not["h200"] == "there from 2027-06 on"
+    assert set(offers_of(replace(late, at="2027-06"), CATALOG)[0]) == {"h100", "h200"}
+
+
+def test_owned_chips_are_used_up_before_others_are_bought() -> None:
+    mine = planned(wants(owned={"h100": 16}))
+    assert mine.best is not None
+    assert mine.best.chips.get("h100", 0) <= 16
+    assert mine.best.usd_per_hour < 16 * 0.25  # by hand: 1.37 kW × 1.2 × $0.08 = $0.13 each
+
+
+def test_prompts_that_were_seen_are_not_counted_as_to_be_computed() -> None:
+    load = load_of(wants().traffic, 0, 0.9)
+    assert load.requests == 600
+    assert 0 < load.demand.prompt_tokens < load.demand.input_tokens
+    assert load.demand.long_tokens > load.demand.prompt_tokens
+
+
+def test_a_model_that_no_instance_holds_is_an_error_that_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"no instance of h100, h200 with .* holds deepseek-v3"):
+        planned(wants(model="deepseek-v3"))
+
+
+def test_the_front_has_nothing_that_is_worse_in_all(usual: Plan) -> None:
+    def beats(a: Tried, b: Tried) -> bool:
+        assert a.power_w is not None
+        assert b.power_w is not None
+        return a.usd_per_hour < b.usd_per_hour and a.tpot_s < b.tpot_s and a.power_w < b.power_w
+
+    assert usual.front
+    assert usual.best in usual.front or any(
+        f.usd_per_hour == usual.best.usd_per_hour for f in usual.front if usual.best
+    )
+    assert not any(beats(a, b) for a in usual.front for b in usual.front)
+    assert front(usual.front) == usual.front
