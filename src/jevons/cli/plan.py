@@ -161,7 +161,7 @@ def _table(fleets: list[Tried]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     heads = ("fleet", "$/h", "$/Mtok", "kW", "TTFT", "TPOT", "kept")
     for at, head in enumerate(heads):
-        table.add_column(head, justify="right" if at else "left", no_wrap=True)
+        table.add_column(head, justify="right" if at else "left", no_wrap=at > 0)
     for each in fleets:
         table.add_row(
             each.name,

@@ -29,7 +29,7 @@ from jevons.twin.run import simulate
 
 _GROW = 1.25
 _SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
-_HALVINGS = 6  # of the share of a load that limits allow
+_HALVINGS = 10  # of the share of a load that limits allow
 _MOST_STEPS = 40  # of growing
 _HOUR_S = 3600.0
 Counts = dict[int, int]  # of each kind its instances
