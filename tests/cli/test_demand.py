@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,26 @@ from click.testing import CliRunner
 from jevons.base.errors import ConfigError
 from jevons.cli.demand import command
 
+SMALL = """
+model = "llama-3.1-8b"
+[traffic]
+kind = "code"
+rate = 4.0
+requests = 1500
+[[fleet]]
+chip = "h100"
+instances = 2
+"""
+
 
 def told(*args: str) -> dict[str, Any]:
     ended = CliRunner().invoke(command, [*args, "--draws", "300", "--json"], catch_exceptions=False)
-    found: dict[str, Any] = json.loads(ended.output)
+    found: dict[str, Any] = json.loads(ended.stdout)
     return found
 
 
 def test_every_year_has_its_ranges_and_the_flip_is_told() -> None:
-    found = told()
+    found = told()["demand"]
 
     assert [year["year"] for year in found["years"]] == [2026, 2027, 2028, 2029, 2030]
     assert all(set(year["spend"]) == {"low", "base", "high"} for year in found["years"])
@@ -28,25 +40,53 @@ def test_every_year_has_its_ranges_and_the_flip_is_told() -> None:
 
 
 def test_a_lever_that_is_left_out_is_missing_and_tokens_stay_dearer() -> None:
-    all_of, fewer = told(), told("--without", "hardware")
+    all_of, fewer = told()["demand"], told("--without", "hardware")["demand"]
 
     assert "hardware" not in [lever["name"] for lever in fewer["levers"]]
     assert fewer["years"][-1]["price"]["base"] > all_of["years"][-1]["price"]["base"]
 
 
 def test_an_elasticity_below_one_lets_every_lever_lower_spend() -> None:
-    found = told("--elasticity", "0.8", "--without-limit", "chips", "--without-limit", "power")
+    found = told("--elasticity", "0.8", "--without-limit", "chips", "--without-limit", "power")["demand"]
 
     assert all(lever["spend"]["high"] <= 1.0 for lever in found["levers"])
     assert found["above_one"] == 0.0
 
 
-def test_it_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("outlook", ["jevons-2026-2030", "custom-silicon"])
+def test_it_fits_eighty_columns(outlook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    ended = CliRunner().invoke(command, ["--draws", "300"], catch_exceptions=False)
+    ended = CliRunner().invoke(command, [outlook, "--draws", "300"], catch_exceptions=False)
 
     assert "…" not in ended.output
     assert max(map(len, ended.output.splitlines())) <= 80
+
+
+def test_custom_silicon_is_told_at_25_35_and_50_percent_and_takes_from_nvidia() -> None:
+    cases = told("custom-silicon")["market"]["cases"]
+
+    assert [case["custom_share_2028"] for case in cases] == [0.25, 0.35, 0.5]
+    shares = [case["nvidia_share"]["base"] for case in cases]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_mixed_fleet_is_held_to_one_vendors_by_the_twin() -> None:
+    mixed = told("custom-silicon", "--single", "rag-gb300", "--mixed", "rag-mixed")["switching"]["mixed"]
+
+    assert (mixed["single"]["vendors"], mixed["mixed"]["vendors"]) == (["NVIDIA"], ["Google", "AMD"])
+    assert min(mixed["single"]["met_slo"], mixed["mixed"]["met_slo"]) > 0.99
+    saved = 1 - mixed["mixed"]["usd_per_mtok"]["base"] / mixed["single"]["usd_per_mtok"]["base"]
+    assert mixed["saved"]["base"] == pytest.approx(saved)
+
+
+def test_what_reuse_saves_is_measured_in_the_twin(tmp_path: Path) -> None:
+    scenario = tmp_path / "small.toml"
+    scenario.write_text(SMALL)
+
+    factor = told("--rehearse", str(scenario))["demand"]["parameters"]["reuse_cost_factor"]
+
+    assert 0.0 < factor["value"] < 0.95
+    assert "sessions a second by round robin" in factor["note"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +96,9 @@ def test_it_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--elasticity", "-1"), r"above 0, got '-1'"),
         (("--without", "magic"), r"--without: must be one of hardware, .* got 'magic'"),
         (("--set", "pue=1.2"), r"'pue' is none of them"),
+        (("--mixed", "mixed"), r"--single and --mixed: give both"),
+        (("--single", "vr-nvl72", "--mixed", "mixed"), r"must have the same model and traffic"),
+        (("--single", "mixed", "--mixed", "mixed"), r"mi455x.own_usd_per_hour: is not known"),
         (("nowhere",), r"outlook 'nowhere': neither a file nor one of"),
     ],
 )

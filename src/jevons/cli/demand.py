@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from jevons.base.errors import ConfigError
+from jevons.base.errors import ConfigError, UnknownFigure
+from jevons.cli.demand_fleets import compare_fleets, reuse_cost_factor
+from jevons.cli.demand_tables import Found, show
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.outlook import OutlookFile, Range, read_outlook, read_range
-from jevons.econ.curve import Served
-from jevons.econ.draws import Draws, Interval
+from jevons.config.prices import rack_of, read_price
+from jevons.econ.curve import INTERACTIVITY, Served, tokens_per_s
+from jevons.econ.draws import Draws
 from jevons.econ.levers import LEVERS
-from jevons.econ.outlook import Outlook, Setup, Year, look_ahead, parameters
-from jevons.facts.hardware import Figure
+from jevons.econ.market import look_at_market
+from jevons.econ.outlook import Setup, look_ahead, parameters
+from jevons.econ.switching import Mixed, lock_in
+from jevons.facts.hardware import Chip, Confidence, Figure, Rack
 
 _DEFAULT = "jevons-2026-2030"
-_SHOWN_SWINGS = 8
-_SEEN = 0.005  # a swing below is not shown
 _MODEL = "deepseek-v3"  # for which chips are compared, and that dense models give way to
 _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_year"}
 
@@ -39,23 +39,77 @@ _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_y
 @click.option(
     "--hardware", type=click.Choice(["sheet", "perf", "between", "vendor"]), help="Whose word on Vera Rubin to take."
 )
+@click.option("--rehearse", metavar="SCENARIO", help="Measure in the twin what reuse of KV saves there.")
+@click.option("--single", metavar="SCENARIO", help="One vendor's fleet, to compare with --mixed in the twin.")
+@click.option("--mixed", metavar="SCENARIO", help="A mixed fleet, for the same traffic.")
+@click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE: of --single and --mixed.")
 @click.option("--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with figures of yours.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(outlook: str, draws: int, seed: int, catalog: Path | None, as_json: bool, **given: Any) -> None:
-    """What cheaper tokens do to demand, year by year.
+    """What cheaper tokens do to demand, to spending, and to who sells the silicon, year by year.
 
     OUTLOOK is a TOML file, or the name of one that ships with jevons. Everything is over the first year's; ranges hold
     9 of 10 draws of all parameters.
     """
-    asked = _asked(read_outlook(outlook), given)
-    figures = figures_of(read_catalog(catalog), asked)
-    found = look_ahead(asked.title, figures, _setup(asked), Draws(draws, seed))
+    asked, known, how = _asked(read_outlook(outlook), given), read_catalog(catalog), Draws(draws, seed)
+    figures = figures_of(known, asked)
+    if given["rehearse"] is not None:
+        figures["reuse_cost_factor"] = reuse_cost_factor(given["rehearse"], known)
+    found = look(asked, figures, known, how, _mixed(given, known, how))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
-    show(found, Console())
+    show(found, asked, Console())
+
+
+def look(
+    asked: OutlookFile, figures: dict[str, Figure], catalog: Catalog, draws: Draws, mixed: Mixed | None = None
+) -> Found:
+    """All that is asked for, whatever of it is shown. Raises ConfigError."""
+    return Found(
+        demand=look_ahead(asked.title, figures, _setup(asked), draws),
+        market=look_at_market(figures, _setup(asked), draws, figures["custom_silicon_share_2028"]),
+        switching=lock_in((asked.chips, asked.chip), figures | merchant(catalog, asked.chip), draws, mixed),
+    )
+
+
+def merchant(catalog: Catalog, name: str) -> dict[str, Figure]:
+    """What a chip costs in its rack and by the hour, and what it serves at medium speed. Raises ConfigError."""
+    if name not in catalog.chips:
+        raise ConfigError(f"outlook: chip: {name!r} is unknown; add it to chips")
+    chip = catalog.chips[name]
+    served = tokens_per_s(Served(model=catalog.models[_MODEL]), chip, INTERACTIVITY["mid"])
+    if served is None:
+        raise UnknownFigure(f"chips.{name}: tokens/s for users of {INTERACTIVITY['mid']:.0f} tokens/s each")
+    rate = Figure(value=served, source="OURS", confidence=Confidence.DERIVED, note="decoding, by perf")
+    if chip.own_usd_per_hour is None:
+        raise UnknownFigure(f"chips.{name}.own_usd_per_hour")
+    price = _price(name, chip, rack_of(catalog, name))
+    return {"chip_usd": price, "merchant_usd_per_hour": chip.own_usd_per_hour, "merchant_tokens_per_s": rate}
+
+
+def _price(name: str, chip: Chip, rack: Rack | None) -> Figure:
+    """With its share of the rack, where that is known."""
+    price = chip.price_usd if rack is None or rack.price_usd is None else rack.price_usd
+    if price is None:
+        raise UnknownFigure(f"chips.{name}.price_usd")
+    chips = 1 if rack is None or rack.price_usd is None else rack.chips
+    ends = [None if end is None else end / chips for end in (price.low, price.high)]
+    return Figure(
+        value=price.value / chips, low=ends[0], high=ends[1], source=price.source, confidence=price.confidence
+    )
+
+
+def _mixed(given: Mapping[str, Any], catalog: Catalog, draws: Draws) -> Mixed | None:
+    single, mixed = given["single"], given["mixed"]
+    if single is None and mixed is None:
+        return None
+    if single is None or mixed is None:
+        raise ConfigError("--single and --mixed: give both scenarios, or neither")
+    prices = dict(read_price(text) for text in given["usd_per_hour"])
+    return compare_fleets((single, mixed), catalog, prices, draws)
 
 
 def figures_of(catalog: Catalog, asked: OutlookFile) -> dict[str, Figure]:
@@ -93,91 +147,3 @@ def _asked(file: OutlookFile, given: Mapping[str, Any]) -> OutlookFile:
         hardware=given["hardware"] or file.hardware,
         parameters={**file.parameters, **changes},
     )
-
-
-def show(found: Outlook, console: Console) -> None:
-    if found.title:
-        console.print(found.title, markup=False, highlight=False)
-    console.print(_years(found))
-    console.print(_levers(found))
-    for line in _findings(found):
-        console.print(f" {line}", markup=False, highlight=False)
-    console.print(_swings(found))
-
-
-def figure(value: float) -> str:
-    """Two figures, without exponents."""
-    if value == 0.0:
-        return "0"
-    digits = max(0, 1 - math.floor(math.log10(abs(value))))
-    return f"{round(value, 1 - math.floor(math.log10(abs(value)))):,.{min(digits, 6)}f}"
-
-
-def ranged(interval: Interval) -> str:
-    if interval.low == interval.high:
-        return figure(interval.base)
-    return f"{figure(interval.base)} ({figure(interval.low)} to {figure(interval.high)})"
-
-
-def _table(title: str, *heads: str) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style=""
-    )
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
-def _years(found: Outlook) -> Table:
-    title = f"over {found.setup.first}; chips, power: share of draws in which they limit what is done"
-    table = _table(title, "", "cost of a task", "tasks", "spend", "chips", "power")
-    for year in found.years:
-        ranges = (ranged(interval) for interval in (year.price, year.tasks, year.spend))
-        table.add_row(str(year.year), *ranges, *_short(year))
-    return table
-
-
-def _short(year: Year) -> tuple[str, str]:
-    chips, power = year.limited_by_chips, year.limited_by_power
-    return f"{chips:.0%}", f"{power:.0%}"
-
-
-def _levers(found: Outlook) -> Table:
-    table = _table(f"in {found.years[-1].year}, with each lever over without it", "", "price paid", "tasks", "spend")
-    for lever in found.levers:
-        table.add_row(lever.name, ranged(lever.price), ranged(lever.tasks), ranged(lever.spend))
-    return table
-
-
-def _findings(found: Outlook) -> list[str]:
-    last, adoption = found.years[-1], found.adoption_per_year
-    lines = [_flip(found), f"adoption at steady prices: {ranged(adoption)} × a year, prices explain the rest"]
-    if found.most_elasticity is not None:
-        lines.append(
-            f"above an elasticity of {found.most_elasticity:.2f} they would explain more than all published growth"
-        )
-    if last.rent_share.high > 0.005:
-        low, high = last.rent_share.low, last.rent_share.high
-        lines.append(f"paid above cost while capacity is short: {low:.0%} to {high:.0%} of {last.year}'s spend")
-    return lines
-
-
-def _flip(found: Outlook) -> str:
-    if found.flip is None:
-        return "nothing makes tokens cheaper here"
-    told = f"cheaper tokens raise spend from an elasticity of {found.flip:.2f} on ({found.above_one:.0%} of draws)"
-    if not found.setup.limits or found.flip_within_limits == found.flip:
-        return told
-    if found.flip_within_limits is None:
-        return f"{told}; within limits they {'raise' if found.limits_raise_spend else 'never raise'} it at any"
-    return f"{told}, within limits from {found.flip_within_limits:.2f}"
-
-
-def _swings(found: Outlook) -> Table:
-    last = found.years[-1]
-    table = _table(f"what matters for {last.year}'s spend, {figure(last.spend.base)} ×", "", "from", "to", "spend")
-    seen = [swing for swing in found.matters if swing.width > _SEEN * last.spend.base]
-    for swing in seen[:_SHOWN_SWINGS]:
-        spend = f"{figure(swing.at_low)} to {figure(swing.at_high)}"
-        table.add_row(swing.name, figure(swing.low), figure(swing.high), spend)
-    return table

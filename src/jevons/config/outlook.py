@@ -14,6 +14,7 @@ from jevons.facts.hardware import Confidence, Figure, Positive
 
 Lever = Literal["hardware", "reuse", "compression", "sparsity", "small_models", "other"]
 Limit = Literal["chips", "power"]
+Part = Literal["demand", "market", "switching"]
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,6 +33,9 @@ class OutlookFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     last: Annotated[int, Meta(ge=2027, le=2040)] = 2030
     levers: tuple[Lever, ...] = get_args(Lever)
     limits: tuple[Limit, ...] = get_args(Limit)
+    show: tuple[Part, ...] = get_args(Part)  # in the report to read; JSON has all
+    chip: str = "gb200"  # of a fleet that would be left for another vendor's, or for one's own
+    chips: Annotated[int, Meta(ge=1)] = 10_000
     hardware: Literal["sheet", "perf", "between", "vendor"] = "between"  # whose word on Vera Rubin is taken
     parameters: dict[str, Range] = {}
     title: str = ""

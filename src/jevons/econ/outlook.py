@@ -38,6 +38,9 @@ _OWN = (
     "hardware_cost_decline_per_year",
     "life_years",
     "utilisation",
+    "custom_silicon_share_2028",
+    "wacc",
+    "capex_overhead",
 )
 
 

@@ -34,6 +34,7 @@ class DemandFigures(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True
     hyperscaler_share: Figure  # of inference: of those with silicon of their own
     custom_revenue_share_2026: Figure  # of accelerators' revenue
     nvidia_inference_revenue_share_2026: Figure
+    custom_silicon_share_2026: Figure  # of hyperscalers' inference tokens
     custom_usd_over_merchant: Figure  # silicon for the same tokens
     custom_tokens_over_merchant: Figure  # of one chip
     # What it takes to leave.

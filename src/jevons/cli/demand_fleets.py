@@ -1,0 +1,91 @@
+"""What `jevons demand` asks the twin: how much reuse of KV saves, and one vendor's fleet beside a mixed one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+from jevons.base.errors import ConfigError
+from jevons.cli.scenarios import scenario_of, tell_of_compiling
+from jevons.config.calibration import read_calibration
+from jevons.config.catalog import Catalog
+from jevons.config.prices import make_bill
+from jevons.config.scenario import Scenario
+from jevons.econ.bill import Bill
+from jevons.econ.cost import Basis
+from jevons.econ.draws import Amount, Draws, interval_of
+from jevons.econ.switching import Fleet, Mixed
+from jevons.facts.hardware import Confidence, Figure
+from jevons.perf.calibration import Calibration
+from jevons.twin.run import simulate
+
+_WITHIN_SLO = 0.9  # of requests
+_DOUBLINGS = 12
+_HALVINGS = 6  # of a factor of two: to 1 %
+
+
+def reuse_cost_factor(name: str, catalog: Catalog) -> Figure:
+    """What tokens cost with KV-aware placement over round robin: the sessions a second that the same fleet holds.
+
+    Raises:
+        ConfigError: the scenario's traffic is a trace, which has no rate; or no rate is held.
+    """
+    scenario = scenario_of(name, {})
+    if not scenario.traffic.kind:
+        raise ConfigError(f"--rehearse: {name!r} must have made-up sessions, whose rate can be raised, not a trace")
+    tell_of_compiling()
+    calibration = read_calibration()
+    rates = [_most_rate(name, router, scenario.traffic.rate, catalog, calibration) for router in ("round_robin", "kv")]
+    note = f"{name}: {rates[0]:.3g} sessions a second by round robin, {rates[1]:.3g} by kv, {_WITHIN_SLO:.0%} in time"
+    return Figure(value=rates[0] / rates[1], source="OURS", confidence=Confidence.DERIVED, note=note)
+
+
+def _most_rate(name: str, router: str, rate: float, catalog: Catalog, calibration: Calibration) -> float:
+    """The most at which so many requests are within the SLO, to a percent."""
+
+    def is_held(at: float) -> bool:
+        scenario = scenario_of(name, {"router": router, "rate": at})
+        return simulate(scenario, catalog, calibration).met_slo >= _WITHIN_SLO
+
+    step = 2.0 if is_held(rate) else 0.5
+    for _ in range(_DOUBLINGS):
+        if is_held(rate * step) != (step > 1.0):
+            break
+        rate *= step
+    else:
+        raise ConfigError(f"--rehearse: {name!r} under {router} has no rate at which {_WITHIN_SLO:.0%} are in time")
+    low, high = sorted((rate, rate * step))
+    for _ in range(_HALVINGS):
+        middle = sqrt(low * high)
+        low, high = (middle, high) if is_held(middle) else (low, middle)
+    return low
+
+
+def compare_fleets(names: tuple[str, str], catalog: Catalog, prices: Mapping[str, Figure], draws: Draws) -> Mixed:
+    """One vendor's fleet and a mixed one, rehearsed and priced. Raises ConfigError: a chip has no price."""
+    scenarios = [scenario_of(name, {}) for name in names]
+    if scenarios[0].traffic != scenarios[1].traffic or scenarios[0].model != scenarios[1].model:
+        raise ConfigError(f"--single and --mixed: {names[0]!r} and {names[1]!r} must have the same model and traffic")
+    tell_of_compiling()
+    reports = [simulate(scenario, catalog, read_calibration()) for scenario in scenarios]
+    bills = [make_bill(report.usage, catalog, Basis.OWN, prices) for report in reports]
+    figures = bills[0].figures() | bills[1].figures()
+
+    def saved(of: Mapping[str, Amount]) -> Amount:
+        return 1.0 - bills[1].usd_per_mtok(of) / bills[0].usd_per_mtok(of)
+
+    single, mixed = (
+        _fleet(scenario, bill, report.met_slo, catalog, draws)
+        for scenario, bill, report in zip(scenarios, bills, reports, strict=True)
+    )
+    return Mixed(single=single, mixed=mixed, saved=interval_of(saved, figures, draws))
+
+
+def _fleet(scenario: Scenario, bill: Bill, met_slo: float, catalog: Catalog, draws: Draws) -> Fleet:
+    return Fleet(
+        title=scenario.title,
+        vendors=list(dict.fromkeys(catalog.chips[name].vendor for name in bill.usage.chips)),
+        chips=bill.usage.chips,
+        met_slo=met_slo,
+        usd_per_mtok=interval_of(bill.usd_per_mtok, bill.figures(), draws),
+    )
