@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The constraints pin what was tested; pyproject.toml keeps the ranges wide.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint bench chaos test-vllm clean help
+.PHONY: demo test check lint bench chaos test-vllm test-ui clean help
 
 demo: $(VENV)/.engine ## Two policies, one workload, a real model: what KV-aware routing saves
 	$(BIN)/jevons demo
@@ -32,6 +32,9 @@ test-vllm: $(VENV)/.dev ## Against a real vLLM on CPU: a 3 GB environment of its
 	test -n "$$JEVONS_VLLM" || $(BIN)/python tests/vllm/install.py .vllm
 	$(BIN)/python -m pytest -q -m vllm tests/vllm $(ARGS)
 
+test-ui: $(VENV)/.ui ## The page in a real browser: needs chromium (Debian: apt install chromium); SCREENSHOTS=DIR keeps pictures
+	JEVONS_SCREENSHOTS="$(SCREENSHOTS)" $(BIN)/python -m pytest -q -s -m ui tests/ui $(ARGS)
+
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -51,6 +54,10 @@ $(VENV)/.engine: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.engine
 	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,dev]'
+	touch $@
+
+$(VENV)/.ui: $(VENV)/.dev
+	$(INSTALL) playwright
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -12,6 +12,7 @@ from jevons.base.errors import JevonsError
 
 _COMMANDS = {
     "serve": "Serve a model over several workers, behind one OpenAI-compatible door.",
+    "top": "See a server's fleet, requests, times and cost in a terminal.",
     "node": "Run workers that a server on another host uses.",
     "mock": "Run a fleet of engines without a model: real HTTP and KV events, timed by chips.",
     "demo": "See what KV-aware routing saves, on a real model, in under two minutes.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -20,8 +20,18 @@ from jevons.config.catalog import read_catalog
 from jevons.twin.course import Watch
 from jevons.twin.run import Report, simulate
 from jevons.twin.spread import Spread
+from jevons.twin.watch import Watched
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_SPEED = "Seconds of the rehearsal that go by in one of yours."
+
+
+class PageAt(NamedTuple):
+    """Whether the page is wanted, at which port, and how fast the rehearsal is to pass by."""
+
+    is_wanted: bool
+    port: int
+    speed: float
 
 
 @click.command("simulate", context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,12 +40,16 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for results of each request.")
 @picture_options
+@click.option("--watch", is_flag=True, help="Serve the page at a free port of this machine while it runs, and after.")
+@click.option("--watch-port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 takes a free one.")
+@click.option("--watch-speed", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help=_SPEED)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
     scenario: str | None, exact: bool, catalog: Path | None, out: Path | None, as_json: bool, **given: Any
 ) -> None:
     """Rehearse a fleet: SCENARIO is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
+    page = PageAt(*(given.pop(name) for name in ("watch", "watch_port", "watch_speed")))
     wanted = scenario_of(scenario, given)
     if out is not None:
         _make(out)
@@ -49,17 +63,25 @@ def command(
         if watch is not None:
             watch.add(results)
 
-    report = simulate(wanted, read_catalog(catalog), read_calibration(), exact=exact, on_results=keep)
-    if out is not None:
-        _write(out, report, pieces)
-    if watch is not None:
-        from jevons.cli.pictures.simulate import notes, pictures
+    def finish(report: Report) -> None:
+        if out is not None:
+            _write(out, report, pieces)
+        if watch is not None:
+            from jevons.cli.pictures.simulate import notes, pictures
 
-        shown.write(report.title or "A rehearsal", notes(report), pictures(wanted, report, watch))
-    if as_json:
-        click.echo(msgspec.json.encode(report))
-        return
-    _show(report)
+            shown.write(report.title or "A rehearsal", notes(report), pictures(wanted, report, watch))
+        if as_json:
+            click.echo(msgspec.json.encode(report))
+        else:
+            _show(report)
+
+    known, learned = read_catalog(catalog), read_calibration()
+    if page.is_wanted:
+        from jevons.cli.watch import watch_it
+
+        watch_it(Watched(wanted, known, learned, exact=exact, on_results=keep), known, page, finish)
+    else:
+        finish(simulate(wanted, known, learned, exact=exact, on_results=keep))
 
 
 def _make(out: Path) -> None:

@@ -11,16 +11,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash, RequestId
 from jevons.facts.trace import RecordedRow, RecordedWorker
 from jevons.facts.worker import WorkerFacts
-from jevons.kv.hashing import block_hashes, chain, root
+from jevons.kv.blake2b import name_prompt
+from jevons.kv.hashing import chain, root
 from jevons.perf.measured import Prices
 from jevons.policy.route import Placement
 
 BLOCK = 16  # tokens behind an id
 _MOST_TALKS = 65_536  # conversations that may go on: those answered last
-_ID_BITS = 36  # of a block's name: copies of a trace are told apart by those above
+_ID = (1 << 36) - 1  # of a block's name: copies of a trace are told apart by the bits above
 LATELY_S, LATELY_BYTES = 600.0, 32 << 20  # what `Lately` keeps at most
 
 
@@ -46,19 +48,20 @@ class Rows:
     def __init__(self, began_s: float) -> None:
         self._began_s = began_s
         # The last full block of prompts that were answered: of which request, and when.
-        self._talks: OrderedDict[BlockHash, tuple[RequestId, float, int]] = OrderedDict()
+        self._talks: OrderedDict[int, tuple[RequestId, float, int]] = OrderedDict()
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> RecordedRow:
         """A request is over, and its client has all of it. Times in seconds, of one clock."""
         tokens = [*a.prompt, *a.tokens]
-        full = block_hashes(tokens, BLOCK, salt)
+        _, names = name_prompt(tokens, BLOCK, salt)
+        full: list[int] = names[1::2].tolist()  # the second half of each name is enough to know a block by
         named = len(a.prompt) // BLOCK
         leader = self._leader(full[:named], len(a.prompt), arrived_s)
         row = RecordedRow(
             input_length=len(a.prompt),
             output_length=a.output_tokens,
             timestamp=ms(arrived_s - self._began_s),
-            hash_ids=_ids(tokens, full, salt),
+            hash_ids=_ids(tokens, names, salt),
             request_id=a.id,
             wait_for=[] if leader is None else [leader[0]],
             delay=None if leader is None else ms(arrived_s - leader[1]),
@@ -78,7 +81,7 @@ class Rows:
                 self._talks.popitem(last=False)
         return row
 
-    def _leader(self, blocks: Sequence[BlockHash], tokens: int, arrived_s: float) -> tuple[RequestId, float] | None:
+    def _leader(self, blocks: Sequence[int], tokens: int, arrived_s: float) -> tuple[RequestId, float] | None:
         """The request this one goes on from, and when that was done: its prompt begins with all of that one's."""
         for block in reversed(blocks):
             found = self._talks.get(block)
@@ -131,12 +134,14 @@ class Lived(NamedTuple):
     lines: list[bytes]  # of `RecordedRow`
 
 
-def _ids(tokens: Sequence[int], full: Sequence[BlockHash], salt: str) -> list[int]:
-    """Of the full blocks, and of what is left."""
-    left, names = tokens[len(full) * BLOCK :], list(full)
+def _ids(tokens: Sequence[int], names: Ints, salt: str) -> list[int]:
+    """Of the full blocks, and of what is left. `names`: see `kv.blake2b.name_prompt`."""
+    ids: list[int] = (names[1::2].byteswap() & _ID).tolist()
+    left = tokens[len(ids) * BLOCK :]
     if left:
-        names += chain(left, len(left), full[-1] if full else root(BLOCK, salt))
-    return [int.from_bytes(name[-8:], "big") & ((1 << _ID_BITS) - 1) for name in names]
+        before = BlockHash(names[-2:].tobytes()) if ids else root(BLOCK, salt)
+        ids.append(int.from_bytes(chain(left, len(left), before)[0][-8:], "big") & _ID)
+    return ids
 
 
 def ms(seconds: float) -> float:

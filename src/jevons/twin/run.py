@@ -156,18 +156,27 @@ class Run:
         self._arrival_numbers: Ints | None = None
 
     def go(self) -> None:
-        waiting = list(self._happenings())
+        for _ in self.going():
+            pass
+
+    def going(self, pause_s: float = np.inf) -> Iterator[float]:
+        """Run to the end. Yields the time after every `pause_s` of it, when all results so far have been told."""
+        waiting, due_s = list(self._happenings()), pause_s
         pieces = self._checked(arrivals(self._scenario.traffic, self._scenario.seed))
         piece, following = next(pieces), next(pieces, None)
         self._give(piece, 0)
         base = 0
         while True:
-            until_s = waiting[0][0].at_s if waiting else np.inf
+            until_s = min(due_s, waiting[0][0].at_s if waiting else np.inf)
             why = kernel.run(self.hub.record, until_s, following is None)
             if why == kernel.GROW:
                 _make_room(self.hub)
             elif why == kernel.FULL:
                 self._take_results()
+            elif why == kernel.TIME and until_s == due_s:
+                self._take_results()
+                yield due_s
+                due_s = np.inf if following is None and self._is_quiet() else due_s + pause_s
             elif why == kernel.TIME:
                 self._happens(*waiting.pop(0))
             elif why == kernel.REFUSED:
@@ -179,6 +188,11 @@ class Run:
                 piece, following = following, next(pieces, None)
                 self._give(piece, base)
         self._take_results()
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is left to happen by itself."""
+        number, idle = self.hub.number, self.hub["due"][1] == np.inf
+        return bool(idle and number("next") >= len(self.hub["arrivals"]) and number("moves_end") == 0)
 
     def _give(self, piece: Piece, base: int) -> None:
         self.hub.put("arrivals", np.ascontiguousarray(piece.requests))
@@ -267,6 +281,16 @@ class Run:
 
     def _no_worker(self, what: str) -> NoWorker:
         return NoWorker(f"a request {what} at {self.hub.number('now_s'):.3f} s and no instance is up")
+
+    @property
+    def numbers(self) -> Places:
+        """Of each instance in the hub its number in the scenario."""
+        return self._numbers
+
+    @property
+    def made(self) -> Sequence[Made]:
+        """Its groups, in the order of the hub."""
+        return self._made
 
     def _take_results(self) -> None:
         count = int(self.hub.number("results_end"))

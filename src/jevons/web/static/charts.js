@@ -70,7 +70,7 @@ function nothing(width, height, text) {
   return draw("text", { class: "empty", x: width / 2, y: height / 2, "text-anchor": "middle" }, text);
 }
 
-export function scatter(box, pairs) {
+export function scatter(box, words, pairs) {
   const width = box.clientWidth, height = box.clientHeight;
   if (!width) return;
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}` });
@@ -94,9 +94,9 @@ export function scatter(box, pairs) {
   const ratios = pairs.filter(([p, m]) => p > 0 && m > 0).map(([p, m]) => m / p).sort((a, b) => a - b);
   if (ratios.length) {
     const middle = ratios[ratios.length >> 1], near = ratios.filter((r) => r > 1 / 1.25 && r < 1.25).length / ratios.length;
-    const told = `${ratios.length} requests: measured ${middle.toPrecision(2)} × predicted at the median, ${share(near)} within 25 %`;
-    svg.append(draw("text", { x: EDGE.left + 6, y: EDGE.top + 12 }, told));
+    const told = `last ${ratios.length}: measured ${middle.toPrecision(2)} × predicted at the median, ${share(near)} within 25 %`;
     box.setAttribute("aria-label", told);
+    words.textContent = told;
   } else {
     svg.append(nothing(width, height, "no request is finished yet"));
     box.setAttribute("aria-label", "no request is finished yet");

@@ -28,7 +28,7 @@ function grouped() {
 }
 
 function cellSize(width, height) {
-  let low = 2, high = 46;
+  let low = 2, high = 132;
   const fits = (size) => {
     const columns = Math.max(1, Math.floor(width / size));
     return groups.reduce((sum, g) => sum + LABEL + Math.ceil(g.members.length / columns) * size, 0) <= height;
@@ -75,6 +75,7 @@ function paint() {
   });
   for (const i of ill) sign(to, now.health[i], places[i][0], places[i][1], cell, line);
   if (size >= 10) bars(to, cell, line);
+  if (size >= 64) words(to, cell);
   if (chosen >= 0 && places[chosen]) {
     to.strokeStyle = ink("--focus"); to.lineWidth = 2;
     to.strokeRect(places[chosen][0] - 1.5, places[chosen][1] - 1.5, cell + 3, cell + 3);
@@ -82,12 +83,27 @@ function paint() {
 }
 
 function bars(to, cell, line) {
-  const thick = Math.max(2, Math.round(cell * 0.12));
+  const thick = Math.min(6, Math.max(2, Math.round(cell * 0.12))), track = ink("--line");
   places.forEach(([x, y], i) => {
     const room = who.blocks[i];
     if (!room) return;
-    to.fillStyle = ink("--card"); to.fillRect(x, y + cell - thick - 1, cell, thick + 1);
+    to.fillStyle = track; to.fillRect(x, y + cell - thick, cell, thick);
     to.fillStyle = line; to.fillRect(x, y + cell - thick, cell * Math.min(1, now.held[i] / room), thick);
+  });
+}
+
+// Where there is room: who it is and what it does, in the tone that can be read on the cell's.
+function words(to, cell) {
+  const dark = ink("--paper-on"), light = ink("--ink-on");
+  places.forEach(([x, y], i) => {
+    to.fillStyle = now.health[i] === 0 && step(i) >= 3 ? dark : light;
+    const name = who.ids[i].split("/").pop(), free = cell - 12;
+    to.font = `600 12px ${getComputedStyle(document.body).fontFamily}`;
+    to.fillText(name.length > 14 ? `…${name.slice(-13)}` : name, x + 6, y + 18, free);
+    to.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    to.fillText(`${now.running[i]} running`, x + 6, y + 33, free);
+    to.fillText(`${now.waiting[i]} waiting`, x + 6, y + 47, free);
+    if (cell >= 78 && now.queue_ms[i]) to.fillText(`queue ${seconds(now.queue_ms[i] / 1e3)}`, x + 6, y + 61, free);
   });
 }
 

@@ -56,7 +56,7 @@ function show({ view, cost, can }) {
   costs(view, cost);
   ttft.add(view.now_s, view.ttft);
   itl.add(view.now_s, view.itl);
-  scatter(document.querySelector("#scatter .chart"), view.scatter);
+  scatter(document.querySelector("#scatter .chart"), at("scatter-words"), view.scatter);
   if (!held) requests(view);
   chat.allow(can.includes("chat"), view.workers.who);
   whatIf.allow(can.includes("what-if"), view);

@@ -42,7 +42,7 @@ function result(told) {
     make("td", {}, told.now === null ? "unknown" : form(of(told.now))), make("td", {}, form(of(told.then))),
     make("td", {}, told.now === null || less === null ? "" : difference(of(told.now), of(told.then), less))));
   const lived = told.lived.ttft_p50_s === null ? "" : ` As it was lived: TTFT p50 ${seconds(told.lived.ttft_p50_s)}, ${share(told.lived.reuse)} of prompt tokens reused.`;
-  const trust = told.then.trust.map((t) => `${t.chip}: ${t.trust}; ${t.note}`).join(" ");
+  const trust = told.then.trust.map((t) => (t.trust === "given" ? "step times are those the router learned of these workers" : `${t.chip}: ${t.trust}; ${t.note}`)).join("; ");
   at("if-result").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)),
     make("p", { class: "note" }, `${told.notes.join(" ")}${lived} How far to trust it: ${trust}.`));
 }

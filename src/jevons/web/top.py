@@ -1,0 +1,125 @@
+"""The page's data in a terminal."""
+
+from __future__ import annotations
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jevons.base.units import count, milliseconds, si
+from jevons.facts.view import HEALTHS, Going, Times, View, Workers
+from jevons.web.money import Cost, Range
+from jevons.web.site import Told
+
+# What a worker does, and what stands for it: idle, running, then by how long is queued there.
+_SIGNS = (("·", "idle"), ("▁", "running"), ("▃", "queue < 0.1 s"), ("▅", "< 0.5 s"), ("▆", "< 2 s"), ("█", "≥ 2 s"))
+_ILL = {"stalled": "o", "suspect": "?", "down": "x"}
+_QUEUES_MS = (100, 500, 2_000)
+_FEWEST_LINES = 14  # of all but workers and requests
+_UNKNOWN = "unknown"
+
+
+def read(raw: bytes) -> Told:
+    """Raises MsgspecError: it is no such data."""
+    return msgspec.json.decode(raw, type=Told)
+
+
+def screen(told: Told, width: int, height: int) -> RenderableType:
+    """All of it on so many columns and lines: workers get a third of them, requests what is left."""
+    view = told.view
+    cells = "".join(_sign(view.workers, i) for i in range(len(view.workers.health)))
+    lines = [cells[at : at + width] for at in range(0, len(cells), width)]
+    most = max(1, height // 3)
+    if len(lines) > most:
+        left = len(cells) - (most - 1) * width
+        lines = [*lines[: most - 1], f"… and {count(left)} more workers"]
+    rows = max(0, height - _FEWEST_LINES - len(lines))
+    latest = list(reversed(view.requests))[:rows]
+    return Group(_head(view), _figures(view, told.cost), *map(Text, lines), _legend(), _requests(latest))
+
+
+def _sign(workers: Workers, at: int) -> str:
+    health = HEALTHS[workers.health[at]]
+    if health != "up":
+        return _ILL[health]
+    queue_ms, waiting = workers.queue_ms[at], workers.waiting[at]
+    if not (workers.running[at] or waiting):
+        return _SIGNS[0][0]
+    if not (waiting or queue_ms):
+        return _SIGNS[1][0]
+    return _SIGNS[2 + sum(queue_ms >= bound for bound in _QUEUES_MS)][0]
+
+
+def _legend() -> Text:
+    signs = [f"{sign} {what}" for sign, what in _SIGNS] + [f"{sign} {what}" for what, sign in _ILL.items()]
+    return Text("  ".join(signs), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _head(view: View) -> Text:
+    kind = "live" if view.source == "live" else "rehearsal, over" if view.is_over else "rehearsal"
+    clock = f"{view.now_s:,.0f} s" + ("" if view.source == "live" else " simulated")
+    return Text(f"jevons {kind}: {view.title}, policy {view.policy}, {clock}", style="bold", no_wrap=True)
+
+
+def _figures(view: View, cost: Cost) -> Table:
+    workers, reuse = view.workers, view.reuse
+    up = sum(h == HEALTHS.index("up") for h in workers.health)
+    busy = sum(r + w > 0 for r, w in zip(workers.running, workers.waiting, strict=True))
+    below = sum(reuse.tiers.values())
+    told = reuse.computed + reuse.device + below
+    shares = {"devices": reuse.device, **reuse.tiers, "computed": reuse.computed}
+    table = Table.grid(padding=(0, 3))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    rows = {
+        "workers": f"{count(up)} of {count(len(workers.health))} up, {count(busy)} busy",
+        "requests": f"{view.rates.requests:.1f} /s, {count(view.under_way)} under way, "
+        f"{count(view.waiting_in_front)} in front, {count(view.finished)} done",
+        "tokens": f"{si(view.rates.output_tokens, '/s')} out, {si(view.rates.prompt_tokens, '/s')} of prompts",
+        "TTFT": _times(view.ttft),
+        "gap between tokens": _times(view.itl),
+        "prompt tokens": ", ".join(f"{name} {n / told:.0%}" for name, n in shares.items()) if told else "none yet",
+        "cost": f"{_usd(cost.usd_per_hour)} an hour, {_usd(cost.usd)} so far; reuse saved {_usd(cost.saved_usd)}, "
+        f"{cost.saved_s:,.0f} s of {cost.saved_of}",
+        "energy of chips": _UNKNOWN
+        if cost.joules is None
+        else f"{si(cost.joules.low, 'J')} to {si(cost.joules.high, 'J')}",
+    }
+    for name, text in rows.items():
+        table.add_row(Text(name, style="dim"), Text(text))
+    return table
+
+
+def _times(times: Times) -> str:
+    """Of the last minute."""
+    if times.p50 is None or times.p90 is None or times.p99 is None or times.within is None:
+        return "nothing in the last minute"
+    p50, p90, p99 = (milliseconds(value) for value in (times.p50, times.p90, times.p99))
+    within = f"{times.within:.1%} within {milliseconds(times.target_s)}"
+    return f"p50 {p50}, p90 {p90}, p99 {p99}; {within}"
+
+
+def _usd(sum_of: Range | None) -> str:
+    return _UNKNOWN if sum_of is None else f"${sum_of.base:,.2f}" if sum_of.base >= 0.01 else f"${sum_of.base:.2g}"
+
+
+def _requests(latest: list[Going]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in ("worker", "prompt", "cached", "first token", "predicted", "state", "reason"):
+        is_text = head in ("worker", "state", "reason")
+        table.add_column(head, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
+    for g in latest:
+        cached = f"{g.predicted_cached:,}?" if g.cached_tokens is None else f"{g.cached_tokens:,}"
+        first = "" if g.ttft_s is None else milliseconds(g.ttft_s)
+        worker = g.worker if g.decode is None else f"{g.worker} → {g.decode}"
+        cells = (worker, f"{g.prompt_tokens:,}", cached, first, milliseconds(g.predicted_ttft_s), _state(g), g.reason)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _state(g: Going) -> str:
+    if g.done_s is None:
+        return "waiting" if g.ttft_s is None else "running"
+    return "ended" if g.ttft_s is None and not g.output_tokens else f"done, {g.output_tokens:,} out"

@@ -1,0 +1,64 @@
+"""The page's data on a terminal's screen."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from tests.web.still import Still, answer, pages
+
+from jevons.base.errors import EngineError
+from jevons.base.ids import WorkerId
+from jevons.cli.top import command
+from jevons.facts.worker import WorkerFacts
+from jevons.web.top import read, screen
+
+
+def shown(still: Still, width: int = 120, height: int = 40) -> str:
+    console = Console(width=width, height=height)
+    with console.capture() as capture:
+        console.print(screen(read(answer(pages(still), "/ui/data").body), width, height))
+    return capture.get()
+
+
+def test_it_shows_what_the_page_shows() -> None:
+    still = Still()
+    still.place("a")
+
+    text = shown(still)
+
+    assert "jevons live: m, policy kv" in text
+    assert "1 of 1 up, 1 busy" in text
+    assert "0 of 3 tokens cached" in text
+    assert "waiting" in text
+    assert "$2.34 an hour" in text
+
+
+def test_what_is_unknown_is_said_to_be() -> None:
+    assert "unknown an hour, unknown so far" in shown(Still(""))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60), (40, 10)])
+def test_it_fits_the_screen_however_many_workers_there_are(width: int, height: int) -> None:
+    still = Still()
+    for number in range(4_000):
+        still.router.join(WorkerFacts(id=WorkerId(f"{number:04}"), model="m", kind="k"))
+    for number in range(60):
+        still.place(str(number))
+
+    lines = shown(still, width, height).splitlines()
+
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) <= max(height, 17)
+    assert "more workers" in "\n".join(lines)
+
+
+def test_who_does_not_answer_is_named() -> None:
+    with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:1 does not answer"):
+        CliRunner().invoke(command, ["127.0.0.1:1", "--once"], catch_exceptions=False)
+
+
+def test_data_of_another_version_is_an_error() -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        read(b'{"view": {}}')
