@@ -1,5 +1,6 @@
 """What a source held before a restart of ours is believed only if it is still the same source."""
 
+import msgspec
 import pytest
 
 from jevons.base.ids import WorkerId
@@ -170,3 +171,13 @@ def test_what_was_measured_before_is_known_at_once() -> None:
     (before_restart,), (after,) = old.snapshot().workers, new.snapshot().workers
     assert after.prefill_tokens_per_s == pytest.approx(before_restart.prefill_tokens_per_s)
     assert after.measurements == before_restart.measurements
+
+
+def test_names_that_cannot_be_read_are_refused_and_all_is_asked_for_again(held: Holding) -> None:
+    intake = Intake(held)
+    intake.recall(msgspec.structs.replace(before(), names=b"cut off"))
+    replay(intake, batch(1, stored(1, 3)))
+
+    assert intake.counts["recall_refused"] == 1
+    assert intake.awaits_replay
+    assert held.depth(NAMES) == 0

@@ -10,6 +10,7 @@ from jevons.facts.event import BlocksStored, KvBatch
 from jevons.facts.move import MoveReport
 from jevons.facts.worker import Health, IndexMode, PageFacts, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
+from jevons.perf.measured import Load
 from jevons.policy.admit import USUAL, Promise
 
 A, B = WorkerId("a"), WorkerId("b")
@@ -491,3 +492,23 @@ def test_a_worker_that_was_slow_at_bringing_once_is_known_by_the_others_of_its_n
     assert predicted(B) < 1.2 * before
     r.on_moves(WorkerId("c"), [MoveReport(Tier.DISK, 1_200_000, 3.0)])
     assert predicted(B) < 1.2 * before  # another node's disk is another disk
+
+
+def test_copies_that_are_made_on_purpose_are_counted() -> None:
+    router, prefix = Router(), list(range(4_000))
+    for id in (WorkerId("a"), WorkerId("b")):
+        router.join(WorkerFacts(id=id, model="m", kind="openai", sends_events=False))
+        router.roster.heard(id, 0.0)
+        for _ in range(8):
+            router._measured(router._workers[id], Load(1, 1_000, 0, 0), 0.1)
+            router._measured(router._workers[id], Load(1, 1, 0, 16), 0.01 + 16 * 0.01)
+    assert router.snapshot().copies == 0
+    placed = []
+    for number in range(60):  # all go where the prefix is, until one more place for it is worth its computing
+        request = RequestId(str(number))
+        placed.append(router.place(request, [*prefix, number, number, number], 0.1 * number))
+        router.on_first(request, 0.1 * number)
+
+    copies = router.snapshot().copies
+    assert {p.worker for p in placed} == {"a", "b"}
+    assert 0 < copies <= sum(p.cached_tokens == 0 for p in placed)

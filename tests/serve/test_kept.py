@@ -11,6 +11,7 @@ import pytest
 from jevons.base.ids import WorkerId
 from jevons.control.router import Router
 from jevons.facts.event import BlocksStored, KvPayload
+from jevons.facts.state import WorkerState
 from jevons.facts.worker import WorkerFacts
 from jevons.serve.kept import Kept, decode, encode
 from jevons.wire.codec import encode_batch
@@ -96,3 +97,45 @@ def test_a_place_that_cannot_be_written_is_counted(tmp_path: Path) -> None:
     asyncio.run(kept.save(known()))
 
     assert (kept.counts["saved"], kept.counts["unsaved"]) == (0, 1)
+
+
+def test_a_worker_that_cannot_be_told_is_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    router, state = known(), Router.state
+    router.join(WorkerFacts(id=WorkerId("odd:1"), model="m", kind="openai"))
+
+    def fails(self: Router, worker: WorkerId) -> WorkerState | None:
+        if worker == "odd:1":
+            raise ZeroDivisionError("of all things")
+        return state(self, worker)
+
+    monkeypatch.setattr(Router, "state", fails)
+    kept = Kept(tmp_path / "state")
+    for _ in range(2):
+        asyncio.run(kept.save(router))
+
+    assert [found.worker for found in decode((tmp_path / "state").read_bytes())] == [ID]
+    assert kept.counts == {"saved": 2, "left_out": 2}
+    assert [record.message for record in caplog.records] == [
+        f"state {tmp_path / 'state'}: worker odd:1 is left out: of all things"
+    ]
+
+
+def test_whatever_keeps_a_file_from_being_written_or_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "state")
+
+    def fails(_: object) -> None:
+        raise RecursionError("of all things")
+
+    kept = Kept(tmp_path / "state")
+    monkeypatch.setattr("jevons.serve.kept.encode", fails)
+    monkeypatch.setattr("jevons.serve.kept.decode", fails)
+    asyncio.run(kept.save(known()))
+
+    assert kept.load(Router(), [ID]) == 0
+    assert kept.counts == {"unsaved": 1, "refused": 1}
+    told = {sample.labels["fate"]: sample.value for sample in next(iter(kept.collect())).samples}
+    assert told == {"unsaved": 1.0, "refused": 1.0}

@@ -98,9 +98,31 @@ def test_a_gateway_that_never_comes_back_leaves_no_worker_busy(server: Any) -> N
         assert b"jevons_placements_expired_total 1.0" in page.read()
 
 
+def test_of_a_list_each_sees_those_before_it(server: Any) -> None:
+    bodies = [{"model": "smol", "prompt": list(range(start, start + 400))} for start in (3_000, 4_000)]
+    first, second = post(server, "/v1/place", bodies, {"x-jevons-hold-s": "60"})
+    assert first["workers"][0]["worker"] != second["workers"][0]["worker"]  # the first is busy by then
+    assert sum(requests_of(server).values()) == 2
+
+    for answer in (first, second):
+        assert post(server, "/v1/placed", {"id": answer["id"], "event": "done"}) == {}
+
+
+def test_of_a_list_with_a_wrong_body_nothing_is_placed(server: Any) -> None:
+    before = server.snapshot()["placements"]
+    bodies = [{"model": "smol", "prompt": "a"}, {"model": "other", "prompt": "b"}]
+    status, error = post(server, "/v1/place", bodies, {"x-jevons-hold-s": "60"})
+
+    assert (status, error["message"][:28]) == (404, "[1]: model: 'other' is not s")
+    assert server.snapshot()["placements"] == before
+
+
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status", "says"),
     [
+        ("/v1/place", [{"model": "smol", "prompt": "a"}], {}, 400, "x-jevons-hold-s: must be told with a list"),
+        ("/v1/place", [{"model": "smol"}], {"x-jevons-hold-s": "9"}, 400, "[0]: "),
+        ("/v1/place", [1] * 1025, {"x-jevons-hold-s": "9"}, 400, "at most 1024"),
         ("/v1/place", {"model": "smol"}, {}, 400, "prompt"),
         ("/v1/place", b"{", {}, 400, ""),
         ("/v1/place", {"model": "other", "prompt": "a"}, {}, 404, "model: 'other' is not served here; there is smol"),

@@ -151,6 +151,7 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "reused_tokens": 0.0,
         "ends": 0,  # the last block of the prompt to be placed that a candidate has, and how deep it lies
         "ends_depth": 0,
+        "is_copy": 0,  # 1: the request last concluded on was put where its prefix is not, on purpose
         "crowd": 0.0,  # arrivals in about the last ARRIVALS_S before the one at
         "arrived_s": 0.0,
     }
@@ -606,6 +607,7 @@ def _choose(h: Records, candidates: Records, prompt_tokens: int) -> int:
     if chosen < 0 or h.policy != KV:
         return chosen
     copy = where_to_copy(candidates, chosen, prompt_tokens, weights, wanted(h))
+    h.is_copy = copy >= 0
     return copy if copy >= 0 else chosen
 
 
@@ -618,6 +620,7 @@ def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[in
         prompt on p, the rest on d; (-1, -1): there is nobody.
     """
     h.turn += 1
+    h.is_copy = 0
     ones = view(h.candidates, h.candidates_n, CANDIDATE)[:whole]
     others = view(h.candidates, h.candidates_n, CANDIDATE)[h.desk : h.desk + apart]
     if apart == 0:

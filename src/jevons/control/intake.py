@@ -253,8 +253,12 @@ class Intake:
         if (first.seq, _time_of(first)) != (state.seq, state.ts):
             self._refuse()
             return
+        try:
+            names = self._names.load(state.names)
+        except ValueError:  # it is whole, or it would not be here, and yet not ours to read
+            self._refuse()
+            return
         self._recalled = None
-        names = self._names.load(state.names)
         for copy in range(max((copies for _, copies in names), default=0)):
             self._holding.store([name for name, copies in names if copies > copy])
         self._next = state.seq + 1

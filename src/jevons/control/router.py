@@ -101,6 +101,7 @@ class Router:
         self._lately: dict[WorkerId, deque[Measured]] = {}  # by the worker it was measured on
         self._placed: dict[RequestId, Placed] = {}
         self._sessions = Sessions()
+        self._copies = 0  # prompts computed once more on purpose
         self._bases: dict[str, str] = {}  # adapter → the model it is of
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
         self._seatings = 0  # workers that came, left or are others
@@ -452,6 +453,7 @@ class Router:
         return FleetSnapshot(
             policy=self.policy,
             placements=int(self._book.hub.number("turn")),
+            copies=self._copies,
             index_blocks=len(self._book.index),
             index_forgotten=self._book.index.forgotten,
             workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
@@ -684,6 +686,7 @@ class Router:
         prompt, prompt_tokens = ask.prompt, len(ask.prompt.tokens)
         chosen, c = self._conclude(prompt_tokens, whole, apart)
         self._book.want()
+        self._copies += int(self._book.hub.number("is_copy"))
         worker, after = chosen.member, chosen.after
         placement = self._placement(chosen, prompt_tokens, c)
         own = prompt_load(prompt_tokens, placement.cached_tokens)

@@ -70,6 +70,7 @@ class FrontendSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     pid: int
     placements: int
+    copies: int = 0  # of these, as in a fleet's
     index_blocks: int
     requests: int  # unfinished, placed by it
     requests_elsewhere: int  # … by others, as far as it heard
@@ -96,6 +97,7 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     placements: int
     index_blocks: int  # distinct blocks known
+    copies: int = 0  # placements where their prefix was not, so that those who want it next find it there too
     index_forgotten: int = 0  # blocks of workers that it let go because its memory was short: it is no more exact
     workers: list[WorkerSnapshot]
     recent: list[Outcome]
@@ -103,4 +105,5 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     gate: GateSnapshot | None = None  # None: nobody is let in here
     nodes: dict[str, TierSnapshot] = {}  # of others, by their address
     frontends: list[FrontendSnapshot] = []  # where there are several
+    state: dict[str, int] = {}  # of the file of what is known: workers loaded, files saved, and what went wrong
     tokenizers: dict[str, str] = {}  # by model: what encodes its prompts, and why where that is the slow one

@@ -191,6 +191,7 @@ class _Memory:
             self.together = Together(front, router, around.siblings)
         if self._kept is not None:
             front.metrics.registry.register(self._kept)
+            front.state = self._kept.counts
 
     def works(self) -> list[Coroutine[None, None, None]]:
         """What is done now and then, so that little is lost when this process ends."""

@@ -9,7 +9,7 @@ that is lost in the middle ends with a well-formed error event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,7 @@ class Front:
         self.metrics = Metrics(router, recorder, prompts)
         self.placements = Placements(router, self.metrics, now_s, recorder)
         self.embedded: Embedded | None = None  # set where there are embedded workers
+        self.state: Mapping[str, int] = {}  # what became of what is kept in a file, set where there is one
         self.metrics.watch(self.placements.gate)
         self.admission = Admission(router, self.placements, self.metrics)
         self._timeout_s = settings.request_timeout_s
@@ -81,7 +82,8 @@ class Front:
         """The fleet as the router knows it, who waits in front of it, and what encodes prompts here."""
         encoders = {name: tokenizer.encoder for name, tokenizer in self.prompts.encoders().items()}
         gate = self.placements.gate.snapshot()
-        return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders, gate=gate)
+        state = {fate: times for fate, times in self.state.items() if times}
+        return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders, gate=gate, state=state)
 
     def view(self, seen: int | None = None) -> View:
         """The same for a page that asks twice a second. `seen`: see `Router.columns`."""

@@ -96,9 +96,10 @@ class Kept(Collector):
             states = decode(self._path.read_bytes())
         except FileNotFoundError:
             return 0
-        except (OSError, StateError) as error:
+        except Exception as error:  # the edge: what is known is worth much, but no server must fail to start for it
             self.counts["refused"] += 1
-            log.warning("state %s: not used, the index begins empty: %s", self._path, error)
+            is_foreseen = isinstance(error, OSError | StateError)
+            log.warning("state %s: not used, the index begins empty: %s", self._path, error, exc_info=not is_foreseen)
             return 0
         asked = [state for state in states if state.worker in workers]
         for state in asked:
@@ -116,7 +117,8 @@ class Kept(Collector):
             pause_s = max(SAVE_S, _SHARE * (time.monotonic() - began_s))
 
     async def save(self, router: Router) -> None:
-        """Save what is known now, worker by worker; other work goes on between them.
+        """Save what is known now, worker by worker; other work goes on between them. What fails is counted: a worker
+        that cannot be told is left out, a file that cannot be written leaves the one before.
 
         Costs 0.1 us a block on the event loop, in a stretch for each worker, and as much in a thread.
         """
@@ -124,20 +126,33 @@ class Kept(Collector):
             return
         states = []
         for worker in router.workers():
-            state = router.state(worker)
+            state = self._state(router, worker)
             if state is not None:
                 states.append(state)
             await asyncio.sleep(0)
         try:
             await asyncio.to_thread(self._write, states)
             self.counts["saved"] += 1
-        except OSError as error:
-            if not self.counts["unsaved"]:
-                log.warning("state %s: cannot be written: %s", self._path, error.strerror)
-            self.counts["unsaved"] += 1
+        except Exception as error:  # the edge: a server goes on without
+            self._failed("unsaved", f"cannot be written: {error}", error)
+
+    def _state(self, router: Router, worker: WorkerId) -> WorkerState | None:
+        try:
+            return router.state(worker)
+        except Exception as error:  # the edge: one worker must not cost what is known of the others
+            self._failed("left_out", f"worker {worker} is left out: {error}", error)
+            return None
+
+    def _failed(self, fate: str, what: str, error: Exception) -> None:
+        """Count it, and say it the first time."""
+        if not self.counts[fate]:
+            log.warning("state %s: %s", self._path, what, exc_info=not isinstance(error, OSError))
+        self.counts[fate] += 1
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily("jevons_state", "Workers loaded; files saved, unsaved, refused.", labels=["fate"])
+        family = CounterMetricFamily(
+            "jevons_state", "Workers loaded, left out; files saved, unsaved, refused.", labels=["fate"]
+        )
         for fate, times in self.counts.items():
             family.add_metric([fate], times)
         yield family

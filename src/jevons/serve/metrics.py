@@ -229,6 +229,8 @@ class _FleetCollector(Collector):
         forgotten = "Blocks of workers that the index let go because its memory was short."
         yield CounterMetricFamily("jevons_index_forgotten", forgotten, snapshot.index_forgotten)
         yield CounterMetricFamily("jevons_placements", "Requests placed.", snapshot.placements)
+        copies = "Prompts computed where their prefix was not, for those who want it next."
+        yield CounterMetricFamily("jevons_copies", copies, snapshot.copies)
         gauges = {
             "up": GaugeMetricFamily("jevons_worker_up", "1 if the worker is given work.", labels=["worker"]),
             "exact": GaugeMetricFamily(

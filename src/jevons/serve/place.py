@@ -1,33 +1,37 @@
 """Placements for those who keep their own gateway: where a request should go, and why.
 
     POST /v1/place   the request's own body ──▶ workers, best first, with predicted seconds and the reason
+                     a list of such bodies ──▶ a list of answers, placed one after another
     POST /v1/placed  what became of it: its first token, its end
 
 Without more a placement is advice and changes nothing. With the header `x-jevons-hold-s` it counts against its worker
-until it is told that it is over, or so many seconds have passed: a gateway that dies must not leave a worker busy.
+until it is told that it is over, or so many seconds have passed: a gateway that dies must not leave a worker busy. Of a
+list each is held, so that those after it find it there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
-from jevons.base.errors import RequestError
+from jevons.base.errors import NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec
+from jevons.policy.admit import Promise
 from jevons.policy.route import Placement
 from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
-from jevons.serve.openai import ChatRequest, CompletionRequest, read_chat, read_completion
+from jevons.serve.openai import ChatRequest, CompletionRequest, error_body, read_chat, read_completion
 from jevons.serve.prompts import Prompts
 
 PLACE, PLACED = "/v1/place", "/v1/placed"
+MOST_IN_LIST = 1024  # bodies
 
 
 class Ranked(msgspec.Struct, frozen=True):
@@ -86,13 +90,43 @@ class Desk:
     async def place(self, request: Request, reply: Reply) -> None:
         """Answer a body of `/v1/chat/completions` or `/v1/completions`; a list of token ids is a prompt of the latter.
 
+        A list of them is answered with a list: nothing is placed if one cannot be read, and what nobody can take has an
+        error for an answer.
+
         Raises:
             RequestError: names the field that is wrong.
             NoWorker: nobody serves the model.
         """
         hold_s, promise = read_seconds(request.headers, HOLD, MAX_HOLD_S), read_promise(request.headers)
+        if request.body.lstrip()[:1] == b"[":
+            reply.send(200, msgspec.json.encode(await self._place_all(request.body, hold_s, promise)))
+            return
         asked = _read(request.body)
         tokens = (await self._prompts.encode(asked))[0]
+        reply.send(200, msgspec.json.encode(self._advice(asked, tokens, hold_s, promise)))
+
+    async def _place_all(self, body: bytes, hold_s: float, promise: Promise) -> list[Advice | msgspec.Raw]:
+        if hold_s <= 0:
+            raise RequestError(f"{HOLD}: must be told with a list: each counts for those after it, and until when?")
+        each = [(asked, (await self._encoded(number, asked))) for number, asked in enumerate(_read_all(body))]
+        answers: list[Advice | msgspec.Raw] = []
+        for asked, tokens in each:
+            try:
+                answers.append(self._advice(asked, tokens, hold_s, promise))
+            except NoWorker as none:
+                answers.append(msgspec.Raw(error_body(str(none), 503)))
+            await asyncio.sleep(0)  # a long list must not hold up everybody's streams
+        return answers
+
+    async def _encoded(self, number: int, asked: ChatRequest | CompletionRequest) -> Sequence[int]:
+        try:
+            return (await self._prompts.encode(asked))[0]
+        except RequestError as error:
+            raise _in_list(number, error) from error
+
+    def _advice(
+        self, asked: ChatRequest | CompletionRequest, tokens: Sequence[int], hold_s: float, promise: Promise
+    ) -> Advice:
         salt, id = asked.cache_salt or "", None
         model, limit = asked.model, asked.output_limit
         ranked = self._router.rank(tokens, salt=salt, model=model, promise=promise, output_tokens=limit)
@@ -105,8 +139,7 @@ class Desk:
             ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
             self._held[id] = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
         workers = [self._told(placement) for placement in ranked]
-        advice = Advice(id, asked.model, self._router.policy, len(tokens), workers)
-        reply.send(200, msgspec.json.encode(advice))
+        return Advice(id, asked.model, self._router.policy, len(tokens), workers)
 
     def placed(self, request: Request, reply: Reply) -> None:
         """Hear what became of a placement that was held.
@@ -170,6 +203,26 @@ def _news(body: bytes) -> News:
         return msgspec.json.decode(body, type=News)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RequestError(f"body: {error}") from error
+
+
+def _read_all(body: bytes) -> list[ChatRequest | CompletionRequest]:
+    try:
+        bodies = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RequestError(f"body: {error}") from error
+    if len(bodies) > MOST_IN_LIST:
+        raise RequestError(f"body: must list at most {MOST_IN_LIST} requests, got {len(bodies)}; ask several times")
+    found = []
+    for number, one in enumerate(bodies):
+        try:
+            found.append(_read(bytes(one)))
+        except RequestError as error:
+            raise _in_list(number, error) from error
+    return found
+
+
+def _in_list(number: int, error: RequestError) -> RequestError:
+    return RequestError(f"[{number}]: {error}", error.param, error.status, error.code)
 
 
 def _read(body: bytes) -> ChatRequest | CompletionRequest:

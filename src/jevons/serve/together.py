@@ -135,6 +135,7 @@ class Together:
             number=self._siblings.number,
             pid=os.getpid(),
             placements=fleet.placements,
+            copies=fleet.copies,
             index_blocks=fleet.index_blocks,
             requests=self._router.open_here,
             requests_elsewhere=self._router.open_there,
@@ -153,6 +154,7 @@ def _joined(fleet: FleetSnapshot, frontends: list[FrontendSnapshot]) -> FleetSna
     return msgspec.structs.replace(
         fleet,
         placements=sum(f.placements for f in frontends),
+        copies=sum(f.copies for f in frontends),
         recent=[outcome for f in frontends for outcome in f.recent],
         frontends=[msgspec.structs.replace(f, recent=[]) for f in frontends],
     )
