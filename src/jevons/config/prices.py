@@ -26,7 +26,7 @@ def make_bill(
         UnknownFigure: another's is not known.
     """
     kinds = sorted(usage.chips)
-    hours = {name: _hour(catalog, basis, name, given) for name in kinds if name not in lacks}
+    hours = {name: price_of(catalog, basis, name, given) for name in kinds if name not in lacks}
     power = {name: watts for name in kinds if (watts := power_of(catalog, name)) is not None}
     return Bill(usage=usage, hours=hours, economics=catalog.economics, power_w=power)
 
@@ -36,10 +36,19 @@ def unpriced(usage: Usage, catalog: Catalog, basis: Basis, given: Mapping[str, F
     missing = {}
     for name in sorted(usage.chips):
         try:
-            _hour(catalog, basis, name, given)
+            price_of(catalog, basis, name, given)
         except UnknownFigure as error:
             missing[name] = error.figure
     return missing
+
+
+def price_of(catalog: Catalog, basis: Basis, name: str, given: Mapping[str, Figure]) -> ChipHour:
+    """How an hour of such a chip is priced. Raises UnknownFigure."""
+    if name in given:
+        return given_hour(name, given[name])
+    if name not in catalog.chips:
+        raise UnknownFigure(f"chips.{name}")
+    return chip_hour(basis, name, catalog.chips[name], rack_of(catalog, name), catalog.economics)
 
 
 def rack_of(catalog: Catalog, chip: str) -> Rack | None:
@@ -83,11 +92,3 @@ def read_range(where: str, text: str, most: float = inf) -> Figure:
         raise ConfigError(f"{where}: must be LOW:BASE:HIGH or BASE, rising, {rule}, got {text!r}")
     low, base, high = numbers if len(numbers) == 3 else numbers * 3
     return Figure(value=base, low=low, high=high, source="given", confidence=Confidence.ASSUMED)
-
-
-def _hour(catalog: Catalog, basis: Basis, name: str, given: Mapping[str, Figure]) -> ChipHour:
-    if name in given:
-        return given_hour(name, given[name])
-    if name not in catalog.chips:
-        raise UnknownFigure(f"chips.{name}")
-    return chip_hour(basis, name, catalog.chips[name], rack_of(catalog, name), catalog.economics)

@@ -331,23 +331,34 @@ class Steady(msgspec.Struct, frozen=True):
     prompt_s: float  # to compute one prompt alone
 
 
-def steady(engine: Engine, users: float, input_tokens: float, output_tokens: float, apart: bool = False) -> Steady:
+def steady(
+    engine: Engine,
+    users: float,
+    input_tokens: float,
+    output_tokens: float,
+    apart: bool = False,
+    cached_tokens: float = 0.0,
+) -> Steady:
     """What `users` see of an engine that serves them alone, by the mean: queues and bursts are for `perf.closed`.
 
     While each gets an answer's tokens, each prompt is computed once: in the iterations that decode, several in each or
     one in some of them, or `apart` in iterations of their own.
+
+    Args:
+        cached_tokens: of the input, that are not computed again.
     """
-    pairs, gain = input_tokens * (input_tokens + 1) / 2, engine.shares.tokens_per_step
+    computed, gain = input_tokens - cached_tokens, engine.shares.tokens_per_step
+    pairs = computed * (cached_tokens + (computed + 1) / 2)
     decodes = Work(decodes=users, context_tokens=users * (input_tokens + output_tokens / 2))
     step_s = iteration(engine, decodes).seconds
     rate = users * gain / output_tokens  # prompts for each iteration
     each = max(1.0, rate)
-    prompts = Work(prompt_tokens=each * input_tokens, prompt_pairs=each * pairs)
+    prompts = Work(prompt_tokens=each * computed, prompt_pairs=each * pairs)
     if apart:
         added_s = iteration(engine, prompts).seconds
     else:
         added_s = iteration(engine, _both(prompts, decodes)).seconds - step_s
-    alone_s = iteration(engine, Work(prompt_tokens=input_tokens, prompt_pairs=pairs)).seconds
+    alone_s = iteration(engine, Work(prompt_tokens=computed, prompt_pairs=pairs)).seconds
     return Steady((step_s + min(1.0, rate) * added_s) / gain, step_s / gain, alone_s)
 
 
