@@ -148,7 +148,7 @@ def _show(found: Curve) -> None:
         highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    heads = ["tokens/s\na user", *chips, *(f"{chips[-1]} cheaper\nthan {chip}" for chip in chips[:-1])]
+    heads = ["tokens/s\na user", *chips, *(f"{chips[-1]} less\nthan {chip}" for chip in chips[:-1])]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for step in found.steps:
