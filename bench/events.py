@@ -183,12 +183,12 @@ async def poll(count: int) -> dict[str, float]:
             intake.on_batch(batch)
 
         before_bytes, threads = _rss_bytes(), threading.active_count()
-        sources, index = Sources(), PrefixIndex()
+        sources, index, told = Sources(), PrefixIndex(), list[bool]()
         made = intakes_of([index.holding(n) for n in range(count)])
         take(intakes_of([PrefixIndex().holding(0)]), Feed(CHAIN, 1, 32))  # compiled now
         began_s = time.process_time()
         for port, intake in zip(ports, made, strict=True):
-            sources.listen(f"tcp://127.0.0.1:{port}", partial(count_batch, intake), intake.on_garbage)
+            sources.listen(f"tcp://127.0.0.1:{port}", partial(count_batch, intake), intake.on_garbage, told.append)
         listening_s = time.process_time() - began_s
         await asyncio.sleep(3.0)
         idle_s = cpu_s(lambda: time.sleep(1.0))

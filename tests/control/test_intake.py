@@ -273,7 +273,7 @@ class Listener:
         while self.is_missing or self.intake.awaits_replay:
             self.is_missing = False
             answer = self.engine.replay(self.intake.begin_replay())
-            if self.draw.random() < 0.3:
+            while self.draw.random() < 0.3:
                 self.hear()
             is_answered = self.draw.random() >= unanswered
             for each in answer if is_answered else ():
@@ -332,6 +332,20 @@ def test_a_hole_that_a_replay_brings_nothing_of_is_a_loss(intake: Intake, held: 
 
     assert (intake.awaits_replay, intake.mode) == (False, IndexMode.DEGRADED)
     assert held.depth(NAMES) == 2
+
+
+def test_a_hole_that_opens_during_a_replay_that_brings_nothing_is_closed_by_another(
+    intake: Intake, held: Holding
+) -> None:
+    assert intake.begin_replay() == 0
+    intake.on_batch(batch(2, stored(2, 3)))  # what came before was sent before we heard, and after it had answered
+    intake.on_replay_end(complete=True)
+    assert (intake.awaits_replay, intake.begin_replay()) == (True, 0)
+    for seq in range(3):
+        intake.on_replayed(batch(seq, stored(seq, seq + 1)))
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.mode, held.depth(NAMES)) == (False, IndexMode.EXACT, 3)
 
 
 def lived(seq: int, *events: KvEvent, ts: float) -> KvBatch:
@@ -436,6 +450,18 @@ def test_a_doubt_is_about_what_was_known_when_it_arose(intake: Intake, held: Hol
     intake.on_replay_end(complete=True)
 
     assert (intake.awaits_replay, intake.counts["restart"]) == (True, 1)
+
+
+def test_a_doubt_before_anything_is_known_voids_the_replay_under_way(intake: Intake, held: Holding) -> None:
+    intake.begin_replay()
+    intake.doubt()
+    intake.on_replayed(lived(0, stored(0, 2), ts=10.0))  # sent before the restart
+    intake.on_replay_end(complete=True)
+    assert (intake.awaits_replay, intake.begin_replay(), len(held)) == (True, 0, 0)
+    intake.on_replayed(lived(0, stored(0, 1), ts=20.0))
+    intake.on_replay_end(complete=True)
+
+    assert (intake.awaits_replay, intake.mode, len(held)) == (False, IndexMode.EXACT, 1)
 
 
 def check(intake: Intake, *answer: KvBatch) -> bool:

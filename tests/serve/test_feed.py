@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -56,6 +57,17 @@ class Engine:
         self._draw = random.Random(seed)
         self._number = 1 << 40
         self._talks: list[tuple[list[int], list[BlockHash], list[int]]] = []  # tokens, our names, its names
+
+    async def restart(self) -> None:
+        """It holds nothing, and counts from 0 at the same ports."""
+        self.publisher.close()
+        self.copies.clear()
+        self._talks.clear()
+        async with asyncio.timeout(WAIT_S):
+            while self.publisher._live.closed:
+                with contextlib.suppress(zmq.ZMQError):  # the old sockets are closed by another thread
+                    self.publisher = Publisher("127.0.0.1", "kv", ports=self.publisher.ports)
+                await asyncio.sleep(0.01)
 
     def work(self, batches: int) -> None:
         for _ in range(batches):
@@ -162,6 +174,25 @@ def test_an_engine_that_restarts_is_known_anew() -> None:
 
             await until(lambda: router.equals(engine) and not router.intake.awaits_replay)
             assert (router.intake.mode, router.intake.counts["restart"]) == (IndexMode.EXACT, 1)
+
+    live(test)
+
+
+@pytest.mark.parametrize("says", [0, 60, 400])
+def test_an_engine_that_restarts_on_its_ports_is_known_anew_though_nothing_it_says_arrives(says: int) -> None:
+    async def test() -> None:
+        async with pair(0.0, replays=True) as (engine, router):
+            await work(engine, 200)
+            await until(lambda: router.equals(engine) and not router.intake.awaits_replay)
+            await engine.restart()
+            answers = asyncio.create_task(engine.publisher.serve_replays())
+            engine.loss = 1.0
+            engine.work(says)
+
+            await until(lambda: router.equals(engine) and not router.intake.awaits_replay)
+            assert (router.intake.mode, router.intake.counts["restart"]) == (IndexMode.EXACT, 1)
+            answers.cancel()
+            await asyncio.gather(answers, return_exceptions=True)
 
     live(test)
 

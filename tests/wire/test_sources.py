@@ -199,7 +199,7 @@ def test_a_source_that_is_closed_gives_back_what_it_took_and_hears_nothing() -> 
                 await until_heard(engine, first)
             open_files = len(os.listdir("/proc/self/fd"))
             for _ in range(30):
-                with sources.listen(engine.endpoint, first.append, nothing):
+                with sources.listen(engine.endpoint, first.append, nothing, nothing):
                     await asyncio.sleep(0)
             known = len(first)
             engine.publish(0.0, [])
@@ -207,6 +207,58 @@ def test_a_source_that_is_closed_gives_back_what_it_took_and_hears_nothing() -> 
             await until(lambda: len(os.listdir("/proc/self/fd")) <= open_files + 2)
 
             assert (len(first), len(sources)) == (known, 0)
+
+    live(test)
+
+
+def test_a_source_tells_that_its_connection_has_ended_before_anything_of_the_next() -> None:
+    async def test() -> None:
+        told: list[object] = []
+        async with listening() as sources, publishing() as (engine,):
+            sources.listen(engine.endpoint, lambda batch: told.append(batch.payload), nothing, told.append)
+            await until_heard(engine, told)  # type: ignore[arg-type]
+            engine.close()
+            await until(lambda: told[-1] is False)
+            context = zmq.Context[Any]()
+            again = context.socket(zmq.PUB)
+            await until(lambda: is_bound(again, engine.endpoint))
+            async with asyncio.timeout(WAIT_S):
+                while told[-1] != b"anew":
+                    again.send_multipart([b"kv", encode_seq(0), b"anew"])
+                    await asyncio.sleep(0.01)
+            context.destroy(linger=0)
+
+        assert True in told[: told.index(False)]
+        assert told.index(False) < told.index(b"anew")
+
+    live(test)
+
+
+def is_bound(socket: zmq.Socket[bytes], endpoint: str) -> bool:
+    """Once the port is free."""
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError:
+        return False
+    return True
+
+
+def test_a_replay_whose_request_was_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "ASK_AGAIN_S", (0.02,))
+
+    async def test() -> None:
+        engine = Publisher("127.0.0.1", "kv")
+        engine.publish(0.0, [])
+        heard: list[KvPayload] = []
+        async with listening() as sources:
+            waiting = asyncio.create_task(sources.replay(engine.replay_endpoint, 0, WAIT_S, heard.append))
+            await engine._replay.recv_multipart()  # as an engine does that just ends
+            answering = asyncio.create_task(engine.serve_replays())
+
+            assert await waiting
+            assert [batch.seq for batch in heard] == [0]
+            answering.cancel()
+        engine.close()
 
     live(test)
 

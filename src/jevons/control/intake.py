@@ -78,7 +78,7 @@ class Intake:
         self.beside = Beside(self._names, holding, on_beside)
         self._taken = 0  # batches
         self._stale = 0.0  # blocks that were removed unheard, about
-        self._asked_from = 0  # by the last replay
+        self._asked_after = -1  # the highest number that had come by itself when the last replay was asked for
         self._recalled: SourceState | None = None  # until a replay shows whether it is still so
         self._doubts = Doubts()
         self._is_replaying = False
@@ -194,6 +194,8 @@ class Intake:
     def _doubt(self, *, is_grave: bool) -> None:
         if self._next and self._last_ts:
             self._doubts.add(Mark(self._next - 1, self._last_ts, is_grave))
+        elif is_grave and self._is_replaying and not self._next:  # what is known next may be told by the old life
+            self._is_refuted, self._waiting, self._last_live = True, {}, -1
 
     def on_garbage(self) -> None:
         """Something came that is no numbered batch."""
@@ -204,10 +206,10 @@ class Intake:
         if self._waiting is None:
             self._waiting = {}
         self._is_replaying = True
+        self._asked_after = self._last_live
         if self._recalled is not None:
-            self._asked_from = self._recalled.seq
-            return self._asked_from
-        self._asked_from, doubted = self._next, self._doubts.begin()
+            return self._recalled.seq
+        doubted = self._doubts.begin()
         self._is_rebuilding = self._is_owed
         if self._is_owed:
             return 0
@@ -231,8 +233,8 @@ class Intake:
     def _take_waiting(self, complete: bool) -> None:
         waiting, self._waiting = self._waiting or {}, None
         for seq in sorted(waiting):
-            if seq > self._next and complete and self._next > self._asked_from:
-                # A hole from after the replay was asked for: another one closes it, unless this one brought nothing.
+            if seq > self._next and complete and seq > self._asked_after:
+                # A hole from after the replay was asked for, perhaps from after it was answered: another one closes it.
                 self._waiting = {later: batch for later, batch in waiting.items() if later >= seq}
                 return
             self._is_owed |= seq > self._next and not complete
@@ -282,7 +284,7 @@ class Intake:
             self._counts["rebuilt"] += 1
             self._forget()
             self._doubts.clear()
-            self._next, self._asked_from, self._taken = 0, 0, 0
+            self._next, self._taken = 0, 0
             self.mode = IndexMode.NONE
 
     def _begin_anew(self) -> None:

@@ -50,9 +50,17 @@ async def feed(
             missing.set()
 
     replays = _Replays(sources, at)
+
+    def on_line(is_there: bool) -> None:
+        if not is_there:
+            intake.doubt()
+        elif replays.have_begun:  # what was said while nobody heard is missing, as far as can be known
+            replays.forgive()
+            asyncio.get_running_loop().call_later(JOIN_S, missing.set)
+
     while True:
         try:
-            source = sources.listen(at.live, on_batch, intake.on_garbage)
+            source = sources.listen(at.live, on_batch, intake.on_garbage, on_line)
         except EngineError as error:
             log.warning("%s; trying again in %.0f s", error, LISTEN_AGAIN_S)
             await asyncio.sleep(LISTEN_AGAIN_S)
@@ -73,11 +81,17 @@ class _Replays:
     def __init__(self, sources: Sources, at: EventsAt) -> None:
         self._sources = sources
         self._at = at
+        self.have_begun = False
         self._failures = 0  # in a row
         self._silent_until_s = 0.0
 
+    def forgive(self) -> None:
+        """It is there anew: that it did not answer before means nothing."""
+        self._failures, self._silent_until_s = 0, 0.0
+
     async def close_gaps(self, intake: Intake) -> None:
         """Ask for what is missing, all there is at first, until what can be had is there."""
+        self.have_begun = True
         while True:
             start = intake.begin_replay()
             intake.on_replay_end(complete=await self._ask(intake, start))

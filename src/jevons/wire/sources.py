@@ -5,6 +5,8 @@
 A source has a socket of its own because nothing in a message tells who sent it: topics are what users make them. What
 costs is not sockets but waiting for each of them by itself: here a socket that has something is put in a queue, which
 is gone through for TURN_S at most before others have theirs.
+
+The connection is watched: who is there after it broke may be another engine, and what was sent meanwhile is lost.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from time import perf_counter
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
 
 from jevons.base.errors import EngineError
 from jevons.control.shapes import Malformed
@@ -29,12 +32,15 @@ HIGH_WATER = 100_000  # messages queued for us before ZMQ drops; vLLM's value
 TURN_S = 0.002  # at most, and one more batch, before the event loop does something else
 BATCHES_A_TURN = 16  # of one source before another has its turn
 REPLAYS_AT_ONCE = 16
-MAX_SOURCES = 32_768
-_SOCKETS = 2 * MAX_SOURCES
+ASK_AGAIN_S = (0.25, 0.5)  # who asks an engine that just ends has its request lost with the connection
+MAX_SOURCES = 16_384
+_SOCKETS = 4 * MAX_SOURCES  # of a source: its own, two that tell of its connection; and one for a replay
 _END_SEQ = -1
 _RETRIES_S = 1.0  # between attempts of ZMQ to reach an engine that is away
 
 OnBatch = Callable[[KvPayload], object]
+OnLine = Callable[[bool], object]
+"""A connection of the source begins (True), or has ended."""
 
 
 class Sources:
@@ -58,13 +64,17 @@ class Sources:
             self._opened.set(zmq.MAX_SOCKETS, _SOCKETS)
         return self._opened
 
-    def listen(self, endpoint: str, on_batch: OnBatch, on_garbage: Callable[[], None]) -> Source:
+    def listen(
+        self, endpoint: str, on_batch: OnBatch, on_garbage: Callable[[], None], on_line: OnLine | None = None
+    ) -> Source:
         """Have a source's batches, as they come, until it is closed.
 
         Args:
             endpoint: where the engine publishes. An address with `*` (tcp://*:5557) is bound instead of connected to:
                 that is for engines that connect to their consumer, as vLLM does unless its own endpoint has a `*`.
             on_garbage: told of each message that is no numbered batch.
+            on_line: told of its connections. That one has ended is told before anything of the next, which ZMQ begins
+                after 0.1 s at the soonest. A subscription takes a moment more to hold.
 
         Raises:
             EngineError: the endpoint cannot be bound or connected to, or there are too many.
@@ -76,16 +86,19 @@ class Sources:
         socket.set_hwm(HIGH_WATER)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(1000 * _RETRIES_S))
         socket.subscribe(b"")
+        line = None if on_line is None else _Line(socket, on_line)
         try:
             if "*" in endpoint:
                 socket.bind(endpoint)
             else:
                 socket.connect(endpoint)
         except zmq.ZMQError as error:
+            if line is not None:
+                line.close()
             socket.close(linger=0)
             raise EngineError(f"events of {endpoint}: {error}") from error
         self._count += 1
-        return Source(self, socket, on_batch, on_garbage)
+        return Source(self, socket, on_batch, on_garbage, line)
 
     async def replay(self, endpoint: str, start: int, timeout_s: float, on_batch: OnBatch) -> bool:
         """Ask an engine's replay endpoint for the batches from number `start` that it still keeps; `on_batch` gets them
@@ -95,19 +108,29 @@ class Sources:
         no batch. At most REPLAYS_AT_ONCE are under way; others wait for their turn.
         """
         async with self._replays:
-            asking = zmq.asyncio.Context.shadow(self._context.underlying)
-            socket = asking.socket(zmq.DEALER)
-            self._answering.add(socket)
-            try:
-                socket.set_hwm(0)  # the answer is as long as the engine's window, and is not to be cut
-                socket.connect(endpoint)
-                await socket.send_multipart([b"", encode_seq(start)])
-                return await self._answer(socket, timeout_s, on_batch)
-            except (TimeoutError, Malformed, zmq.ZMQError):
-                return False
-            finally:
-                self._answering.discard(socket)
-                socket.close(linger=0)
+            for wait_s in _waits(timeout_s):
+                answered = await self._ask(endpoint, start, wait_s, timeout_s, on_batch)
+                if answered is not None:
+                    return answered
+        return False
+
+    async def _ask(self, endpoint: str, start: int, wait_s: float, timeout_s: float, on_batch: OnBatch) -> bool | None:
+        """As `replay`, once; None if nothing came for `wait_s`."""
+        asking = zmq.asyncio.Context.shadow(self._context.underlying)
+        socket = asking.socket(zmq.DEALER)
+        self._answering.add(socket)
+        try:
+            socket.set_hwm(0)  # the answer is as long as the engine's window, and is not to be cut
+            socket.connect(endpoint)
+            await socket.send_multipart([b"", encode_seq(start)])
+            if not await socket.poll(int(1000 * wait_s)):
+                return None
+            return await self._answer(socket, timeout_s, on_batch)
+        except (TimeoutError, Malformed, zmq.ZMQError):
+            return False
+        finally:
+            self._answering.discard(socket)
+            socket.close(linger=0)
 
     async def _answer(self, socket: zmq.asyncio.Socket, timeout_s: float, on_batch: OnBatch) -> bool:
         turn_ends_s = perf_counter() + TURN_S
@@ -162,13 +185,51 @@ class Sources:
         self._count -= 1
 
 
+def _waits(timeout_s: float) -> list[float]:
+    """How long an answer is awaited before who is silent is asked again, for `timeout_s` in all."""
+    first = [wait_s for wait_s in ASK_AGAIN_S if wait_s < timeout_s / 2]
+    return [*first, timeout_s - sum(first)]
+
+
+class _Line:
+    """What ZMQ tells of a socket's connections. To ask for it at each batch would cost more than the batch."""
+
+    def __init__(self, socket: zmq.Socket[bytes], on_line: OnLine) -> None:
+        self._watched = socket
+        self._on_line = on_line
+        self._loop = asyncio.get_running_loop()
+        self._events = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._fd = int(self._events.getsockopt(zmq.FD))
+        self._loop.add_reader(self._fd, self._look)
+        self._loop.call_soon(self._look)  # as for the source itself
+
+    def _look(self) -> None:
+        while not self._events.closed:
+            try:
+                told = self._events.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._on_line(parse_monitor_message(told)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._watched.disable_monitor()
+        self._events.close(linger=0)
+
+
 class Source:
     """One source that is listened to; a context that closes it at its end."""
 
     def __init__(
-        self, sources: Sources, socket: zmq.Socket[bytes], on_batch: OnBatch, on_garbage: Callable[[], None]
+        self,
+        sources: Sources,
+        socket: zmq.Socket[bytes],
+        on_batch: OnBatch,
+        on_garbage: Callable[[], None],
+        line: _Line | None,
     ) -> None:
         self.is_queued = False
+        self._line = line
         self._sources = sources
         self._socket = socket
         self._on_batch = on_batch
@@ -188,6 +249,8 @@ class Source:
         """Hear nothing of it any more."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
+            if self._line is not None:
+                self._line.close()
             self._socket.close(linger=0)
             self._sources._closed()
 
