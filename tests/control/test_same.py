@@ -17,7 +17,7 @@ from jevons.facts.worker import PageFacts, Role, StepReport, WorkerFacts
 from jevons.kv import holders, index
 from jevons.policy import belief, disagg, route
 from jevons.policy.admit import Promise
-from jevons.twin import fleet, kernel
+from jevons.twin import fleet, hearing, kernel, placing
 
 A, B, C, D, E, F, P = (WorkerId(name) for name in "abcdefp")
 GOLDEN = Path(__file__).parent / "golden_decisions.json"
@@ -32,7 +32,9 @@ def globals_of(kernel: Any) -> dict[str, Any]:
 def test_the_live_router_and_the_twin_call_the_same_kernels_on_the_same_arrays() -> None:
     assert vars(book)["board"] is vars(fleet)["board"] is board
     assert vars(index)["holders"] is holders
-    for name in ("place", "wait", "unwait", "computed", "count_decode", "rekey"):
+    for name in ("place", "wait", "unwait", "count_decode"):
+        assert vars(placing)[name] is vars(board)[name]
+    for name in ("computed", "count_decode", "rekey"):
         assert vars(kernel)[name] is vars(board)[name]
     assert globals_of(board.place)["gather"] is board.gather
     assert globals_of(board.place)["conclude"] is board.conclude
@@ -40,7 +42,7 @@ def test_the_live_router_and_the_twin_call_the_same_kernels_on_the_same_arrays()
     assert globals_of(board.conclude)["choose_apart"] is disagg.choose_apart
     assert vars(kernel)["confirm"] is vars(book)["confirm"] is belief.confirm
     assert globals_of(board.gather)["confidence"] is belief.confidence
-    assert vars(kernel)["store_one"] is holders.store_one
+    assert vars(hearing)["store_one"] is holders.store_one
     live, twin = book.Book(route.KV).hub, board.board_arrays(board.kinds_of([]), np.zeros(1, board.WORKER), 1)[0]
     assert all(live[name].dtype == array.dtype for name, array in twin.items())
 

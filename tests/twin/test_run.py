@@ -497,7 +497,7 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
 
     assert sizes[0] == sizes[1]
     assert many.hub.number("slots_used") < 200
-    assert many.hub["names_spare"][-1] < 100_000  # elements of names ever used
+    assert many.hub["stems_spare"][-1] < 100_000  # elements ever used
     assert many.hub["tables_spare"][-1] < 100_000
 
 

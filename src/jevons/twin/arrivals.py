@@ -31,7 +31,7 @@ from jevons.twin.sessions import sessions
 TRACE_BLOCK = 512
 PIECE = 16_384  # requests
 _CHARS_PER_TOKEN = 4  # of English text with usual tokenizers
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 20  # a piece of a trace and the next are held as objects, as arrays and as text
 _COPY_STRIDE = 1 << 36  # ids of one copy of a trace stay below
 
 

@@ -12,166 +12,32 @@ parabola through the first, the middle and the last. Who arrives meanwhile cuts 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from jevons.base.compiled import FLOAT, INT, SMALL, Reals, Records, compiled
+from jevons.base.compiled import INT, SMALL, Records, compiled
 from jevons.base.hub import view
 from jevons.kv.cache import allocate, available, idle, keep, match, release, seal, take
 from jevons.perf.pace import step_s
-from jevons.twin.segments import cut, give_back, new_spare, size_class
-
-ENGINE = np.dtype(
-    [
-        ("pace", np.int32),
-        ("pool", np.int32),
-        ("block_size", np.int64),
-        ("step_tokens", np.int64),
-        ("max_running", np.int64),
-        ("first", np.int32),  # running, in the order they were admitted
-        ("last", np.int32),
-        ("next", np.int32),  # waiting
-        ("final", np.int32),
-        ("running", np.int64),
-        ("waiting", np.int64),
-        ("decodes", np.int64),
-        ("context", np.int64),  # tokens of what decodes
-        ("clock", np.int64),  # iterations in which something decoded
-        ("began_s", np.float64),
-        ("ends_s", np.float64),  # of the event under way; infinite: idle
-        ("steps", np.int64),  # iterations in it
-        ("t0", np.float64),  # iteration k of it takes t0 + k t1 + k² t2
-        ("t1", np.float64),
-        ("t2", np.float64),
-        ("prompt_tokens", np.int64),  # of this iteration
-        ("prompt_pairs", np.float64),
-        ("busy_s", np.float64),  # sums so far, like the next five
-        ("sum_prompt_tokens", np.float64),
-        ("sum_prompt_pairs", np.float64),
-        ("sum_decodes", np.float64),
-        ("sum_context", np.float64),
-        ("iterations", np.int64),
-        ("preempted", np.int64),
-        ("waits_for_prefix", np.int64),  # schedules as our own engine does, see `_plan_prompts`
-        ("layers", np.int64),  # of the model: its KV is handed over layer by layer
-        ("domain", np.int64),  # engines of one are joined by the fast fabric
-        ("kv_token_bytes", np.float64),
-        ("kv_fixed_bytes", np.float64),
-        ("near_bytes_per_s", np.float64),  # to and from others of the domain
-        ("far_bytes_per_s", np.float64),
-        ("link_s", np.float64),  # latency
-        ("sends_until_s", np.float64),  # its line out is taken until then
-        ("takes_until_s", np.float64),
-        ("uplink", np.int64),  # of its domain to others, see `uplinks_out_s`; -1: no limit
-        ("uplink_byte_s", np.float64),
-        ("up", np.int64),
-        ("tier", np.int64),  # the pool below its own, shared by a node; -1: none
-        ("tier_line", np.int64),  # whose line is taken until `tier_until_s[tier_line]`
-        ("tier_s", np.float64),  # latency
-        ("tier_block_s", np.float64),  # a block
-    ]
+from jevons.twin.jumps import begun_by, count_gaps, cut_off, fit_jump, time_of
+from jevons.twin.segments import cut, give_back, size_class
+from jevons.twin.sequences import (
+    BROUGHT,
+    DECODE,
+    PROMPT,
+    WAITING,
+    append_running,
+    append_waiting,
+    blocks_for,
+    computed_of,
+    engine_of,
+    leave_running,
+    leave_waiting,
+    name_at,
+    put_first,
+    sequence_of,
+    spell,
+    tokens_of,
 )
-SEQUENCE = np.dtype(
-    [
-        ("request", np.int64),
-        ("worker", np.int32),
-        ("placed_on", np.int32),
-        ("decode_on", np.int32),  # -1: here
-        ("before", np.int32),  # neighbours among the running or the waiting
-        ("after", np.int32),
-        ("state", np.int32),
-        ("cached", np.int64),  # tokens of the prompt at the first admission; -1: not admitted yet
-        ("prompt", np.int64),
-        ("output", np.int64),
-        ("target", np.int64),  # tokens to be computed before the next is drawn
-        ("computed", np.int64),
-        ("chunk", np.int64),
-        ("emitted", np.int64),  # before the sequence began to decode
-        ("ends", np.int64),  # the engine's clock when it is done
-        ("names", np.int64),  # where its blocks' names begin, and how many
-        ("named", np.int64),
-        ("names_class", np.int64),
-        ("table", np.int64),  # where its places begin
-        ("table_class", np.int64),
-        ("blocks", np.int64),
-        ("sealed", np.int64),
-        ("is_running", np.int64),  # in the router's book
-        ("at_s", np.float64),
-        ("admitted_s", np.float64),
-        ("first_s", np.float64),
-        ("predicted_s", np.float64),
-        ("predicted_cached", np.int64),
-        ("claimed", np.int64),  # tokens that the index took for there where it was placed first
-        ("brought", np.int64),  # blocks that came from the tier
-        ("predicted_depth", np.int64),  # blocks the router took for there, or to come, where it was placed last
-    ]
-)
-# BROUGHT: waits, its prompt computed elsewhere. COMING: blocks are on their way from the tier.
-WAITING, PROMPT, DECODE, BROUGHT, COMING = 0, 1, 2, 3, 4
-ITL_BINS = 2048
-_ITL_LOW_S, _ITL_RATIO = 1e-6, 0.01  # bins of 1 % from a microsecond on
-
-
-def engine_arrays(engines: Records, sequences: int, told: int) -> tuple[dict[str, Any], dict[str, int | float]]:
-    """For a hub: engines without work. The hub has pools and paces too.
-
-    Args:
-        engines: ENGINE.
-        sequences: that may be under way at once.
-        told: sequences that one event may bring to an end.
-    """
-    arrays = {
-        "engines": engines,
-        "sequences": np.zeros(sequences, SEQUENCE),
-        "names": np.zeros(1 << 20, np.int64),  # of the blocks of all sequences
-        "names_spare": new_spare(),
-        "tables": np.zeros(1 << 20, np.int32),  # places of those that run
-        "tables_spare": new_spare(),
-        "told": np.zeros(told, np.int32),  # whose first token came, and from the end on who is done, of the last event
-        "matched": np.zeros(1 << 16, np.int32),  # to work in
-        "itl": np.zeros(ITL_BINS),  # gaps between tokens, by size
-        "one": np.zeros(1, np.int32),  # to work in
-        "uplinks_out_s": np.zeros(int(engines["uplink"].max(initial=0)) + 1),  # taken until then
-        "uplinks_in_s": np.zeros(int(engines["uplink"].max(initial=0)) + 1),
-        "tier_until_s": np.zeros(max(1, int(engines["tier_line"].max(initial=0)) + 1)),
-    }
-    return arrays, {"told_first": 0, "told_done": 0}
-
-
-@compiled
-def engine_of(h: Records, i: int) -> Any:
-    return view(h.engines, h.engines_n, ENGINE)[i]
-
-
-@compiled
-def sequence_of(h: Records, slot: int) -> Any:
-    return view(h.sequences, h.sequences_n, SEQUENCE)[slot]
-
-
-@compiled
-def blocks_for(tokens: int, block_size: int) -> int:
-    return (tokens + block_size - 1) // block_size
-
-
-@compiled
-def time_of(e: Records, steps: int) -> float:
-    """Seconds of the first `steps` iterations of the event under way."""
-    n = float(steps)
-    return float(n * e.t0 + e.t1 * (n * (n - 1.0)) / 2.0 + e.t2 * ((n - 1.0) * n * (2.0 * n - 1.0)) / 6.0)
-
-
-@compiled
-def begun_by(e: Records, now_s: float) -> int:
-    """Iterations of the event under way that have begun by then, at least one."""
-    low, high = 1, e.steps
-    while low < high:
-        middle = (low + high) // 2
-        if e.began_s + time_of(e, middle) > now_s:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 @compiled
@@ -181,7 +47,7 @@ def arrive(h: Records, i: int, slot: int, now_s: float) -> None:
     s.worker = i
     if s.state != BROUGHT:
         s.state = WAITING
-    _append_waiting(h, e, slot)
+    append_waiting(h, e, slot)
     if e.ends_s == np.inf:
         e.ends_s, e.steps, e.prompt_tokens = now_s, 0, 0  # who else arrives at this moment is in the same iteration
     else:
@@ -189,53 +55,11 @@ def arrive(h: Records, i: int, slot: int, now_s: float) -> None:
 
 
 @compiled
-def cut_off(e: Records, now_s: float) -> None:
-    """A jump under way ends with the iteration that is under way now."""
-    if e.steps > 1:
-        e.steps = begun_by(e, now_s)
-        e.ends_s = e.began_s + time_of(e, e.steps)
-
-
-@compiled
-def _append_waiting(h: Records, e: Records, slot: int) -> None:
-    s = sequence_of(h, slot)
-    s.before, s.after = e.final, -1
-    if e.final >= 0:
-        sequence_of(h, e.final).after = slot
-    else:
-        e.next = slot
-    e.final = slot
-    e.waiting += 1
-
-
-@compiled
-def _unwait(h: Records, e: Records, slot: int) -> None:
-    s = sequence_of(h, slot)
-    if s.before >= 0:
-        sequence_of(h, s.before).after = s.after
-    else:
-        e.next = s.after
-    if s.after >= 0:
-        sequence_of(h, s.after).before = s.before
-    else:
-        e.final = s.before
-    e.waiting -= 1
-
-
-@compiled
 def _leave(h: Records, e: Records, slot: int) -> None:
     """Out of the running; its blocks are free."""
     s = sequence_of(h, slot)
     _seal(h, e, s, computed_of(s, e.clock))  # what it has answered can be asked for, where its names are known
-    if s.before >= 0:
-        sequence_of(h, s.before).after = s.after
-    else:
-        e.first = s.after
-    if s.after >= 0:
-        sequence_of(h, s.after).before = s.before
-    else:
-        e.last = s.before
-    e.running -= 1
+    leave_running(h, e, slot)
     if s.state == DECODE:
         e.decodes -= 1
         e.context -= tokens_of(s, e.clock)
@@ -246,18 +70,6 @@ def _leave(h: Records, e: Records, slot: int) -> None:
     full = 0 if e.waits_for_prefix else computed_of(s, e.clock) // e.block_size
     release(h, e.pool, table, s.blocks, full)
     give_back(tables, view(h.tables_spare, h.tables_spare_n, INT), s.table, s.table_class)
-
-
-@compiled
-def computed_of(s: Records, clock: int) -> int:
-    """Tokens of a sequence that are in its blocks."""
-    return int(s.computed if s.state != DECODE else s.prompt + s.output - 1 - (s.ends - clock))
-
-
-@compiled
-def tokens_of(s: Records, clock: int) -> int:
-    """Tokens that a decoding sequence has, the last one drawn among them."""
-    return int(s.prompt + s.output - (s.ends - clock))
 
 
 @compiled
@@ -279,36 +91,6 @@ def plan(h: Records, i: int, now_s: float, exact: bool) -> None:
     if e.prompt_tokens == 0 and not exact:
         _plan_jump(h, e)
     e.ends_s = now_s + time_of(e, e.steps)
-
-
-@compiled
-def handed_over_s(h: Records, slot: int, now_s: float) -> float:
-    """When the KV of a prompt just computed is on the engine that goes on. Takes the lines until then.
-
-    Layers are sent as they are computed, so that what is left after the prompt is the last one, if the line keeps up.
-    """
-    s = sequence_of(h, slot)
-    a, b = engine_of(h, s.worker), engine_of(h, s.decode_on)
-    rate = min(a.near_bytes_per_s, b.near_bytes_per_s)
-    if a.domain != b.domain:
-        rate = min(a.far_bytes_per_s, b.far_bytes_per_s)
-    size = a.kv_fixed_bytes + a.kv_token_bytes * s.prompt
-    begins_s = max(s.admitted_s, a.sends_until_s, b.takes_until_s)
-    ends_s = max(begins_s + size / rate, now_s + size / a.layers / rate) + a.link_s
-    if a.domain != b.domain:
-        ends_s = max(ends_s, _through(view(h.uplinks_out_s, h.uplinks_out_s_n, FLOAT), a, begins_s, size))
-        ends_s = max(ends_s, _through(view(h.uplinks_in_s, h.uplinks_in_s_n, FLOAT), b, begins_s, size))
-    a.sends_until_s = b.takes_until_s = ends_s
-    return float(ends_s)
-
-
-@compiled
-def _through(until_s: Reals, e: Records, begins_s: float, size: float) -> float:
-    """When so many bytes are through the line that all of an engine's domain share: one after another, at its rate."""
-    if e.uplink < 0:
-        return 0.0
-    until_s[e.uplink] = max(until_s[e.uplink], begins_s) + size * e.uplink_byte_s
-    return float(until_s[e.uplink])
 
 
 @compiled
@@ -345,13 +127,7 @@ def preempt(h: Records, i: int, slot: int) -> None:
     _leave(h, e, slot)
     s.state, s.emitted, s.target = WAITING, emitted, s.prompt + emitted
     s.computed = s.blocks = s.sealed = s.chunk = 0
-    s.before, s.after = -1, e.next
-    if e.next >= 0:
-        sequence_of(h, e.next).before = slot
-    else:
-        e.final = slot
-    e.next = slot
-    e.waiting += 1
+    put_first(h, e, slot)
     e.preempted += 1
 
 
@@ -382,7 +158,8 @@ def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
         after = s.after
         brought = s.state == BROUGHT
         most = s.target if brought else s.target - 1  # at least one token is always computed
-        names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, most // e.block_size)]
+        names = view(h.scratch, h.scratch_n, INT)[: min(s.named, most // e.block_size)]
+        spell(h, s, 0, len(names))
         hits = match(h, e.pool, names, matched)
         chunk = min(s.target - hits * e.block_size, budget)
         if e.waits_for_prefix and hits < len(names) and _is_coming(h, e, names[hits], hits):
@@ -406,11 +183,11 @@ def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
 @compiled
 def _is_coming(h: Records, e: Records, name: int, at: int) -> bool:
     """Whether some running prompt is going to fill its block number `at`, of that name."""
-    names, slot = view(h.names, h.names_n, INT), e.first
+    slot = e.first
     while slot >= 0:
         s = sequence_of(h, slot)
         fills = s.state == PROMPT and s.sealed <= at < min(s.named, s.prompt // e.block_size)
-        if fills and names[s.names + at] == name:
+        if fills and name_at(h, s, at) == name:
             return True
         slot = s.after
     return False
@@ -419,7 +196,7 @@ def _is_coming(h: Records, e: Records, name: int, at: int) -> bool:
 @compiled
 def _admit(h: Records, e: Records, slot: int, hits: int, now_s: float) -> None:
     s = sequence_of(h, slot)
-    _unwait(h, e, slot)
+    leave_waiting(h, e, slot)
     s.table_class = size_class(blocks_for(s.prompt + s.output, e.block_size))
     tables, matched = view(h.tables, h.tables_n, SMALL), view(h.matched, h.matched_n, SMALL)
     s.table = cut(tables, view(h.tables_spare, h.tables_spare_n, INT), s.table_class)
@@ -431,13 +208,7 @@ def _admit(h: Records, e: Records, slot: int, hits: int, now_s: float) -> None:
     s.state = PROMPT
     if s.cached < 0:
         s.cached, s.admitted_s = min(s.computed, s.prompt), now_s
-    s.before, s.after = e.last, -1
-    if e.last >= 0:
-        sequence_of(h, e.last).after = slot
-    else:
-        e.first = slot
-    e.last = slot
-    e.running += 1
+    append_running(h, e, slot)
 
 
 @compiled
@@ -470,7 +241,8 @@ def _seal(h: Records, e: Records, s: Records, tokens: int) -> None:
     full = min(tokens // e.block_size, s.named)
     if full > s.sealed:
         table = view(h.tables, h.tables_n, SMALL)[s.table : s.table + full]
-        names = view(h.names, h.names_n, INT)[s.names : s.names + full]
+        names = view(h.scratch, h.scratch_n, INT)[:full]
+        spell(h, s, s.sealed, full)
         seal(h, e.pool, table, names, s.sealed, full)
         if e.tier >= 0:
             keep(h, e.tier, view(h.one, h.one_n, SMALL), names[s.sealed :])
@@ -497,15 +269,7 @@ def _plan_jump(h: Records, e: Records) -> None:
                 low = middle
         steps = low
     e.steps = steps
-    if steps > 2:
-        last = float(steps - 1)
-        half = np.floor(last / 2.0)
-        half_s = step_s(h, e.pace, 0.0, 0.0, e.decodes, e.context + e.decodes * half)
-        last_s = step_s(h, e.pace, 0.0, 0.0, e.decodes, e.context + e.decodes * last)
-        e.t2 = ((last_s - e.t0) / last - (half_s - e.t0) / half) / (last - half)
-        e.t1 = (last_s - e.t0) / last - e.t2 * last
-    elif steps == 2:
-        e.t1 = step_s(h, e.pace, 0.0, 0.0, e.decodes, e.context + e.decodes) - e.t0
+    fit_jump(h, e)
 
 
 @compiled
@@ -535,7 +299,7 @@ def finish_event(h: Records, i: int) -> None:
     e.sum_decodes += float(e.decodes) * steps
     e.sum_context += float(e.context) * steps + float(e.decodes) * steps * (steps - 1) / 2.0
     if e.decodes > 0:
-        _count_gaps(h, e)
+        count_gaps(h, e)
         _grow_decodes(h, i, steps)  # what `plan` has made sure is there
         e.clock += steps
         e.context += e.decodes * steps
@@ -599,17 +363,3 @@ def _finish(h: Records, e: Records, slot: int) -> None:
     _leave(h, e, slot)
     h.told_done += 1
     view(h.told, h.told_n, SMALL)[h.told_n - h.told_done] = slot
-
-
-@compiled
-def itl_s(at: int) -> float:
-    """The middle of a bin of gaps, seconds."""
-    return float(_ITL_LOW_S * np.exp((at + 0.5) * _ITL_RATIO))
-
-
-@compiled
-def _count_gaps(h: Records, e: Records) -> None:
-    """Each decode of the iterations just over waited as long as they took."""
-    each = time_of(e, e.steps) / e.steps
-    at = int(np.log(each / _ITL_LOW_S) / _ITL_RATIO)
-    view(h.itl, h.itl_n, FLOAT)[min(max(at, 0), ITL_BINS - 1)] += e.steps * e.decodes

@@ -29,8 +29,8 @@ from jevons.perf.roofline import Group as Layout
 from jevons.perf.room import room_tokens
 from jevons.perf.speculate import Drafts, token_s
 from jevons.policy.route import ALL
-from jevons.twin.engine import ENGINE, engine_arrays
 from jevons.twin.kernel import loop_arrays, price_context
+from jevons.twin.sequences import ENGINE, engine_arrays
 
 # Held by anyone, to begin with: what was never used takes no memory, and growing means a copy, with both there at once.
 _MOST_BLOCKS = 1 << 28

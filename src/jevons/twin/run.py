@@ -23,8 +23,8 @@ from jevons.policy.route import KV, check_policy, stream_weight
 from jevons.twin import kernel
 from jevons.twin.account import account, chips_of, kind_of
 from jevons.twin.arrivals import Piece, arrivals
-from jevons.twin.engine import ITL_BINS, itl_s
 from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
+from jevons.twin.jumps import ITL_BINS, itl_s
 from jevons.twin.segments import room_left
 from jevons.twin.spread import QUANTILES, Distribution, Spread
 
@@ -407,7 +407,7 @@ def _make_room(hub: Hub, promised: int = 0) -> None:
         grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
     if number("uses_index"):
         grow_index(hub, entries + margin + promised, large_pages=True)
-    for name, least in (("names", 2 * margin), ("tables", int(number("tables_margin")))):
+    for name, least in (("stems", 2 * margin), ("tables", int(number("tables_margin")))):
         if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
             hub.grow(name, 2 * len(hub[name]) + least)
     if number("slots_spare") == 0 and number("slots_used") >= len(hub["sequences"]):

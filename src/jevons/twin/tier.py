@@ -11,7 +11,7 @@ from jevons.control.board import WORKER
 from jevons.kv.cache import allocate, available, match, release, seal, take
 from jevons.policy.route import CANDIDATE
 from jevons.policy.source import bring
-from jevons.twin.engine import COMING, engine_of, sequence_of
+from jevons.twin.sequences import COMING, engine_of, sequence_of, spell
 
 
 @compiled
@@ -50,7 +50,8 @@ def coming_s(h: Records, slot: int, worker: int) -> float:
     s, e = sequence_of(h, slot), engine_of(h, worker)
     if e.tier < 0:
         return -1.0
-    names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, (s.target - 1) // h.block)]
+    names = view(h.scratch, h.scratch_n, INT)[: min(s.named, (s.target - 1) // h.block)]
+    spell(h, s, 0, len(names))
     matched = view(h.matched, h.matched_n, SMALL)
     held = match(h, e.pool, names, matched)
     count = match(h, e.tier, names[held:], matched)
@@ -70,7 +71,8 @@ def coming_s(h: Records, slot: int, worker: int) -> float:
 def came(h: Records, slot: int) -> None:
     """What a sequence waited for is here."""
     s, e = sequence_of(h, slot), engine_of(h, sequence_of(h, slot).worker)
-    names = view(h.names, h.names_n, INT)[s.names : s.names + min(s.named, (s.target - 1) // h.block)]
+    names = view(h.scratch, h.scratch_n, INT)[: min(s.named, (s.target - 1) // h.block)]
+    spell(h, s, 0, len(names))
     s.brought = settle_in(h, e, names, s.brought)
 
 

@@ -18,7 +18,7 @@ from jevons.perf.calibration import Calibration
 from jevons.perf.measured import Prices
 from jevons.policy.route import Placement, prompt_load
 from jevons.twin.account import chips_of
-from jevons.twin.engine import itl_s
+from jevons.twin.jumps import itl_s
 from jevons.twin.run import OnResults, Report, Run
 
 VERSION = 0  # workers stay the same
