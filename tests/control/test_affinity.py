@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,3 +145,32 @@ def test_as_many_adapters_are_loaded_as_have_room_the_last_used() -> None:
     adapters.tell(["c"], 2)
     assert adapters.loaded == ["b", "c"]
     assert (adapters.load_s("a") > 0, adapters.load_s("b"), adapters.load_s("c")) == (True, 0.0, 0.0)
+
+
+def by_number(number: int) -> BlocksStored:
+    """As engines tell it that know adapters by numbers alone."""
+    blocks = len(LONG) // SIZE
+    return BlocksStored(hashes=list(range(blocks)), tokens=LONG, block_size=SIZE, adapter_number=number)
+
+
+def test_an_adapter_told_by_number_is_the_one_that_its_engine_listed_so() -> None:
+    r = Router()
+    facts = WorkerFacts(id=A, model="m", kind="openai", adapters=frozenset({"poet", "clerk"}))
+    r.join(msgspec.structs.replace(facts, adapter_numbers={1: "poet", 2: "clerk"}))
+    r.roster.heard(A, 0.0)
+    r.intake(A).on_batch(KvBatch(seq=0, events=[by_number(2)]))
+
+    cached = {model: r.rank(LONG, model=model)[0].cached_tokens for model in ("m", "poet", "clerk")}
+    assert (cached["m"], cached["poet"]) == (0, 0)
+    assert cached["clerk"] >= len(LONG) - SIZE
+
+
+def test_blocks_of_an_adapter_that_nobody_named_are_counted_as_ignored() -> None:
+    r = fleet(A, adapters={A: {"poet"}})
+    r.intake(A).on_batch(KvBatch(seq=0, events=[by_number(1), by_number(0)]))
+    counts = r.intake(A).counts
+
+    assert counts["ignored_adapter"] == counts["stored"] == len(LONG) // SIZE  # 0 is no adapter
+    r.carry(A, {"poet"}, {1: "poet"})
+    r.intake(A).on_batch(KvBatch(seq=1, events=[by_number(1)]))
+    assert r.intake(A).counts["ignored_adapter"] == len(LONG) // SIZE

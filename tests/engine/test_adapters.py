@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from jevons.engine.openai import read_adapters
+import asyncio
+from typing import Any
+
+from jevons.engine.openai import OpenAIEngine, parse_spec, read_adapters
 
 # As vLLM 0.11 writes it: the value is the time, and lines of other states stay.
 PAGE = """# HELP vllm:lora_requests_info Running stats on lora requests.
@@ -20,3 +23,28 @@ def test_the_newest_line_tells_which_adapters_run_or_are_waited_for() -> None:
 def test_nothing_is_told_without_adapters() -> None:
     assert read_adapters("vllm:num_requests_running 1.0\n") is None
     assert read_adapters('vllm:lora_requests_info{max_lora="0",running_lora_adapters=""} 1.0') == ([], 1)
+
+
+class Listing(OpenAIEngine):
+    """An engine that lists what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_spec("http://127.0.0.1:1"))
+        self.adapters_listed: list[str] = []
+
+    async def get_json(self, path: str) -> Any:
+        return {"data": [{"id": "m"}, *({"id": name, "parent": "m"} for name in self.adapters_listed)]}
+
+    def numbers(self, *listed: str, anew: bool = False) -> dict[int, str]:
+        self.adapters_listed = list(listed)
+        assert list(asyncio.run(self.models(anew=anew))) == ["m"]
+        return self.adapter_numbers
+
+
+def test_adapters_are_numbered_as_they_are_listed_and_no_number_is_given_twice() -> None:
+    engine = Listing()
+
+    assert engine.numbers("poet", "clerk", anew=True) == {1: "poet", 2: "clerk"}
+    assert engine.numbers("poet", "judge") == {1: "poet", 3: "judge"}
+    assert engine.numbers("poet", "judge", "clerk") == {1: "poet", 3: "judge", 4: "clerk"}
+    assert engine.numbers("poet", "judge", anew=True) == {1: "poet", 2: "judge"}

@@ -19,7 +19,7 @@ way here, with the same results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from jevons.control.beside import FULL_KINDS, Beside, Told
 from jevons.control.lives import Doubts, Mark
 from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.orphans import Orphans, Prompted
-from jevons.control.reading import CLEARED, DRAM, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
+from jevons.control.reading import CLEARED, DRAM, IGNORED_ADAPTER, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
 from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import IN_DRAM, SLIDING, BlocksRemoved, BlocksStored, KvBatch, KvPayload
 from jevons.facts.state import SourceState
@@ -69,6 +69,7 @@ class Intake:
         self._scratch = scratch or Scratch()
         self.block_size: int | None = None
         self.mode = IndexMode.NONE
+        self.adapters: Mapping[int, str] = {}  # by the numbers that its engine has for them
         self._counts: Counter[str] = Counter()
         self._names = source_names()
         self._next = 0  # the sequence number expected
@@ -401,15 +402,25 @@ class Intake:
         """Where prompts begin that have a salt, an adapter or another block size than most."""
         events = self._scratch.hub["events"][: self._scratch.hub.number("events_used")]
         for i, event in enumerate(events):
-            if event["kind"] != STORED or event["has_parent"] or event["size"] < 1:
+            if event["kind"] != STORED:
                 continue
             try:
                 salt, name = (self._scratch.text(payload, i, field) for field in ("salt", "adapter"))
             except UnicodeDecodeError:
                 return False
-            adapter = name or ("" if event["adapter_number"] < 0 else f"#{event['adapter_number']}")
+            adapter = self._adapter(name, int(event["adapter_number"]))
+            if adapter is None:
+                event["reject"] = IGNORED_ADAPTER
+                continue
+            if event["has_parent"] or event["size"] < 1:
+                continue
             event["first"], event["second"] = root_numbers(int(event["size"]), salt, adapter)
         return True
+
+    def _adapter(self, name: str | None, number: int) -> str | None:
+        """Whose blocks they are, "" the model's own; None: of a number that the engine's list does not tell. vLLM's
+        numbers begin with 1."""
+        return name or ("" if number < 1 else self.adapters.get(number))
 
     def _tell_beside(self) -> None:
         """Tiers and groups that the payload just read tells of."""
@@ -474,6 +485,9 @@ class Intake:
             self._settle_degraded()
 
     def _stored(self, event: BlocksStored) -> None:
+        if self._adapter(event.adapter, event.adapter_number or 0) is None:
+            self._counts["ignored_adapter"] += len(event.hashes)
+            return
         part = self.beside.part(event)
         if part:
             salt, extra = _salt_and_extra(event)
@@ -501,7 +515,8 @@ class Intake:
         """What we call what blocks go on from; None: it is not known, or they are told without their size."""
         if event.parent is not None:
             return self.beside.known_as(event.parent, part)
-        return root(event.block_size, salt, event.adapter or "") if event.block_size > 0 else None
+        adapter = self._adapter(event.adapter, event.adapter_number or 0)
+        return root(event.block_size, salt, adapter or "") if event.block_size > 0 else None
 
     def _reject(self, event: BlocksStored) -> str | None:
         """Why these blocks cannot serve as a prefix here, or None."""

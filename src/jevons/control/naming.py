@@ -37,7 +37,7 @@ from jevons.kv.groups import TIERS, salt_of
 from jevons.kv.hashing import root
 
 # What became of blocks, by number; the names are those of the counts. Why blocks were rejected comes first.
-_REASONS = ("", "ignored_tier", "ignored_group", "misshapen", "partial", "orphan", "unknown_removed")
+_REASONS = ("", "ignored_tier", "ignored_group", "misshapen", "partial", "orphan", "unknown_removed", "ignored_adapter")
 FATES = (*_REASONS, "stored", "removed", "stored_beside", "removed_beside")
 _STORED, _REMOVED = FATES.index("stored"), FATES.index("removed")
 _STORED_BESIDE, _REMOVED_BESIDE = FATES.index("stored_beside"), FATES.index("removed_beside")
@@ -110,13 +110,13 @@ def _set_roots(s: Records, n: Records) -> int:
     for i in range(s.events_used):
         event = events[i]
         special += _is_new(n, event)
-        if event.kind == STORED and event.tokens == 0 and part_told(n, event) > 0:
+        if event.kind == STORED and event.tokens == 0 and event.adapter_number < 0 and part_told(n, event) > 0:
             continue  # it is known by the engine's name or not at all
         if event.kind == STORED and event.has_parent == 0:
             event.first, event.second = n.first, n.second
             special += event.size != n.size or event.salt > 0 or event.adapter > 0 or event.adapter_number >= 0
         elif event.kind == STORED:
-            special += event.size > n.size
+            special += event.size > n.size or (event.adapter_number > 0 and event.adapter == 0)
     return special
 
 

@@ -63,7 +63,9 @@ class Orphans:
 
     def keep(self, event: BlocksStored) -> None:
         """An orphan came. Those that wait for longest are dropped where there are too many."""
-        if event.parent is None or event.adapter is not None or event.extra:  # prompts of ours have no such
+        if (
+            event.parent is None or event.adapter is not None or event.adapter_number or event.extra
+        ):  # prompts of ours have no such
             return
         self._aside.setdefault(number_of(event.parent), []).append(event)
         if len(self._aside) > GUESS_KEPT:

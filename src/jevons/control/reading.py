@@ -64,7 +64,7 @@ EVENT = np.dtype(
 )
 STORED, REMOVED, CLEARED = 1, 2, 3
 # Why blocks are rejected, in the order of its FATES.
-IGNORED_TIER, IGNORED_GROUP, MISSHAPEN, PARTIAL, ORPHAN, UNKNOWN = range(1, 7)
+IGNORED_TIER, IGNORED_GROUP, MISSHAPEN, PARTIAL, ORPHAN, UNKNOWN, IGNORED_ADAPTER = range(1, 8)
 NOT_READ, NO_ROOM = -1, -2
 DRAM = 1  # by number, see `facts.block.Tier`
 

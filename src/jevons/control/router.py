@@ -7,7 +7,7 @@ time. Neither decides anything itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any, NamedTuple
@@ -130,15 +130,17 @@ class Router:
         self._members[worker.number] = worker
         if old is not None:
             worker.reports_steps = old.reports_steps
-        self.carry(facts.id, facts.adapters)
+        self.carry(facts.id, facts.adapters, facts.adapter_numbers)
         self._tell_up(worker)
         recalled = self._recalled.pop(facts.id, None)
         if recalled is not None:
             self._resume(worker, recalled)
 
-    def carry(self, worker: WorkerId, adapters: Collection[str]) -> None:
-        """It serves these adapters of its model from now on."""
+    def carry(self, worker: WorkerId, adapters: Collection[str], numbers: Mapping[int, str] | None = None) -> None:
+        """It serves these adapters of its model from now on. `numbers`: what its events may call them instead."""
         known = self._workers[worker]
+        if known.intake is not None:
+            known.intake.adapters = numbers or {}
         if known.adapters.names != frozenset(adapters):
             known.adapters = Adapters(adapters)
         self._bases.update(dict.fromkeys(adapters, known.facts.model))

@@ -97,7 +97,8 @@ def _event(wire: _Stored | _Removed | _Cleared) -> KvEvent:
                 group=wire.group_idx or 0,
                 kind=wire.kv_cache_spec_kind,
                 window=wire.kv_cache_spec_sliding_window,
-                adapter=_adapter_name(wire.lora_name, wire.lora_id),
+                adapter=wire.lora_name or None,
+                adapter_number=None if wire.lora_name else wire.lora_id,
                 extra=wire.extra_keys,
             )
         case _Removed():
@@ -184,7 +185,8 @@ def _stored(fields: dict[str, Any]) -> BlocksStored:
             "group": _group(fields.get("group_idx")),
             "kind": fields.get("kv_cache_spec_kind"),
             "window": fields.get("kv_cache_spec_sliding_window"),
-            "adapter": _adapter_name(fields.get("lora_name"), fields.get("lora_id")),
+            "adapter": fields.get("lora_name") or None,
+            "adapter_number": None if fields.get("lora_name") else fields.get("lora_id"),
             "extra": fields.get("extra_keys"),
         },
         BlocksStored,
@@ -194,11 +196,6 @@ def _stored(fields: dict[str, Any]) -> BlocksStored:
 def _group(number: Any) -> Any:
     """Some builds of vLLM have a list (what images are in each block) where the group's number is in others."""
     return 0 if isinstance(number, list) else number or 0
-
-
-def _adapter_name(name: str | None, number: int | None) -> str | None:
-    """The adapter's name; its number where only that is told."""
-    return name or (None if number is None else f"#{number}")
 
 
 def _removed(fields: dict[str, Any]) -> BlocksRemoved:

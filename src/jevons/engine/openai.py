@@ -204,9 +204,20 @@ class OpenAIEngine:
         self._http = HttpClient(spec.address, on_kept_lost, of_rank)
         self.adapters: frozenset[str] = frozenset()  # as it told when it was last asked for its models
         self._roots: dict[str, str] = {}  # as it told when it was last asked for its models
+        self._numbers: dict[str, int] = {}  # of adapters, as they are believed to be
+        self._last_number = 0
 
-    async def models(self) -> dict[str, int | None]:
+    @property
+    def adapter_numbers(self) -> dict[int, str]:
+        """Adapters by what older engines' KV events call them: vLLM numbers them from 1 as they are loaded, and lists
+        them in that order."""
+        return {number: name for name, number in self._numbers.items()}
+
+    async def models(self, *, anew: bool = False) -> dict[str, int | None]:
         """Served names, with their context in tokens where it is told; adapters are not among them.
+
+        Args:
+            anew: it has just come up: its adapters are numbered from 1 again.
 
         Raises:
             EngineError: it answers no list of models.
@@ -219,12 +230,22 @@ class OpenAIEngine:
                 for row in rows
                 if not row.get("parent")
             }
-            self.adapters = frozenset(row["id"] for row in rows if row.get("parent"))
+            self._number([row["id"] for row in rows if row.get("parent")], anew)
             self._roots = {row["id"]: row["root"] for row in rows if isinstance(row.get("root"), str)}
         except (KeyError, TypeError, AttributeError) as error:
             text = str(raw)[:120]
             raise EngineError(f"engine {self.spec.url}: /v1/models is not a list of models: {text}") from error
         return found
+
+    def _number(self, adapters: list[str], anew: bool) -> None:
+        """These are there now; who was unloaded leaves a number that nobody has again."""
+        known, last = ({}, 0) if anew else (self._numbers, self._last_number)
+        self._numbers = {name: known[name] for name in adapters if name in known}
+        for name in adapters:
+            if name not in self._numbers:
+                last += 1
+                self._numbers[name] = last
+        self._last_number, self.adapters = last, frozenset(adapters)
 
     def model_root(self, model: str) -> str | None:
         """The directory or repository the engine said it loaded `model` from, when it was asked for its models."""

@@ -24,6 +24,7 @@ class BlocksStored(msgspec.Struct, frozen=True, kw_only=True):
     kind: str | None = None  # "full_attention", "sliding_window", …; None means full
     window: int | None = None  # tokens, of a sliding window
     adapter: str | None = None  # LoRA name
+    adapter_number: int | None = None  # where its engine tells no name
     extra: list[list[object] | None] | None = None  # per block: cache salt, image hashes …
 
 

@@ -56,6 +56,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None  # of its process, where that is on this host and ours
     role: Role = Role.BOTH
     adapters: frozenset[str] = frozenset()  # of `model`, that it serves by their own names
+    adapter_numbers: dict[int, str] = {}  # their names, by what its KV events may call them instead
     rank: int | None = None  # of several data-parallel ones behind one URL; None: it is alone there
     chip: str = ""  # of the catalog; "" where it is not known
     chips: int = 1  # of that kind, that it runs on

@@ -250,7 +250,7 @@ class Attached:
                 exchange.abort("lost")
 
     async def _introduce(self) -> None:
-        models = await asyncio.wait_for(self.engine.models(), PROBE_TIMEOUT_S)
+        models = await asyncio.wait_for(self.engine.models(anew=True), PROBE_TIMEOUT_S)
         if not models:
             raise EngineError(f"engine {self._spec.url}: serves no model")
         self.model, self.context_tokens = next(iter(models.items()))
@@ -260,6 +260,7 @@ class Attached:
             kind="openai",
             sends_events=self._spec.events is not None,
             adapters=self.engine.adapters,
+            adapter_numbers=self.engine.adapter_numbers,
             rank=self._spec.rank,
             chip=self._spec.chip,
             chips=self._spec.chips,
@@ -286,7 +287,7 @@ class Attached:
         before = self.engine.adapters
         await asyncio.wait_for(self.engine.models(), PROBE_TIMEOUT_S)
         if self.engine.adapters != before:
-            self._router.carry(self.id, self.engine.adapters)
+            self._router.carry(self.id, self.engine.adapters, self.engine.adapter_numbers)
             await on_model(self)
         if self.engine.adapters:
             told = await asyncio.wait_for(self.engine.running_adapters(), PROBE_TIMEOUT_S)
