@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jevons.base.errors import ConfigError
+from jevons.cli.demand_fleets import compared
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.econ.claims import Estimate, Finding, Grounds, Verdict, assess
 from jevons.econ.claims_grounds import COMPUTATIONS, Tables, all_figures
-from jevons.econ.curve import Served
 from jevons.econ.draws import Draws
 
-_MODEL = "deepseek-v3"  # for which chips are compared
 _FIGURES = 3
 
 
@@ -55,7 +54,7 @@ def findings(catalog: Catalog, draws: Draws) -> list[Finding]:
             )
     tables = Tables(**{name: getattr(catalog, name) for name in Tables.__struct_fields__})
     grounds = Grounds(
-        figures=all_figures(tables, Served(model=catalog.models[_MODEL])),
+        figures=all_figures(tables, compared(catalog)),
         computations=COMPUTATIONS,
         title=lambda source: _title(catalog, source),
         draws=draws,

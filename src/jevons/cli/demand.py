@@ -11,12 +11,12 @@ import msgspec
 from rich.console import Console
 
 from jevons.base.errors import ConfigError, UnknownFigure
-from jevons.cli.demand_fleets import compare_fleets, reuse_cost_factor
+from jevons.cli.demand_fleets import compare_fleets, compared, reuse_cost_factor
 from jevons.cli.demand_tables import Found, show
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.outlook import OutlookFile, Range, read_outlook, read_range
 from jevons.config.prices import rack_of, read_price
-from jevons.econ.curve import INTERACTIVITY, Served, tokens_per_s
+from jevons.econ.curve import INTERACTIVITY, tokens_per_s
 from jevons.econ.draws import Draws
 from jevons.econ.levers import LEVERS
 from jevons.econ.market import look_at_market
@@ -25,7 +25,6 @@ from jevons.econ.switching import Mixed, lock_in
 from jevons.facts.hardware import Chip, Confidence, Figure, Rack
 
 _DEFAULT = "jevons-2026-2030"
-_MODEL = "deepseek-v3"  # for which chips are compared, and that dense models give way to
 _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_year"}
 
 
@@ -80,10 +79,10 @@ def merchant(catalog: Catalog, name: str) -> dict[str, Figure]:
     if name not in catalog.chips:
         raise ConfigError(f"outlook: chip: {name!r} is unknown; add it to chips")
     chip = catalog.chips[name]
-    served = tokens_per_s(Served(model=catalog.models[_MODEL]), chip, INTERACTIVITY["mid"])
+    served = tokens_per_s(compared(catalog), chip, INTERACTIVITY["mid"])
     if served is None:
         raise UnknownFigure(f"chips.{name}: tokens/s for users of {INTERACTIVITY['mid']:.0f} tokens/s each")
-    rate = Figure(value=served, source="OURS", confidence=Confidence.DERIVED, note="decoding, by perf")
+    rate = Figure(value=served, source="OURS", confidence=Confidence.DERIVED, note="by perf")
     if chip.own_usd_per_hour is None:
         raise UnknownFigure(f"chips.{name}.own_usd_per_hour")
     price = _price(name, chip, rack_of(catalog, name))
@@ -114,8 +113,7 @@ def _mixed(given: Mapping[str, Any], catalog: Catalog, draws: Draws) -> Mixed | 
 
 def figures_of(catalog: Catalog, asked: OutlookFile) -> dict[str, Figure]:
     """All parameters: the catalog's, and what the outlook replaces. Raises ConfigError."""
-    served = Served(model=catalog.models[_MODEL])
-    figures = parameters(catalog.economics, catalog.demand, catalog.chips, served, asked.hardware)
+    figures = parameters(catalog.economics, catalog.demand, catalog.chips, compared(catalog), asked.hardware)
     for name, change in asked.parameters.items():
         if name not in figures:
             raise ConfigError(f"outlook: parameters: {name!r} is none of them; {', '.join(sorted(figures))} are")

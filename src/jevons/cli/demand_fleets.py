@@ -13,15 +13,26 @@ from jevons.config.prices import make_bill
 from jevons.config.scenario import Scenario
 from jevons.econ.bill import Bill
 from jevons.econ.cost import Basis
+from jevons.econ.curve import Served
 from jevons.econ.draws import Amount, Draws, interval_of
 from jevons.econ.switching import Fleet, Mixed
 from jevons.facts.hardware import Confidence, Figure
-from jevons.perf.calibration import Calibration
+from jevons.facts.llm import Precision
+from jevons.perf.calibration import Calibration, Key, family_of, look_up
 from jevons.twin.run import simulate
 
+_MODEL = "deepseek-v3"  # for which chips are compared, and that dense models give way to
+_WEIGHTS: Precision = "fp4"
 _WITHIN_SLO = 0.9  # of requests
 _DOUBLINGS = 12
 _HALVINGS = 6  # of a factor of two: to 1 %
+
+
+def compared(catalog: Catalog) -> Served:
+    """The model for which chips are compared, with the shares of data sheets that all chips reach alike."""
+    model = catalog.models[_MODEL]
+    key = Key(engine="vllm", family=family_of(model), chip="", weights=_WEIGHTS)
+    return Served(model=model, shares=look_up(read_calibration(), key).shares, weights=_WEIGHTS)
 
 
 def reuse_cost_factor(name: str, catalog: Catalog) -> Figure:

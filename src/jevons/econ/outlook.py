@@ -188,7 +188,7 @@ def believed(figures: Mapping[Reading, Figure], reading: Reading) -> Figure:
 
 def predicted(chip_gain: float, watts: float, speed: float) -> Figure:
     """Tokens/s/MW by our own model of both chips, decoding at so many tokens/s for each user."""
-    note = f"perf, both chips uncalibrated, decoding for users of {speed:.0f} tokens/s"
+    note = f"perf, for users of {speed:.0f} tokens/s each, with shares of data sheets that all chips reach alike"
     return Figure(value=chip_gain / watts, source="OURS", confidence=Confidence.DERIVED, note=note)
 
 
