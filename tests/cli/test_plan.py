@@ -12,6 +12,8 @@ pytest.importorskip("highspy", reason="plans need HiGHS: pip install 'jevons[pla
 
 from jevons.base.errors import ConfigError
 from jevons.cli import jevons
+from jevons.config.catalog import read_catalog
+from jevons.config.wants import read_wants, shipped_wants
 from jevons.twin.planned import Plan
 
 USUAL = ["plan", "--model", "llama-3.1-8b", "--traffic", "rag", "--rate", "30", "--requests", "500", "--finalists", "2"]
@@ -63,5 +65,30 @@ def test_half_of_no_limit_is_an_error() -> None:
 def test_a_file_that_is_no_plan_is_not_compared_with(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="is not a plan as --json writes it"):
+    with pytest.raises(ConfigError, match="is not a plan as `jevons plan --json` writes it"):
         run("--against", str(path))
+
+
+def test_two_plans_tell_whether_to_wait(former: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later.json"
+    later.write_text(run("--chips", "b200", "--json").stdout)
+    html = tmp_path / "wait.html"
+    args = ["wait", str(former), str(later), "--delay", "3:6:12", "--months", "24", "--html", str(html)]
+    told = CliRunner().invoke(jevons, args, catch_exceptions=False).stdout
+    assert "24 months; the later chips come after 6.0 (3.0 to 12.0)" in told
+    assert "buy now" in told
+    assert "rent, then buy" in told
+    assert "Fleets of now and of later" in html.read_text()
+
+
+def test_plans_for_different_traffic_cannot_be_compared(former: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(run("--chips", "h100", "--rate", "10", "--json").stdout)
+    with pytest.raises(ConfigError, match="both plans must serve the same model and traffic"):
+        CliRunner().invoke(jevons, ["wait", str(former), str(other), "--delay", "6"], catch_exceptions=False)
+
+
+def test_shipped_plans_can_be_read() -> None:
+    folder = shipped_wants("today").parent
+    for file in sorted(folder.glob("*.toml")):
+        assert read_wants(file).model in read_catalog().models

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from jevons.econ.cost import given_hour
-from jevons.econ.draws import Draws
-from jevons.econ.rivals import Rival, Sureness, figures_of, sureness
+from jevons.econ.cost import ChipHour, given_hour
+from jevons.econ.draws import Draws, Result
+from jevons.econ.rivals import Rival, Sureness, figures_of, sureness, usd_per_hour
 from jevons.facts.hardware import Confidence, Figure
 
 OURS, THEIRS = Rival(name="ours", chips={"a": 10}), Rival(name="theirs", chips={"b": 4})
@@ -19,8 +21,13 @@ def price(value: float, low: float, high: float) -> Figure:
 def compared(error: float | None = 0.1) -> Sureness:
     """$10 an hour against $12."""
     hours = {"a": given_hour("a", price(1.0, 0.9, 1.1)), "b": given_hour("b", price(3.0, 2.0, 4.0))}
+    return told(hours, error, 512)
+
+
+def told(hours: dict[str, ChipHour], error: float | None, draws: int) -> Sureness:
     figures = figures_of(hours, {"a": error, "b": error})
-    return sureness([OURS, THEIRS], hours, figures, Draws(count=512))
+    costs: dict[str, Result] = {each.name: partial(usd_per_hour, each, hours) for each in (OURS, THEIRS)}
+    return sureness(costs, figures, Draws(count=draws))
 
 
 def test_each_assumption_is_told_where_the_other_fleet_becomes_the_cheapest() -> None:
@@ -42,7 +49,7 @@ def test_the_share_of_draws_in_which_each_is_cheapest_adds_up() -> None:
     sure = compared()
     assert sum(sure.cheapest_share) == pytest.approx(1.0)
     assert sure.cheapest_share[0] > 0.5
-    assert sure.usd_per_hour[0].low < 10.0 < sure.usd_per_hour[0].high
+    assert sure.costs[0].low < 10.0 < sure.costs[0].high
 
 
 def test_who_was_never_measured_is_less_sure() -> None:
@@ -51,6 +58,6 @@ def test_who_was_never_measured_is_less_sure() -> None:
 
 def test_nothing_flips_where_the_other_fleet_is_far_off() -> None:
     hours = {"a": given_hour("a", price(1.0, 0.9, 1.1)), "b": given_hour("b", price(300.0, 200.0, 400.0))}
-    sure = sureness([OURS, THEIRS], hours, figures_of(hours, {"a": 0.1, "b": 0.1}), Draws(count=64))
+    sure = told(hours, 0.1, 64)
     assert sure.flips == []
     assert sure.cheapest_share == [1.0, 0.0]

@@ -19,6 +19,7 @@ _COMMANDS = {
     "bench": "Drive an OpenAI endpoint with a workload and measure what a client sees.",
     "fleet": "Chips, racks and models that are known, with the source of every figure.",
     "plan": "The cheapest fleet that keeps a promise: a bound proposes, rehearsals decide.",
+    "wait": "Buy what is there, or wait for what comes: two plans, over some years.",
     "simulate": "Rehearse a fleet: the same decisions on simulated engines, in seconds.",
     "cost": "What a rehearsed fleet's tokens cost, in dollars and joules, and what that hangs on.",
     "curve": "What tokens cost on several chips, over how fast each user gets them: is it ten times cheaper?",

@@ -15,6 +15,8 @@ from rich.table import Table
 from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, dollars, milliseconds, si
+from jevons.cli.pictures import files, picture_options
+from jevons.cli.plans import flip_line, read_plan
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.wants import Wants, make_wants, read_wants, shipped_wants
@@ -62,19 +64,25 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--against", type=_FILE, help="A former plan, as --json wrote it: what changed, and why.")
 @click.option("--out", type=_FILE, help="File for the fleet: a scenario that `jevons simulate` rehearses.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
     wants: str | None, catalog: Path | None, against: Path | None, out: Path | None, as_json: bool, **given: Any
 ) -> None:
     """The cheapest fleet that keeps a promise. WANTS is a TOML file, or the name of one that ships with jevons."""
+    shown = files(given.pop("html"), given.pop("png"))
     wanted = _wants(wants, {name: value for name, value in given.items() if value not in (None, False)})
-    former = None if against is None else _former(against)
+    former = None if against is None else read_plan(against)
     if not are_compiled():
         click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
     tell = (lambda tried: None) if as_json else _tell
     found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
     if out is not None and found.best is not None:
         out.write_text(found.scenario)
+    if shown:
+        from jevons.cli.pictures.plan import notes, pictures
+
+        shown.write(found.title or f"A fleet for {found.model}", notes(found), pictures(found))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -120,15 +128,6 @@ def _halved(wants: Wants, given: dict[str, Any]) -> Wants:
     if power_w is None:
         raise ConfigError("--half-power: there is no limit on power; name one, as limits.power_w or --mw")
     return msgspec.structs.replace(wants, limits=msgspec.structs.replace(wants.limits, power_w=power_w / 2))
-
-
-def _former(path: Path) -> Plan:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
-    except OSError as error:
-        raise ConfigError(f"--against {path}: cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"--against {path}: is not a plan as --json writes it: {error}") from error
 
 
 def _tell(tried: Tried) -> None:
@@ -177,7 +176,7 @@ def _table(fleets: list[Tried]) -> Table:
 
 def _sure(found: Plan) -> str:
     assert found.sureness is not None, "asked where something was found"
-    cost = found.sureness.usd_per_hour[0]
+    cost = found.sureness.costs[0]
     told = f" ${cost.base:,.2f}/h ({cost.low:,.2f} to {cost.high:,.2f}, by prices and step times)"
     if len(found.finalists) == 1:
         return f"{told}; nothing else kept the promise"
@@ -186,10 +185,10 @@ def _sure(found: Plan) -> str:
 
 
 def _flips(sure: Sureness) -> Iterator[str]:
+    if sure.flips:
+        yield " what would flip it, if it were"
     for flip in sure.flips[:_MOST_FLIPS]:
-        known = "within what is known" if flip.is_within else "beyond what is known"
-        more = "above" if flip.at > flip.base else "below"
-        yield f" {flip.figure} {more} {flip.at:.3g} instead of {flip.base:.3g} ({known}): {flip.to}"
+        yield f" {flip_line(flip)}"
 
 
 def _trusted(best: Tried) -> Iterator[str]:

@@ -53,6 +53,7 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     title: str = ""
     weights: Precision | None = None  # None: as released
     kv_bits: Literal[8, 16] = 16
+    router: Literal["kv", "round_robin", "least_loaded", "random"] = "kv"
     slo: Promise = Promise()
     limits: Budget = Budget()
     price: Literal["own", "rent", "build"] = "own"
@@ -113,6 +114,8 @@ def make_wants(table: dict[str, Any], where: str, changes: dict[str, Any] | None
 def _check(wants: Wants) -> None:
     if bool(wants.traffic.trace) == bool(wants.traffic.kind):
         raise ConfigError("traffic: must name either a trace or a kind, exactly one of them")
+    if wants.router != "kv" and "split" in wants.roles:
+        raise ConfigError(f"roles: must be ['both'] with router {wants.router!r}: handing requests over needs 'kv'")
     named = [each.chip for each in wants.available]
     if len(named) > len(set(named)):
         raise ConfigError("available: each chip must be named once")

@@ -10,13 +10,14 @@ import numpy as np
 from jevons.base.compiled import Reals
 from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.config.catalog import Catalog
+from jevons.config.prices import rack_of
 from jevons.config.scenario import Group, Scenario, StoreTier, Traffic
 from jevons.config.wants import Available, OfferedTier, Wants
 from jevons.econ.capacity import Demand, Instance, Role, requests_per_s
 from jevons.econ.cost import Basis, ChipHour, chip_hour
 from jevons.econ.draws import bases
 from jevons.econ.purchase import Kind, Offer
-from jevons.facts.hardware import Chip, Rack
+from jevons.facts.hardware import Chip
 from jevons.facts.llm import Llm
 from jevons.perf.calibration import Calibration, Trust
 from jevons.twin.arrivals import Piece, arrivals
@@ -153,21 +154,16 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
 def hour_of(price: str, name: str, catalog: Catalog) -> ChipHour | None:
     """How an hour of a chip is priced; None where that is not known."""
     try:
-        return chip_hour(Basis(price), name, catalog.chips[name], _rack_of(name, catalog), catalog.economics)
+        return chip_hour(Basis(price), name, catalog.chips[name], rack_of(catalog, name), catalog.economics)
     except UnknownFigure:
         return None
 
 
-def _rack_of(name: str, catalog: Catalog) -> Rack | None:
-    """That the chip is bought in, where its price is known."""
-    return next((rack for rack in catalog.racks.values() if rack.chip == name and rack.price_usd is not None), None)
-
-
 def _capital(name: str, chip: Chip, catalog: Catalog) -> float | None:
     """Of one chip, with its share of the rack where it is bought in one."""
-    rack = _rack_of(name, catalog)
-    if rack is not None and rack.price_usd is not None:
-        return rack.price_usd.value / rack.chips
+    rack = rack_of(catalog, name)
+    if rack is not None:
+        return None if rack.price_usd is None else rack.price_usd.value / rack.chips
     return None if chip.price_usd is None else chip.price_usd.value
 
 

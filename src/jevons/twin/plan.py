@@ -8,7 +8,8 @@ said is learned for each kind and each role, and the next sets are proposed by t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -19,18 +20,18 @@ from jevons.base.errors import ConfigError
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Scenario, Slo, as_toml
 from jevons.config.wants import Wants
-from jevons.econ.draws import Draws
+from jevons.econ.draws import Draws, Result
 from jevons.econ.purchase import Excess, Limits, Market, Needs, Offer, cheapest, excesses, needs_of
-from jevons.econ.rivals import Rival, Sureness, figures_of, sureness
+from jevons.econ.rivals import Sureness, figures_of, sureness, usd_per_hour
 from jevons.perf.calibration import Calibration
 from jevons.twin.offers import candidates, hour_of, load_of, offers_of
-from jevons.twin.planned import Plan, Tried, front, make_of, part_of
+from jevons.twin.planned import Plan, Tried, front, make_of, part_of, rival_of
 from jevons.twin.run import simulate
 
 _GROW = 1.25
 _SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
 _HALVINGS = 10  # of the share of a load that limits allow
-_MOST_STEPS = 40  # of growing
+_MOST_STEPS = 12  # of growing: to 15 times as many; more of the same do not help then
 _HOUR_S = 3600.0
 Counts = dict[int, int]  # of each kind its instances
 
@@ -80,6 +81,9 @@ class Search:
         return Plan(
             title=self.wants.title,
             model=self.wants.model,
+            price=self.wants.price,
+            at=self.wants.at,
+            since=self._since(best),
             slo=self.wants.slo,
             limits=self.limits,
             load=self.load,
@@ -92,6 +96,7 @@ class Search:
             nearest=None if found else self._nearest(),
             rehearsals=len(self.tried),
             why_not=self.why_not,
+            paid=rival_of(best, self.offers) if best else None,
             sureness=self._sureness(found) if found else None,
             scenario=as_toml(self._scenario_of(best)) if best else "",
         )
@@ -101,18 +106,34 @@ class Search:
         found: list[Tried] = []
         used: list[frozenset[int]] = []
         bound: float | None = None
-        for _ in range(self.wants.finalists):
-            counts = cheapest(self._corrected(), without=used) or cheapest(self.market, without=used)
-            if counts is None:
+        passed_over: set[str] = set()
+        for number in range(self.wants.finalists):
+            # Every other one is of chips that no such one had: it tells what a fleet without them costs.
+            elsewhere = passed_over if number % 2 else set()
+            start = self._proposal(used, elsewhere)
+            if start is None and elsewhere:
+                start = self._proposal(used, set())
+            if start is None:
                 break
-            start = {kind: count for kind, count in enumerate(counts) if count}
             used.append(frozenset(start))
+            passed_over |= {self.kinds[kind].chip for kind in start} if number % 2 or not passed_over else set()
             bound = self.needs(start).usd_per_hour if bound is None else bound
             best = min((each.usd_per_hour for each in found), default=math.inf)
             sized = self.size(start, lambda needs: needs.usd_per_hour, _SLACK * best)
             if sized is not None:
                 found.append(self.rehearse(sized))
         return found, bound
+
+    def _proposal(self, used: Sequence[frozenset[int]], passed_over: Set[str]) -> Counts | None:
+        """The cheapest set of kinds that was not proposed before, without some chips."""
+        for market in (self._corrected(), self.market):
+            offers = {
+                chip: replace(offer, most=0) if chip in passed_over else offer for chip, offer in market.offers.items()
+            }
+            counts = cheapest(replace(market, offers=offers), without=used)
+            if counts is not None:
+                return {kind: count for kind, count in enumerate(counts) if count}
+        return None
 
     def _corrected(self) -> Market:
         """The market with what each kind does as rehearsals found it, or others of its role."""
@@ -215,6 +236,7 @@ class Search:
             model=wants.model,
             weights=wants.weights,
             kv_bits=wants.kv_bits,
+            router=wants.router,
             traffic=wants.traffic,
             slo=Slo(wants.slo.ttft_s, wants.slo.tpot_s),
             fleet=[replace(self.candidates[kind].group, instances=count) for kind, count in sorted(counts.items())],
@@ -267,16 +289,17 @@ class Search:
 
     def _sureness(self, found: Sequence[Tried]) -> Sureness:
         """Of the cheapest against the others that keep the promise."""
-        errors, rivals = dict[str, float | None](), list[Rival]()
-        for each in found:
-            owned = {chip: min(count, self.offers[chip].owned) for chip, count in each.chips.items()}
-            paid = {chip: count - owned[chip] for chip, count in each.chips.items() if count > owned[chip]}
-            usd = each.usd_per_hour - sum(self.offers[chip].usd_per_hour * count for chip, count in paid.items())
-            rivals.append(Rival(name=each.name, chips=paid, fixed_usd_per_hour=usd))
-            errors |= {part.chip: part.rate_p90_error for part in each.parts}
-        paid_chips = {chip for rival in rivals for chip in rival.chips}
-        hours = {chip: hour for chip in sorted(paid_chips) if (hour := hour_of(self.wants.price, chip, self.catalog))}
-        return sureness(rivals, hours, figures_of(hours, errors), Draws(seed=self.wants.seed))
+        rivals = [rival_of(each, self.offers) for each in found]
+        errors = {part.chip: part.rate_p90_error for each in found for part in each.parts}
+        paid = sorted({chip for rival in rivals for chip in rival.chips})
+        hours = {chip: hour for chip in paid if (hour := hour_of(self.wants.price, chip, self.catalog))}
+        costs: dict[str, Result] = {rival.name: partial(usd_per_hour, rival, hours) for rival in rivals}
+        return sureness(costs, figures_of(hours, errors), Draws(seed=self.wants.seed))
+
+    def _since(self, best: Tried | None) -> str:
+        """When all of its chips can be had."""
+        later = {each.chip: each.since for each in self.wants.available}
+        return max((later.get(chip, "") for chip in best.chips), default="") if best else ""
 
     def _fits(self, tried: Tried) -> bool:
         taken = Needs(

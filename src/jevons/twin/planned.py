@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from jevons.config.wants import Promise
-from jevons.econ.purchase import Excess, Limits
-from jevons.econ.rivals import Sureness
+from jevons.econ.purchase import Excess, Limits, Offer
+from jevons.econ.rivals import Rival, Sureness
 from jevons.twin.offers import Candidate, Load
 
 
@@ -28,9 +28,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Such as `3 × 2 h200 prefill`."""
+        """Such as `3 × 2 h200 prefill`; `8a8 h200` where attention has 8 copies on its 8 chips."""
+        copies = f"a{self.attention}" if self.attention > 1 else ""
         role = "" if self.role == "both" else f" {self.role}"
-        return f"{self.instances} × {self.tensor} {self.chip}{role}{' +' + self.tier if self.tier else ''}"
+        return f"{self.instances} × {self.tensor}{copies} {self.chip}{role}{' +' + self.tier if self.tier else ''}"
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +63,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     model: str
+    price: str  # whose hours: own, rent, build
+    at: str  # when it is bought; empty: whenever
+    since: str  # when all chips of the best fleet can be had; empty: now
     slo: Promise
     limits: Limits
     load: Load
@@ -74,6 +78,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     nearest: Tried | None  # … and what keeps most of it within them
     rehearsals: int
     why_not: dict[str, str]  # chips that were not considered
+    paid: Rival | None  # the best fleet as far as its price goes
     sureness: Sureness | None  # of the finalists, in their order
     scenario: str  # the best fleet as a file for `jevons simulate`
 
@@ -91,6 +96,14 @@ def part_of(candidate: Candidate, instances: int) -> Part:
         trust=str(candidate.trust),
         rate_p90_error=candidate.rate_p90_error,
     )
+
+
+def rival_of(tried: Tried, offers: Mapping[str, Offer]) -> Rival:
+    """As far as its price goes: chips that are paid, and what the rest costs."""
+    bought = {chip: count - min(count, offers[chip].owned) for chip, count in tried.chips.items()}
+    paid = {chip: count for chip, count in bought.items() if count}
+    usd = sum(offers[chip].usd_per_hour * count for chip, count in paid.items())
+    return Rival(name=tried.name, chips=paid, fixed_usd_per_hour=tried.usd_per_hour - usd)
 
 
 def make_of(tried: Tried) -> list[tuple[str, str]]:

@@ -1,0 +1,46 @@
+"""Plans as files, and what is said of them by several commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from jevons.base.errors import ConfigError
+from jevons.econ.rivals import Flip
+from jevons.twin.planned import Plan
+
+
+def read_plan(path: Path) -> Plan:
+    """What `jevons plan --json` wrote. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except OSError as error:
+        raise ConfigError(f"plan {path}: cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"plan {path}: is not a plan as `jevons plan --json` writes it: {error}") from error
+
+
+_FIGURES = {
+    "own_usd_per_hour": "$ an hour of {}, owned",
+    "rent_usd_per_hour": "$ an hour of {}, rented",
+    "capex_usd": "$ for {} with its share of a rack",
+    "step_time": "steps of {}, measured over predicted,",
+    "all_in_w": "W of {} with all around it",
+    "delay_months": "months until the later chips come",
+    "pue": "PUE",
+    "usd_per_kwh": "$ a kWh",
+}
+
+
+def figure_name(figure: str) -> str:
+    """`own_usd_per_hour/h200` → '$ an hour of h200, owned'; others by their names in the catalog."""
+    name, _, chip = figure.partition("/")
+    return _FIGURES.get(name, figure).format(chip)
+
+
+def flip_line(flip: Flip) -> str:
+    """An assumption, where it flips, and whether that is likely."""
+    known = "within what is known" if flip.is_within else "beyond what is known"
+    more = "above" if flip.at > flip.base else "below"
+    return f"{figure_name(flip.figure)} {more} {flip.at:.3g} instead of {flip.base:.3g} ({known}): {flip.to}"

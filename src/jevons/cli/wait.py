@@ -1,0 +1,139 @@
+"""`jevons wait`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import click
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from jevons.base.errors import ConfigError
+from jevons.cli.pictures import files, picture_options
+from jevons.cli.plans import flip_line, read_plan
+from jevons.config.catalog import Catalog, read_catalog
+from jevons.config.prices import read_range
+from jevons.econ.cost import ChipHour
+from jevons.econ.draws import Draws
+from jevons.econ.rivals import Rival, figures_of
+from jevons.econ.wait import DELAY, Answer, Waiting, answer
+from jevons.facts.hardware import Confidence, Figure
+from jevons.twin.offers import hour_of
+from jevons.twin.planned import Plan
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_MOST_FLIPS = 5
+_DAYS_A_MONTH = 30.44
+GUESS_EARLY, GUESS_LATE = 0.5, 2.0  # of the time until chips come: how soon and how late they may
+
+
+@click.command("wait", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("now", type=_FILE)
+@click.argument("later", type=_FILE)
+@click.option("--months", type=click.FloatRange(0, min_open=True), default=36.0, show_default=True, help="Looked at.")
+@click.option("--delay", help="LOW:BASE:HIGH or BASE, months until the later chips are there.")
+@click.option("--catalog", type=_FILE, help="TOML file with chips or economics of yours.")
+@picture_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def command(
+    now: Path, later: Path, months: float, delay: str | None, catalog: Path | None, **given: bool | Path | None
+) -> None:
+    """Buy what is there, or wait? NOW and LATER are plans for the same work, as `jevons plan --json` wrote them.
+
+    Told as BASE (5 % to 95 %), by prices, step times and the delay.
+    """
+    html, png = given["html"], given["png"]
+    shown = files(html if isinstance(html, Path) else None, png if isinstance(png, Path) else None)
+    plans = read_plan(now), read_plan(later)
+    found = answered(plans, months, _delay(*plans, delay), read_catalog(catalog))
+    if shown:
+        from jevons.cli.pictures.plan import wait_notes, wait_pictures
+
+        shown.write("Buy what is there, or wait?", wait_notes(found), wait_pictures(found, *plans))
+    if given["as_json"]:
+        click.echo(msgspec.json.encode(found))
+        return
+    for line in _lines(found):
+        Console().print(line, markup=False, highlight=False)
+
+
+def answered(plans: tuple[Plan, Plan], months: float, delay: Figure, catalog: Catalog) -> Answer:
+    """What it comes to. Raises ConfigError: the plans are not for the same, or a price is not known."""
+    now, later = plans
+    if now.load != later.load or now.slo != later.slo or now.model != later.model:
+        raise ConfigError("wait: both plans must serve the same model and traffic within the same promise")
+    rivals = [_rival(now, "now"), _rival(later, "later")]
+    errors = {part.chip: part.rate_p90_error for each in plans if each.best for part in each.best.parts}
+    own = {chip: _hour(now.price, chip, catalog) for rival in rivals for chip in rival.chips}
+    rent = {chip: hour for chip in rivals[0].chips if (hour := hour_of("rent", chip, catalog)) is not None}
+    if len(rent) < len(rivals[0].chips):
+        rent = {}
+    waiting = Waiting(
+        now=rivals[0],
+        later=rivals[1],
+        own=own,
+        rent=rent,
+        months=months,
+        output_tokens_per_hour=now.load.output_tokens / now.load.span_s * 3600.0,
+    )
+    figures = figures_of(own, errors) | figures_of(rent, errors) | {DELAY: delay}
+    return answer(waiting, figures, Draws())
+
+
+def _rival(plan: Plan, which: str) -> Rival:
+    if plan.paid is None:
+        raise ConfigError(f"wait: the plan for {which} found no fleet; relax its limits or its promise")
+    return plan.paid
+
+
+def _hour(price: str, chip: str, catalog: Catalog) -> ChipHour:
+    hour = hour_of(price, chip, catalog)
+    if hour is None:
+        raise ConfigError(f"wait: no price ({price}) of {chip} is known; give it in a file of yours, --catalog FILE")
+    return hour
+
+
+def _delay(now: Plan, later: Plan, text: str | None) -> Figure:
+    """Months until the later chips are there: as told, or between the plans' dates."""
+    if text is not None:
+        return read_range("--delay", text)
+    if not (now.at and later.since):
+        raise ConfigError("wait: give --delay, or `at` in the plan for now and `since` of a chip in the one for later")
+    days = (_day(later.since) - _day(now.at)).days
+    if days <= 0:
+        raise ConfigError(f"wait: {later.since} is not after {now.at}: nobody has to wait")
+    months = days / _DAYS_A_MONTH
+    return Figure(
+        value=months,
+        low=months * GUESS_EARLY,
+        high=months * GUESS_LATE,
+        source="dates of both plans",
+        confidence=Confidence.ASSUMED,
+    )
+
+
+def _day(text: str) -> date:
+    return date.fromisoformat(text if len(text) > 7 else f"{text}-01")
+
+
+def _lines(found: Answer) -> Iterator[str | Table]:
+    delay = found.delay_months
+    yield f"now: {found.now}; later: {found.later}"
+    yield f"{found.months:g} months; the later chips come after {delay.value:.1f} ({delay.low:.1f} to {delay.high:.1f})"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for at, head in enumerate(("", "$/Mtok out", "5 % to 95 %", "cheapest in", "serves")):
+        table.add_column(head, justify="right" if at else "left", no_wrap=True)
+    for each in found.choices:
+        cost = each.usd_per_million_tokens
+        share = f"{each.cheapest_share:.0%} of draws" if each.served == 1.0 else ""
+        table.add_row(each.name, f"{cost.base:.3g}", f"{cost.low:.3g} to {cost.high:.3g}", share, f"{each.served:.0%}")
+    yield table
+    yield " what would flip it, if it were"
+    for flip in found.flips[:_MOST_FLIPS]:
+        yield f" {flip_line(flip)}"
+    if not found.flips:
+        yield " no single assumption flips it"
