@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -287,12 +288,15 @@ def test_a_port_that_is_served_is_not_shared_by_mistake(tmp_path: Path) -> None:
 def test_what_several_frontends_cannot_serve_is_said(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     engine = f"http://127.0.0.1:{port}"
+    busy = socket.create_server(("127.0.0.1", 0))
+    taken = busy.getsockname()[1]
     for flags, says in (
         (["--workers", "2"], "attach engines"),
         (["--engine", engine, "--record", str(tmp_path / "r")], "frontends, record"),
         (["--engine", f"{engine},kv=tcp://*:5557"], "bound by one process alone"),
-        (["--engine", engine, "--picker", "127.0.0.1:0"], "picked by one process"),
+        (["--engine", engine, "--picker", f"127.0.0.1:{taken}"], f"picker: cannot listen on 127.0.0.1:{taken}"),
     ):
         error = CliRunner().invoke(command, ["--frontends", "2", "--port", "0", *flags]).exception
         assert isinstance(error, ConfigError)
         assert says in str(error)
+    busy.close()

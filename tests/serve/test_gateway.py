@@ -506,3 +506,27 @@ def test_without_a_live_engine_it_is_not_ready_and_says_503() -> None:
     finally:
         assert server.stop() == 0
         engine.kill()
+
+
+def test_several_frontends_pick_at_one_port_and_see_each_others_load(engines: list[Engine]) -> None:
+    server, channels, streams = Picking(engines, "--frontends", "2"), [], []
+    try:
+        for number in range(32):  # the kernel spreads connections over those who listen
+            channel = grpc.insecure_channel(f"127.0.0.1:{server.picker}", [("grpc.use_local_subchannel_pool", 1)])
+            channels.append(channel)
+            streams.append(Stream(channel))
+            assert destination(duplex(streams[-1], asked(f"{number} of the winds and the seas"))).split(",")[0]
+            picked = [frontend["placements"] for frontend in server.snapshot()["frontends"]]
+            if number >= 5 and len(picked) == 2 and all(picked):
+                break
+        assert sum(picked) == len(streams)
+        assert all(picked)
+        until(lambda: sum(server.running().values()) == len(streams), WAIT_S)  # each knows of the other's too
+        assert max(server.running().values()) - min(server.running().values()) <= len(streams) // 2
+        for stream in streams:
+            stream.leave()
+        until(lambda: sum(server.running().values()) == 0, WAIT_S)
+    finally:
+        for channel in channels:
+            channel.close()
+        assert server.stop() == 0

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
-from jevons.base.errors import ConfigError
 from jevons.cli.options import find_model, log_to_stderr, make_settings, settings_options
 from jevons.config import Settings
 from jevons.engine.openai import read_specs
@@ -74,13 +73,11 @@ class _How(NamedTuple):
 
 
 def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:
-    if how.picker is not None:
-        raise ConfigError("--frontends, --picker: endpoints are picked by one process; leave --frontends at 1")
     import uvloop
 
-    from jevons.serve.frontends import run_frontends
+    from jevons.serve.frontends import Beside, run_frontends
 
-    uvloop.run(run_frontends(settings, how.frontends, path))
+    uvloop.run(run_frontends(settings, how.frontends, Beside(path, how.picker, how.picker_tls)))
 
 
 def _state_file(settings: Settings) -> Path | None:

@@ -327,8 +327,10 @@ async def _tokenizes(attached: Attached, model: str) -> bool:
 
 
 @asynccontextmanager
-async def picking(server: Server, settings: Settings, at: str, tls: Path | None = None) -> AsyncIterator[None]:
-    """Pick endpoints for gateways at HOST:PORT for as long as the context is open; `tls`: see `gateway.Listen`.
+async def picking(
+    server: Server, settings: Settings, at: str, tls: Path | None = None, *, is_shared: bool = False
+) -> AsyncIterator[None]:
+    """Pick endpoints for gateways at HOST:PORT for as long as the context is open; see `gateway.Listen`.
 
     Raises:
         ConfigError: it cannot listen as told.
@@ -336,7 +338,7 @@ async def picking(server: Server, settings: Settings, at: str, tls: Path | None 
     from jevons.serve.gateway import Gateway, parse_listen
 
     gateway = Gateway(server.front, Limits(body_bytes=settings.max_body_bytes), settings.request_timeout_s)
-    listen = parse_listen(at, tls)
+    listen = parse_listen(at, tls, is_shared=is_shared)
     await gateway.listen(listen)
     log.info("picking endpoints for gateways at %s:%d", listen.host, gateway.port)
     try:

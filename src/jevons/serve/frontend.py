@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import uvloop
 
 from jevons.base.errors import JevonsError
 from jevons.config import Settings
-from jevons.serve.app import serving
+from jevons.serve.app import picking, serving
 from jevons.serve.kept import Kept
 from jevons.serve.siblings import Siblings
 from jevons.serve.stdio import stdin_closed, tell
@@ -32,6 +33,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     fd: int  # its end of the line to the hub
     state: str | None  # file of what is known
+    picker: str | None = None  # HOST:PORT where gateways are told their endpoints, by all frontends
+    picker_tls: str | None = None  # see `gateway.Listen`
     log_level: int
 
 
@@ -42,7 +45,11 @@ async def run(config: FrontendConfig, ready: int) -> None:
     kept = None if config.state is None else Kept(Path(config.state), saves=config.number == 0)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with serving(config.settings, None, kept, siblings) as server:
+    async with contextlib.AsyncExitStack() as open_now:
+        server = await open_now.enter_async_context(serving(config.settings, None, kept, siblings))
+        if config.picker is not None:
+            tls = None if config.picker_tls is None else Path(config.picker_tls)
+            await open_now.enter_async_context(picking(server, config.settings, config.picker, tls, is_shared=True))
         tell(ready, Ready(config.settings.port))
         log.info("frontend %d is ready on %s", config.number, server.url)
         ends = [asyncio.ensure_future(end) for end in (stop.wait(), stdin_closed(), siblings.lost)]

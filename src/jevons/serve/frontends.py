@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -54,20 +55,38 @@ def check(settings: Settings) -> None:
             )
 
 
-async def run_frontends(settings: Settings, count: int, state: Path | None) -> None:
+class Beside(NamedTuple):
+    """What frontends do besides serving their port."""
+
+    state: Path | None = None  # file of what is known
+    picker: str | None = None  # HOST:PORT where gateways are told their endpoints
+    picker_tls: Path | None = None  # see `gateway.Listen`
+
+
+async def run_frontends(settings: Settings, count: int, beside: Beside) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ConfigError: the port cannot be had, or several frontends cannot serve this.
+        ConfigError: a port cannot be had, or several frontends cannot serve this.
         EngineError: the first frontend cannot be started; what else goes wrong is part of an ExceptionGroup.
     """
     check(settings)
+    if beside.picker is not None:
+        from jevons.serve.app import check_picker  # with all that a server needs, which this process does not
+
+        check_picker(settings, beside.picker)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    with reserved(settings.host, settings.port) as port:
+    with contextlib.ExitStack() as held:
+        port = held.enter_context(reserved(settings.host, settings.port))
         settings = msgspec.structs.replace(settings, port=port)
-        frontends = Frontends(settings, count, state)
+        if beside.picker is not None:
+            host, _, asked = beside.picker.rpartition(":")
+            picker_port = held.enter_context(reserved(host.strip("[]"), int(asked), "picker"))
+            beside = beside._replace(picker=f"{host}:{picker_port}")
+            log.info("picking endpoints for gateways at %s", beside.picker)
+        frontends = Frontends(settings, count, beside)
         async with asyncio.TaskGroup() as tasks:
             keeping = [tasks.create_task(frontends.keep(number)) for number in range(count)]
             started = tasks.create_task(frontends.all_started())
@@ -84,7 +103,7 @@ async def run_frontends(settings: Settings, count: int, state: Path | None) -> N
 
 
 @contextmanager
-def reserved(host: str, port: int) -> Iterator[int]:
+def reserved(host: str, port: int, setting: str = "host, port") -> Iterator[int]:
     """A port that processes of this user may share, and nobody else may have. Nothing listens there yet.
 
     Raises:
@@ -102,15 +121,15 @@ def reserved(host: str, port: int) -> Iterator[int]:
             ours.bind((where[0], port, *where[2:]))
             yield port
     except OSError as error:
-        raise ConfigError(f"host, port: cannot listen on {host}:{port}: {error.strerror}") from error
+        raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 class Frontends:
     """The processes of one port."""
 
-    def __init__(self, settings: Settings, count: int, state: Path | None) -> None:
+    def __init__(self, settings: Settings, count: int, beside: Beside) -> None:
         self._settings = settings
-        self._state = state
+        self._beside = beside
         self._hub = Hub()
         self._ready = [asyncio.Event() for _ in range(count)]
 
@@ -148,11 +167,14 @@ class Frontends:
         """Run one until it ends; returns how it did."""
         end = await self._hub.invite(number)
         with contextlib.closing(end):
+            beside = self._beside
             config = FrontendConfig(
                 settings=self._settings,
                 number=number,
                 fd=end.fileno(),
-                state=None if self._state is None else str(self._state),
+                state=None if beside.state is None else str(beside.state),
+                picker=beside.picker,
+                picker_tls=None if beside.picker_tls is None else str(beside.picker_tls),
                 log_level=logging.getLogger().level,
             )
             process = await Process.start(MODULE, config, f"frontend {number}", (end.fileno(),))

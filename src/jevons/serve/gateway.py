@@ -41,19 +41,20 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """Where gateways reach the picker. `tls`: a folder with tls.crt and tls.key, as a Kubernetes secret has them."""
+    """Where gateways reach the picker."""
 
     host: str
     port: int
-    tls: Path | None = None
+    tls: Path | None = None  # a folder with tls.crt and tls.key, as a Kubernetes secret has them
+    is_shared: bool = False  # with other processes, which somebody else keeps others off the port for
 
 
-def parse_listen(text: str, tls: Path | None = None) -> Listen:
+def parse_listen(text: str, tls: Path | None = None, *, is_shared: bool = False) -> Listen:
     """Raises ConfigError unless `text` is HOST:PORT."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise ConfigError(f"picker: must look like HOST:PORT, got {text!r}")
-    return Listen(host.strip("[]"), int(port), tls)
+    return Listen(host.strip("[]"), int(port), tls, is_shared)
 
 
 class Gateway:
@@ -86,7 +87,7 @@ class Gateway:
             ConfigError: the address cannot be had, or the certificate cannot be read.
         """
         await self._endpoints.refresh()
-        self._server = server = grpc.aio.server(options=self._options())
+        self._server = server = grpc.aio.server(options=self._options(at.is_shared))
         server.add_generic_rpc_handlers((_process(self._process), _health(self._check, self._watch)))
         address = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
         try:
@@ -107,10 +108,11 @@ class Gateway:
         if self._server is not None:
             await self._server.stop(grace_s)
 
-    def _options(self) -> list[tuple[str, Any]]:
+    def _options(self, is_shared: bool) -> list[tuple[str, Any]]:
         return [
             ("grpc.max_receive_message_length", self._limits.body_bytes + HEADERS_BYTES),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the requests
+            # A port that is taken is an error, not half of the requests, unless it is meant to be shared.
+            ("grpc.so_reuseport", int(is_shared)),
             ("grpc.keepalive_time_ms", PING_MS),
             ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),
