@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from jevons.base.errors import ConfigError
 from jevons.cli.demand import command
+from jevons.econ.levers import LEVERS
 
 SMALL = """
 model = "llama-3.1-8b"
@@ -44,6 +45,13 @@ def test_a_lever_that_is_left_out_is_missing_and_tokens_stay_dearer() -> None:
 
     assert "hardware" not in [lever["name"] for lever in fewer["levers"]]
     assert fewer["years"][-1]["price"]["base"] > all_of["years"][-1]["price"]["base"]
+
+
+def test_nothing_that_makes_tokens_cheaper_is_told_as_that() -> None:
+    found = told(*(word for lever in LEVERS for word in ("--without", lever)), "--elasticity", "0.01")["demand"]
+
+    assert (found["levers"], found["flip"]) == ([], None)
+    assert found["years"][-1]["price"]["base"] == 1.0
 
 
 def test_an_elasticity_below_one_lets_every_lever_lower_spend() -> None:
@@ -95,6 +103,8 @@ def test_what_reuse_saves_is_measured_in_the_twin(tmp_path: Path) -> None:
         (("--elasticity", "2:1:3"), r"--elasticity: must be LOW:BASE:HIGH .* got '2:1:3'"),
         (("--elasticity", "-1"), r"above 0, got '-1'"),
         (("--without", "magic"), r"--without: must be one of hardware, .* got 'magic'"),
+        (("--set", "hyperscaler_share=0.5:0.6:1.2"), r"hyperscaler_share: is a share and must be at most 1, got 1.2"),
+        (("--set", "mid_interactivity_share=0.9"), r"must be at most 1 together, got 1.05"),
         (("--set", "pue=1.2"), r"'pue' is none of them"),
         (("--mixed", "mixed"), r"--single and --mixed: give both"),
         (("--single", "vr-nvl72", "--mixed", "mixed"), r"must have the same model and traffic"),

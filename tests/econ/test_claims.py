@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -151,3 +154,22 @@ def test_a_value_as_stated_always_holds(value: float, spread: float) -> None:
     assert found.verdict == Verdict.HOLDS
     assert found.computed is not None
     assert found.computed.low <= value <= found.computed.high
+
+
+def test_the_claims_are_those_that_were_collected(shared: Path) -> None:
+    """Section 1 of the collected facts has a table of them, a row each."""
+    section = (shared / "docs/economics.md").read_text().split("## ")[1]
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", section, flags=re.MULTILINE)
+
+    assert [int(number) for number, _ in rows] == sorted(FOUND)
+
+
+def test_figures_of_the_collected_parameters_carry_over(shared: Path) -> None:
+    text = (shared / "docs/economics.md").read_text()
+
+    assert "low: 0.25, base: 0.35, high: 0.50" in text  # custom silicon
+    custom = CATALOG.economics.custom_silicon_share_2028
+    assert (custom.low, custom.value, custom.high) == (0.25, 0.35, 0.50)
+    for figure in ("hopper_to_blackwell_mid", "hopper_to_blackwell_high"):
+        assert f"{CATALOG.evidence[figure].value:g}x" in text
+    assert f"{CATALOG.evidence['asic_server_share_2026'].value:.1%}" in text

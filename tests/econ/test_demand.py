@@ -133,3 +133,9 @@ def test_limits_are_never_exceeded(
     assert done.volume[0] <= done.wanted[0]
     assert done.rent[0] >= 0.0
     assert done.spend[0] == pytest.approx(done.rent[0] + price * done.volume[0])
+
+
+def test_bids_beyond_all_numbers_are_still_a_markup_at_most() -> None:
+    """At ε 0.001 a millionth of what is wanted would go for 10^6000 times the price."""
+    done = told(1.0, 0.001, trend=1e6, chips=1.0, most_markup=3.0)
+    assert done.paid[0] == 3.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jevons.econ.market import MOST_CUSTOM, SEGMENTS, VENDORS, Split, custom_share, split
+from jevons.econ.market import GUESS_MOST_CUSTOM, SEGMENTS, VENDORS, Split, custom_share, split
 
 SINCE = np.arange(5.0)[:, np.newaxis]
 BY_HAND = {
@@ -40,7 +40,7 @@ def test_the_first_year_by_hand() -> None:
 
 def test_custom_silicon_goes_on_as_it_went() -> None:
     assert custom_share(BY_HAND, SINCE)[:, 0] == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
-    assert custom_share({**BY_HAND, "custom_silicon_share_2028": 0.9}, SINCE)[-1, 0] == MOST_CUSTOM
+    assert custom_share({**BY_HAND, "custom_silicon_share_2028": 0.9}, SINCE)[-1, 0] == GUESS_MOST_CUSTOM
 
 
 def test_moving_tokens_to_cheaper_silicon_shrinks_what_all_vendors_earn() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jevons.config.catalog import read_catalog
-from jevons.econ.curve import INTERACTIVITY, Served, gains, tokens_per_s
+from jevons.econ.curve import GUESS_INTERACTIVITY, Served, gains, tokens_per_s
 from jevons.econ.draws import Draws, bases
 from jevons.econ.levers import LEVERS, compression, hardware, other, small_models, sparsity
 from jevons.econ.outlook import Reading, Setup, look_ahead, parameters, rehearse, sheet_gain
@@ -112,7 +112,7 @@ def test_the_faster_users_are_served_the_more_new_hardware_gives() -> None:
 
     assert 1.0 < found["low"] < 2.75
     assert found["low"] < found["mid"] < found["high"]
-    assert list(INTERACTIVITY) == list(found)
+    assert list(GUESS_INTERACTIVITY) == list(found)
 
 
 def test_nobody_is_served_faster_than_a_chip_can() -> None:

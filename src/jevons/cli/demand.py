@@ -14,9 +14,9 @@ from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.cli.demand_fleets import compare_fleets, compared, reuse_cost_factor
 from jevons.cli.demand_tables import Found, show
 from jevons.config.catalog import Catalog, read_catalog
-from jevons.config.outlook import OutlookFile, Range, read_outlook, read_range
+from jevons.config.outlook import OutlookFile, Range, check_shares, read_outlook, read_range
 from jevons.config.prices import rack_of, read_price
-from jevons.econ.curve import INTERACTIVITY, tokens_per_s
+from jevons.econ.curve import GUESS_INTERACTIVITY, tokens_per_s
 from jevons.econ.draws import Draws
 from jevons.econ.levers import LEVERS
 from jevons.econ.market import look_at_market
@@ -79,9 +79,9 @@ def merchant(catalog: Catalog, name: str) -> dict[str, Figure]:
     if name not in catalog.chips:
         raise ConfigError(f"outlook: chip: {name!r} is unknown; add it to chips")
     chip = catalog.chips[name]
-    served = tokens_per_s(compared(catalog), chip, INTERACTIVITY["mid"])
+    served = tokens_per_s(compared(catalog), chip, GUESS_INTERACTIVITY["mid"])
     if served is None:
-        raise UnknownFigure(f"chips.{name}: tokens/s for users of {INTERACTIVITY['mid']:.0f} tokens/s each")
+        raise UnknownFigure(f"chips.{name}: tokens/s for users of {GUESS_INTERACTIVITY['mid']:.0f} tokens/s each")
     rate = Figure(value=served, source="OURS", confidence=Confidence.DERIVED, note="by perf")
     if chip.own_usd_per_hour is None:
         raise UnknownFigure(f"chips.{name}.own_usd_per_hour")
@@ -118,6 +118,7 @@ def figures_of(catalog: Catalog, asked: OutlookFile) -> dict[str, Figure]:
         if name not in figures:
             raise ConfigError(f"outlook: parameters: {name!r} is none of them; {', '.join(sorted(figures))} are")
         figures[name] = change.figure("this outlook")
+    check_shares(figures)
     return figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +13,8 @@ from msgspec import Meta
 from jevons.base.errors import ConfigError
 from jevons.facts.hardware import Confidence, Figure, Positive
 
+_SHARES = ("compression_", "active_fraction", "utilisation", "most_utilisation", "inference_share")
+_SHARE_ENDS = ("_share", "_reach")
 Lever = Literal["hardware", "reuse", "compression", "sparsity", "small_models", "other"]
 Limit = Literal["chips", "power"]
 Part = Literal["demand", "market", "switching"]
@@ -74,6 +77,20 @@ def read_range(text: str, where: str) -> Range:
     if len(values) == 3 and 0 < values[0] <= values[1] <= values[2]:
         return Range(low=values[0], value=values[1], high=values[2])
     raise ConfigError(f"{where}: must be LOW:BASE:HIGH in this order or one number, above 0, got {text!r}")
+
+
+def check_shares(figures: Mapping[str, Figure]) -> None:
+    """What is a share of something is no more than all of it. Raises ConfigError."""
+    most = {name: figure.high or figure.value for name, figure in figures.items()}
+    for name, value in most.items():
+        if (name.startswith(_SHARES) or name.endswith(_SHARE_ENDS) or "_share_" in name) and value > 1.0:
+            raise ConfigError(f"outlook: parameters: {name}: is a share and must be at most 1, got {value:g}")
+    fast = most["mid_interactivity_share"] + most["high_interactivity_share"]
+    if fast > 1.0:
+        raise ConfigError(
+            f"outlook: parameters: mid_interactivity_share and high_interactivity_share: must be at most 1 together, "
+            f"got {fast:g}; lower the high end of one"
+        )
 
 
 def _shipped(name: str) -> Path:

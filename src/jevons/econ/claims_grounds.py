@@ -9,7 +9,7 @@ import msgspec
 from jevons.econ.claims import Computation
 from jevons.econ.claims_hardware import HARDWARE, moe_active_share
 from jevons.econ.claims_market import MARKET
-from jevons.econ.curve import INTERACTIVITY, Served, gains
+from jevons.econ.curve import GUESS_INTERACTIVITY, Served, gains
 from jevons.econ.outlook import parameters, predicted
 from jevons.facts.demand import DemandFigures
 from jevons.facts.economics import Economics
@@ -58,7 +58,7 @@ def of_outlook(
     found = parameters(economics, demand, chips, served, "between")
     watts = found["rubin_power_ratio"].value
     for which, chip_gain in gains(served, chips["rubin"], chips["gb300"]).items():
-        found[f"curve.{which}"] = predicted(chip_gain, watts, INTERACTIVITY[which])
+        found[f"curve.{which}"] = predicted(chip_gain, watts, GUESS_INTERACTIVITY[which])
     easy = economics.compression_easy
     found["compression_easiest"] = Figure(value=easy.high, source=easy.source, confidence=easy.confidence)
     own = ("custom_silicon_share_2028", "capability_price_decline_per_year")

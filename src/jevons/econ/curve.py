@@ -15,8 +15,8 @@ from jevons.facts.llm import Llm, Precision
 from jevons.perf.frontier import Asked, Point, at_least, frontier
 from jevons.perf.roofline import GUESS_SHARES, Engine, Shares
 
-INTERACTIVITY = {"low": 20.0, "mid": 80.0, "high": 120.0}  # tokens/s of each user: batch work, chat, fast. ASSUMED
-USUAL = Asked(input_tokens=8192, output_tokens=1024)  # ASSUMED, as `jevons curve` has it
+GUESS_INTERACTIVITY = {"low": 20.0, "mid": 80.0, "high": 120.0}  # tokens/s of each user: batch work, chat, fast
+GUESS_ASKED = Asked(input_tokens=8192, output_tokens=1024)  # as `jevons curve` has it
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     shares: Shares = GUESS_SHARES
     weights: Precision = "fp4"
     kv_bytes: float = 1.0
-    asked: Asked = USUAL
+    asked: Asked = GUESS_ASKED
 
 
 def tokens_per_s(served: Served, chip: Chip, interactivity: float) -> float | None:
@@ -40,13 +40,13 @@ def tokens_per_s(served: Served, chip: Chip, interactivity: float) -> float | No
 
 
 def gains(served: Served, new: Chip, old: Chip) -> dict[str, float]:
-    """Tokens/s of one chip over another's, at each of `INTERACTIVITY`.
+    """Tokens/s of one chip over another's, at each of `GUESS_INTERACTIVITY`.
 
     Raises:
         UnknownFigure: one of them serves nobody so fast.
     """
     found, both = {}, [_points(served, chip) for chip in (new, old)]
-    for name, speed in INTERACTIVITY.items():
+    for name, speed in GUESS_INTERACTIVITY.items():
         over, under = (at_least(points, speed) for points in both)
         if over is None or under is None:
             raise UnknownFigure(f"gain of one chip over another at {speed:.0f} tokens/s of each user")

@@ -21,6 +21,7 @@ from jevons.base.compiled import Reals
 
 LEAST_ELASTICITY, MOST_ELASTICITY = 0.02, 6.0  # between which a flip is looked for
 _HALVINGS = 60
+_MOST_LOG = 700.0
 
 
 class Wants(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +76,8 @@ def wanted(trend: Reals, price: Reals, elasticity: Reals) -> Reals:
 
 
 def bid(trend: Reals, volume: Reals, elasticity: Reals) -> Reals:
-    """The price at which no more than so much is wanted."""
-    return np.asarray((trend / volume) ** (1.0 / elasticity), dtype=np.float64)
+    """The price at which no more than so much is wanted; e^700 where it would be beyond all numbers."""
+    return np.asarray(np.exp(np.minimum((np.log(trend) - np.log(volume)) / elasticity, _MOST_LOG)), dtype=np.float64)
 
 
 def rebound(cheaper: float, elasticity: float) -> Rebound:

@@ -24,7 +24,7 @@ from jevons.facts.hardware import Figure
 
 VENDORS = ("NVIDIA", "other merchants", "custom")
 SEGMENTS = ("hyperscalers", "everyone else")
-MOST_CUSTOM = 0.95  # of a hyperscaler's tokens
+GUESS_MOST_CUSTOM = 0.95  # of a hyperscaler's tokens
 _KNOWN_AFTER = 2.0  # years: between 2026 and 2028 the share is given, then it goes on as it went
 
 
@@ -75,7 +75,7 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
 def custom_share(of: Values, since: Reals) -> Reals:
     """Of hyperscalers' tokens, year by year: a line through 2026 and 2028, and on from there; within 0 and 0.95."""
     now, then = row(of["custom_silicon_share_2026"]), row(of["custom_silicon_share_2028"])
-    return np.clip(now + (then - now) * since / _KNOWN_AFTER, 0.0, MOST_CUSTOM)
+    return np.clip(now + (then - now) * since / _KNOWN_AFTER, 0.0, GUESS_MOST_CUSTOM)
 
 
 def split(of: Values, spent: Reals, since: Reals) -> Split:

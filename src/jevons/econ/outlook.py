@@ -10,7 +10,7 @@ import numpy as np
 
 from jevons.base.compiled import Reals
 from jevons.base.errors import UnknownFigure
-from jevons.econ.curve import INTERACTIVITY, Served, gains
+from jevons.econ.curve import GUESS_INTERACTIVITY, Served, gains
 from jevons.econ.demand import (
     LEAST_ELASTICITY,
     Course,
@@ -119,7 +119,7 @@ def parameters(
         name = f"rubin_gain_{which}_interactivity"
         by: dict[Reading, Figure] = {
             "sheet": sheet_gain(old, new),
-            "perf": predicted(chip_gain, watts.value, INTERACTIVITY[which]),
+            "perf": predicted(chip_gain, watts.value, GUESS_INTERACTIVITY[which]),
             "vendor": getattr(economics, name),
         }
         found[name] = believed(by, reading)

@@ -21,7 +21,7 @@ from jevons.econ.tornado import Swing, tornado
 from jevons.facts.hardware import Figure
 
 LAYERS = ("silicon", "fabric", "software")
-_LEFT = 0.5  # of chips' price, written off when they go half-way through their life
+GUESS_LEFT = 0.5  # of chips' price, written off when they go half-way through their life
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ class Switching(msgspec.Struct, frozen=True, kw_only=True):
 
 def silicon_usd(of: Values, chips: float) -> Amount:
     """What is written off if chips go now; kept to the end of their life, nothing is."""
-    return chips * of["chip_usd"] * _LEFT
+    return chips * of["chip_usd"] * GUESS_LEFT
 
 
 def fabric_usd(of: Values, chips: float) -> Amount:
