@@ -27,7 +27,7 @@ from jevons.charts import (
     tornado,
 )
 from jevons.charts.labels import Name, place, text_px
-from jevons.charts.picture import STYLES
+from jevons.charts.picture import STYLES, Names
 
 SECONDS = Axis(label="time to first token", unit="s", is_log=True)
 MONEY = Axis(label="cost", unit="$/Mtoken")
@@ -147,7 +147,7 @@ def test_the_widest_swing_comes_first_and_tells_both_values() -> None:
     picture = what_matters()
     rows = [name["text"] for name in picture.names[-1].placed if name["yref"] == "y"]
 
-    assert rows == ["utilisation: ■ 30 %   ▨ 80 %", "life: ■ 4 years   ▨ 6 years"]
+    assert rows == ["utilisation: ■\u00a030 %   ▨\u00a080 %", "life: ■\u00a04 years   ▨\u00a06 years"]
     assert (picture.data[0]["base"], picture.data[0]["x"]) == ([0.5], [pytest.approx(0.4)])
 
 
@@ -175,7 +175,7 @@ def test_names_of_others_are_no_markup() -> None:
 def test_names_stand_apart(draw: Callable[[], Picture], at: int) -> None:
     picture = draw()
     names = picture.names[at]
-    boxes = [_box(name, picture, names.width_px) for name in names.placed]
+    boxes = [_box(name, picture, names) for name in names.placed]
 
     for i, box in enumerate(boxes):
         for other in boxes[:i]:
@@ -202,16 +202,20 @@ def test_a_point_in_a_crowd_is_named_from_afar() -> None:
     assert any(name["showarrow"] for name in named.values())
 
 
-def _box(name: dict[str, Any], picture: Picture, width_px: int) -> Any:
+def _box(name: dict[str, Any], picture: Picture, names: Names) -> Any:
     """Of an annotation, in pixels from the bottom left of the whole plotting area."""
-    inner_px = picture.height_px - picture.layout["margin"]["t"] - picture.layout["margin"]["b"]
+    inner_px = names.height_px - picture.layout["margin"]["t"] - picture.layout["margin"]["b"]
     axis = picture.layout["yaxis" + name["yref"].removesuffix(" domain")[1:]]
     low, high = (share * inner_px for share in axis["domain"])
     share = name["y"]
     if not name["yref"].endswith("domain"):
         share = (share - axis["range"][0]) / (axis["range"][1] - axis["range"][0])
     width, height = text_px(name["text"])
-    x = name["x"] * width_px + name["xshift"] - {"left": 0.0, "center": 0.5, "right": 1.0}[name["xanchor"]] * width
+    x = (
+        name["x"] * names.width_px
+        + name["xshift"]
+        - {"left": 0.0, "center": 0.5, "right": 1.0}[name["xanchor"]] * width
+    )
     y = low + share * (high - low) + name["yshift"]
     y -= {"bottom": 0.0, "middle": 0.5, "top": 1.0}[name["yanchor"]] * height
     return np.array([x, y, x + width, y + height])

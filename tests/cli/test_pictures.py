@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from jevons.base.compiled import Records
 from jevons.charts import Picture
-from jevons.cli.pictures import bench, compare, sweep, validate
+from jevons.cli.claims import command as claims
+from jevons.cli.curve import command as curve
+from jevons.cli.demand import command as demand
+from jevons.cli.pictures import bench, compare, cost, sweep, validate
+from jevons.cli.pricing import Wanted, priced
+from jevons.config.catalog import read_catalog
+from jevons.econ.cost import Basis
+from jevons.facts.usage import GroupUsage
 from jevons.perf.calibration import Trust
 from jevons.serve.load import Measured, Targets
 from jevons.twin.compare import compare as compared
@@ -111,3 +120,64 @@ def test_what_clients_saw_is_shown_for_each_run_beside_the_target() -> None:
     assert {"kv", "round_robin", "target 3 s"} <= set(names_of(first))
     assert "share of requests" in names_of(first)
     assert gaps.title == "Gaps between tokens"
+
+
+def test_an_outlook_shows_fans_limits_levers_and_where_figures_are_from(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(demand, ["--draws", "200", "--html", str(tmp_path / "it.html")], catch_exceptions=False)
+
+    text = (tmp_path / "it.html").read_text()
+    assert ended.exit_code == 0
+    for words in ("What cheaper tokens do to demand", "What is spent", "What each lever does", "What matters most"):
+        assert f"<h2>{words}</h2>" in text
+    assert "How often demand meets a limit" in text
+    assert "A model, not a forecast: ranges hold 9 of 10 of 200 draws" in text
+    assert "Goldman Sachs" in text
+
+
+def test_claims_stand_beside_what_is_computed(tmp_path: Path) -> None:
+    file = tmp_path / "claims.html"
+    ended = CliRunner().invoke(claims, ["1", "4", "--draws", "200", "--html", str(file)], catch_exceptions=False)
+
+    text = file.read_text()
+    assert ended.exit_code == 0
+    assert "20.7 TB, holds" in text
+    assert "Sources of the claims" in text
+
+
+def test_how_many_times_cheaper_is_a_curve_over_speed_beside_the_claim(tmp_path: Path) -> None:
+    file = tmp_path / "curve.html"
+    asked = ["gb300", "rubin", "--at", "20,60,100", "--html", str(file)]
+    ended = CliRunner().invoke(curve, asked, catch_exceptions=False)
+
+    text = file.read_text()
+    assert ended.exit_code == 0
+    for words in (
+        "rubin over gb300",
+        "claimed: 10 times",
+        "by memory bandwidth alone",
+        "speed for each user (tokens/s)",
+    ):
+        assert words in text
+
+
+def test_a_price_shows_what_a_million_tokens_cost_and_what_matters() -> None:
+    group = GroupUsage(
+        chip="h200",
+        chips={"h200": 8},
+        busy_s=90.0,
+        prompt_s=30.0,
+        cache_share=0.3,
+        energy_j=None,
+        trust="measured",
+        rate_p90_error=0.3,
+    )
+    did: dict[str, Any] = {"requests": 100, "met": 90, "simulated_s": 100.0, "input_tokens": 1_000_000}
+    ran = report(**did, cached_tokens=400_000, output_tokens=100_000, groups=[group])
+    found = priced(ran, read_catalog(), Wanted(basis=Basis.OWN))
+
+    tokens, matters, hours, *_ = cost.pictures(found, str, str)
+
+    assert any(name.startswith("output tokens, which pay for everything: $") for name in names_of(tokens))
+    assert matters.layout["xaxis"]["title"]["text"] == "a million output tokens that pay for everything ($)"
+    assert any(name.startswith("base $") for name in names_of(matters))
+    assert any(name.startswith("an hour of one h200: $") for name in names_of(hours))

@@ -6,11 +6,26 @@ The name of a row stands above its bar, so long ones need no margin and are read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import msgspec
 import numpy as np
 
-from jevons.charts.picture import CHAR_PX, LEFT_PX, NARROW_PX, Axis, Limit, Picture, Plain, Style, read, style
+from jevons.charts.picture import (
+    CHAR_PX,
+    LEFT_PX,
+    LINE_PX,
+    MIDDLE_PX,
+    NARROW_PX,
+    WIDE_PX,
+    Axis,
+    Limit,
+    Picture,
+    Plain,
+    Style,
+    read,
+    style,
+)
 from jevons.charts.sheet import Drawn, Panel, Sheet
 
 _BAR = 0.36  # of a row
@@ -37,12 +52,14 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None
     stated: float | None = None
     stated_as: str = "stated"
+    stated_high: float | None = None  # the most of what was stated, where that is a range
+    is_told: bool = True  # values stand behind the name
 
 
 def tornado(title: str, x: Axis, base: float, swings: Sequence[Swing], about: str = "") -> Picture:
     """The result where one parameter alone is at its low or its high value, the widest first."""
     rows = sorted(swings, key=lambda s: (-abs(s.at_high - s.at_low), s.name))
-    names = [f"{swing.name}: ■ {swing.low}   ▨ {swing.high}" for swing in rows]
+    names = [f"{swing.name}: ■\u00a0{swing.low}   ▨\u00a0{swing.high}" for swing in rows]
     panel = _rows(names, above=0.4)
     for i, swing in enumerate(rows):
         at = float(-i)
@@ -55,14 +72,16 @@ def tornado(title: str, x: Axis, base: float, swings: Sequence[Swing], about: st
 
 def spans(title: str, x: Axis, rows: Sequence[Span], limits: Sequence[Limit] = (), about: str = "") -> Picture:
     """Intervals with their base values (●), and what was stated or measured beside them (□)."""
-    names = [f"{row.name}: {_told(row, x)}" for row in rows]
+    names = [f"{row.name}: {_told(row, x)}" if row.is_told else row.name for row in rows]
     panel = _rows(names, row_px=36, above=0.5 if limits else 0.0)
     for i, row in enumerate(rows):
         at = float(-i)
         if row.low is not None and row.high is not None:
             thick = {"line": {"color": _LOW.color, "width": 7}, "opacity": 0.45}
             panel.add(Drawn(x=[row.low, row.high], y=[at, at], style=_LOW, more=thick))
-        for value, look in ((row.base, _LOW), (row.stated, _HIGH)):
+        if row.stated is not None and row.stated_high is not None:
+            panel.add(Drawn(x=[row.stated, row.stated_high], y=[at, at], style=_HIGH))
+        for value, look in ((row.base, _LOW), (row.stated, _HIGH), (row.stated_high, _HIGH)):
             if value is not None:
                 panel.add(Drawn(x=[value], y=[at], style=look, mode="markers", texts=[f"{read(value, x.unit)}"]))
         panel.above(at + _BAR / 2, names[i])
@@ -89,12 +108,17 @@ def stacked(title: str, x: Axis, rows: Mapping[str, Mapping[str, float]], about:
 
 
 def _rows(names: Sequence[str], tall: float = 1.0, row_px: int = 46, above: float = 0.0) -> Panel:
-    """Room for rows with names above them, of two lines where one is too long for a telephone."""
-    is_long = any(len(name) * CHAR_PX > NARROW_PX + LEFT_PX for name in names)
-    low, high = -tall * (len(names) - 1) - (1.0 if tall > 1 else 0.4), (0.95 if is_long else 0.65) + above
-    return Panel(
-        Axis(label="", low=low, high=high), round((row_px + (16 if is_long else 0)) * (high - low)), has_ticks=False
-    )
+    """Room for rows with names above them, of as many lines as the longest has in a window so wide."""
+    lines = {
+        width_px: max((len(wrap(name, int((width_px + LEFT_PX) / CHAR_PX))) for name in names), default=1)
+        for width_px in (NARROW_PX, MIDDLE_PX, WIDE_PX)
+    }
+    heights = {width_px: float(row_px + LINE_PX * (count - 1)) for width_px, count in lines.items()}
+    high = _BAR / 2 + above + max((LINE_PX * lines[width_px] + 6) / heights[width_px] for width_px in lines)
+    panel = Panel(Axis(label="", low=-tall * (len(names) - 1) - (1.0 if tall > 1 else 0.4), high=high), row_px)
+    panel.has_ticks, panel.row_px = False, heights
+    panel.height_px = panel.height_at(WIDE_PX)
+    return panel
 
 
 def _bar(at: float, left: float, width: float, look: Style) -> Drawn:

@@ -35,9 +35,11 @@ const drawn = Promise.all(JSON.parse(document.getElementById("pictures").textCon
   const draw = () => {
     const { data, layout, names } = structuredClone(told);
     const width = place.clientWidth - layout.margin.l - layout.margin.r;
-    const { width_px, placed } = names.filter((each) => each.width_px <= width).at(-1) ?? names[0];
+    const { width_px, height_px, placed } = names.filter((each) => each.width_px <= width).at(-1) ?? names[0];
     if (width_px === shown) return;
     shown = width_px;
+    place.style.height = `${height_px}px`;
+    layout.height = height_px;
     layout.annotations = placed;
     layout.font.family = font;
     return Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, typesetMath: false });
@@ -99,5 +101,7 @@ def plotly_program() -> str:
 def _figure(i: int, picture: Picture) -> str:
     title, about = escape(picture.title), escape(picture.about)
     caption = f"<figcaption><h2>{title}</h2>" + (f"<p>{about}</p>" if about else "") + "</figcaption>"
-    drawn = f'<div id="picture-{i}" role="img" aria-label="{title}" style="height:{picture.height_px}px"></div>'
+    drawn = (
+        f'<div id="picture-{i}" role="img" aria-label="{title}" style="height:{picture.names[-1].height_px}px"></div>'
+    )
     return f"<figure>{caption}{drawn}</figure>"

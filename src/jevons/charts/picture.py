@@ -88,6 +88,7 @@ class Names(msgspec.Struct, frozen=True):
     """What is written in a picture, placed for a plotting area at least so wide; annotations in Plotly's words."""
 
     width_px: int
+    height_px: int  # of the whole picture at that width
     placed: list[Plain]
 
 
@@ -96,7 +97,6 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     about: str  # a sentence below it: how to read it
-    height_px: int
     data: list[Plain]
     layout: Plain
     names: list[Names]
@@ -181,6 +181,8 @@ def read(value: float, unit: str) -> str:
     """A value as a tick or a name tells it: '10 ms', '$0.5', '1 k'."""
     if unit.startswith("$"):
         return f"${value:,.3g}{unit[1:]}" if abs(value) < 1e5 else f"${si(value, '').strip()}{unit[1:]}"
+    if unit in ("", "×") and (value == 0 or 1e-3 <= abs(value) < 1e4):
+        return f"{value:,.3g}{unit}" if abs(value) < 1e3 else f"{value:,.0f}{unit}"
     return si(value, unit).strip()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -64,10 +64,17 @@ class Panel:
         self.y, self.height_px, self.has_ticks = y, height_px, has_ticks
         self.drawn: list[Drawn] = []
         self.across: list[Limit] = []  # values of y that are told apart
+        self.row_px: Mapping[int, float] = {}  # where it has rows: of one, by the width that names are placed for
         self.rows: list[Limit] = []  # names that begin at the left edge, above a value of y
 
     def add(self, drawn: Drawn) -> None:
         self.drawn.append(drawn)
+
+    def height_at(self, width_px: int) -> int:
+        """Higher in a narrow window, where names of rows have more lines."""
+        if not self.row_px:
+            return self.height_px
+        return round(self.row_px[width_px] * ((self.y.high or 0.0) - (self.y.low or 0.0)))
 
     def above(self, y: float, name: str) -> None:
         self.rows.append(Limit(y, name))
@@ -85,16 +92,18 @@ class Sheet:
         self._data: list[Plain] = []
         self._shapes: list[Plain] = []
         self._axes: Plain = {}
-        self._names = [Names(width_px, []) for width_px in (NARROW_PX, MIDDLE_PX, WIDE_PX)]
+        gaps_px = self._gap_px * (len(panels) - 1) + TOP_PX + BOTTOM_PX
+        self._names = [
+            Names(width_px, sum(panel.height_at(width_px) for panel in panels) + gaps_px, [])
+            for width_px in (NARROW_PX, MIDDLE_PX, WIDE_PX)
+        ]
 
     def picture(self, title: str, about: str) -> Picture:
         top_px = 0
         for i, panel in enumerate(self._panels):
             self._draw(i, panel, top_px)
             top_px += panel.height_px + self._gap_px
-        height_px = self._inner_px + TOP_PX + BOTTOM_PX
         layout = {
-            "height": height_px,
             "margin": {"l": LEFT_PX, "r": RIGHT_PX, "t": TOP_PX, "b": BOTTOM_PX},
             "paper_bgcolor": "#ffffff",
             "plot_bgcolor": "#ffffff",
@@ -106,7 +115,7 @@ class Sheet:
             "shapes": self._shapes,
             **self._axes,
         }
-        return Picture(title=title, about=about, height_px=height_px, data=self._data, layout=layout, names=self._names)
+        return Picture(title=title, about=about, data=self._data, layout=layout, names=self._names)
 
     def _draw(self, i: int, panel: Panel, top_px: int) -> None:
         y = scale(panel.y, [*(d.y for d in panel.drawn), [limit.at for limit in panel.across]])
@@ -151,13 +160,14 @@ class Sheet:
         covered = [self._path(d, y) for d in panel.drawn if (d.mode or d.bar) and not d.may_hide]
         covered += [name.path for name, _ in wanted]
         covered += [np.array([[self._x.place([at.at])[0], share] for share in (0.0, 1.0)]) for at in self._along]
-        taken = [_row_box(row, y, width_px, panel.height_px) for row in panel.rows]
+        height_px = panel.height_at(width_px)
+        taken = [_row_box(row, y, width_px, height_px) for row in panel.rows]
         named = [d for d in panel.drawn if d.name]
         wanted += [
             (Name(plain(d.name), self._stops(d, y), d.prefers, d.may_go, d.is_below, d.may_lead), d.style.ink)
             for d in named
         ]
-        found = place([name for name, _ in wanted], covered, width_px, panel.height_px, taken)
+        found = place([name for name, _ in wanted], covered, width_px, height_px, taken)
         return [
             {
                 "text": wanted[p.name][0].text,

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.cli.demand_fleets import compared
+from jevons.cli.pictures import files, picture_options
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.econ.claims import Estimate, Finding, Grounds, Verdict, assess
 from jevons.econ.claims_grounds import COMPUTATIONS, Tables, all_figures
@@ -25,18 +26,24 @@ _FIGURES = 3
 @click.option("--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with figures of yours.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="A list of records on standard output.")
-def command(numbers: tuple[int, ...], draws: int, seed: int, catalog: Path | None, as_json: bool) -> None:
+def command(numbers: tuple[int, ...], draws: int, seed: int, as_json: bool, **given: Path | None) -> None:
     """What holds of what is claimed about tokens, chips and money.
 
     Each number is computed from figures of the catalog and from the models here. NUMBERS: those alone, with all that
     was computed beside them and where it comes from.
     """
-    found = findings(read_catalog(catalog), Draws(draws, seed))
+    shown, catalog = files(given["html"], given["png"]), read_catalog(given["catalog"])
+    found = findings(catalog, Draws(draws, seed))
     unknown = sorted(set(numbers) - {finding.number for finding in found})
     if unknown:
         raise ConfigError(f"claims: there is none of number {unknown[0]}; there are 1 to {len(found)}")
     chosen = [finding for finding in found if not numbers or finding.number in numbers]
+    if shown:
+        from jevons.cli.pictures.claims import notes, pictures
+
+        shown.write("What is claimed, computed", notes(chosen), pictures(chosen, ranged))
     if as_json:
         click.echo(msgspec.json.encode(chosen))
         return

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, short_dollars, si
+from jevons.cli.pictures import files, picture_options
 from jevons.cli.pricing import Against, Priced, RackPower, Wanted, priced
 from jevons.cli.scenarios import FILE, scenario_of, scenario_options, tell_of_compiling
 from jevons.config.calibration import read_calibration
@@ -52,12 +53,14 @@ _LABELS = {
 @click.option("--site-mw", type=click.FloatRange(0, min_open=True), help="Tell what fits on a site of so much power.")
 @click.option("--against", help="Another scenario: which is cheaper, and at what price of a chip both cost the same.")
 @click.option("--catalog", type=FILE, help="TOML file with chips, racks or economics of yours.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: Any) -> None:
     """What a fleet's tokens cost: SCENARIO is rehearsed, and what it took is priced.
 
     Told as BASE (5 % to 95 %): all parameters at their base, and between what results lie 9 times of 10.
     """
+    shown = files(given.pop("html"), given.pop("png"))
     known = _utilised(read_catalog(catalog), given["utilisation"])
     wanted = Wanted(
         basis=Basis(given["basis"]),
@@ -66,6 +69,10 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
         against=None if given["against"] is None else _rehearsed(given["against"], {}, known),
     )
     found = priced(_report(scenario, given, known), known, wanted)
+    if shown:
+        from jevons.cli.pictures.cost import notes, pictures
+
+        shown.write(f"What it costs: {found.title or 'a fleet'}", notes(found), pictures(found, _label, _plain))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import short_dollars
+from jevons.cli.pictures import files, picture_options
 from jevons.cli.scenarios import FILE
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import Catalog, read_catalog
@@ -64,6 +65,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--at", default=_SPEEDS, show_default=True, help="Tokens/s for each user.")
 @click.option("--basis", type=click.Choice([*Basis]), default=Basis.OWN, show_default=True, help="Whose hours.")
 @click.option("--catalog", type=FILE, help="TOML file with chips or models of yours.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(chips: tuple[str, ...], catalog: Path | None, as_json: bool, **given: Any) -> None:
     """What a million output tokens cost on CHIPS, over how fast each user gets them, and how much cheaper the last is.
@@ -71,7 +73,12 @@ def command(chips: tuple[str, ...], catalog: Path | None, as_json: bool, **given
     By data sheets, and the shares of them that all chips reach alike; at full load, in the layout and with the batch
     that suit each speed best. CHIPS are gb200, gb300 and rubin where none are named.
     """
+    shown = files(given.pop("html"), given.pop("png"))
     found = _curve(chips or ("gb200", "gb300", "rubin"), read_catalog(catalog), given)
+    if shown:
+        from jevons.cli.pictures.curve import notes, pictures
+
+        shown.write(f"What speed costs: {found.model}", notes(found), pictures(found))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return

@@ -13,6 +13,7 @@ from rich.console import Console
 from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.cli.demand_fleets import compare_fleets, compared, reuse_cost_factor
 from jevons.cli.demand_tables import Found, show
+from jevons.cli.pictures import files, picture_options
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.outlook import OutlookFile, Range, check_shares, read_outlook, read_range
 from jevons.config.prices import rack_of, read_price
@@ -45,6 +46,7 @@ _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_y
 @click.option("--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with figures of yours.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(outlook: str, draws: int, seed: int, catalog: Path | None, as_json: bool, **given: Any) -> None:
     """What cheaper tokens do to demand, to spending, and to who sells the silicon, year by year.
@@ -52,11 +54,18 @@ def command(outlook: str, draws: int, seed: int, catalog: Path | None, as_json: 
     OUTLOOK is a TOML file, or the name of one that ships with jevons. Everything is over the first year's; ranges hold
     9 of 10 draws of all parameters.
     """
+    shown = files(given["html"], given["png"])
     asked, known, how = _asked(read_outlook(outlook), given), read_catalog(catalog), Draws(draws, seed)
     figures = figures_of(known, asked)
     if given["rehearse"] is not None:
         figures["reuse_cost_factor"] = reuse_cost_factor(given["rehearse"], known)
     found = look(asked, figures, known, how, _mixed(given, known, how))
+    if shown:
+        from jevons.cli.pictures.demand import notes, pictures
+
+        shown.write(
+            asked.title or "An outlook on demand", notes(found.demand, known.sources), pictures(found, asked.show)
+        )
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
