@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from jevons.base.compiled import Records
-from jevons.charts import Picture
+from jevons.charts import Axis, Picture, cdf
 from jevons.cli.claims import command as claims
 from jevons.cli.curve import command as curve
 from jevons.cli.demand import command as demand
@@ -23,6 +24,7 @@ from jevons.perf.calibration import Trust
 from jevons.serve.load import Measured, Targets
 from jevons.twin.compare import compare as compared
 from jevons.twin.kernel import RESULT
+from jevons.twin.record import Both, Fidelity
 from jevons.twin.run import GroupTrust, Report
 from jevons.twin.spread import Spread
 from jevons.twin.sweep import Cell
@@ -154,7 +156,7 @@ def test_how_many_times_cheaper_is_a_curve_over_speed_beside_the_claim(tmp_path:
     for words in (
         "rubin over gb300",
         "claimed: 10 times",
-        "by memory bandwidth alone",
+        "by memory bandwidth, ",
         "speed for each user (tokens/s)",
     ):
         assert words in text
@@ -178,6 +180,35 @@ def test_a_price_shows_what_a_million_tokens_cost_and_what_matters() -> None:
     tokens, matters, hours, *_ = cost.pictures(found, str, str)
 
     assert any(name.startswith("output tokens, which pay for everything: $") for name in names_of(tokens))
-    assert matters.layout["xaxis"]["title"]["text"] == "a million output tokens that pay for everything ($)"
+    assert matters.layout["xaxis"]["title"]["text"] == "a million output tokens that pay for<br>everything ($)"
     assert any(name.startswith("base $") for name in names_of(matters))
     assert any(name.startswith("an hour of one h200: $") for name in names_of(hours))
+
+
+def test_a_record_is_shown_beside_its_rehearsal() -> None:
+    both = Both(live=0.2, twin=0.25)
+    found = Fidelity(
+        requests=10,
+        placed_alike=9,
+        cached_alike=9,
+        ttft_p50_s=both,
+        ttft_p90_s=both,
+        tpot_p50_s=both,
+        tpot_mean_s=both,
+        cached_tokens=both,
+        first_apart=None,
+    )
+
+    (shown,) = validate.held_to(found)
+
+    assert "TTFT, median: 250; □ live 200" in names_of(shown)
+    assert shown.layout["xaxis"]["title"]["text"] == "time (ms)"
+
+
+def test_a_long_title_of_an_axis_is_cut_into_lines_and_has_room() -> None:
+    long = Axis(label="output tokens a year, from which a chip of one's own pays", unit="trillion")
+    short = msgspec.structs.replace(long, label="tokens")
+    layouts = [cdf("", axis, {"a": [1.0, 2.0]}).layout for axis in (long, short)]
+
+    assert [layout["xaxis"]["title"]["text"].count("<br>") for layout in layouts] == [1, 0]
+    assert layouts[0]["margin"]["b"] > layouts[1]["margin"]["b"]

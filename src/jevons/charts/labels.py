@@ -21,7 +21,7 @@ _BELOW = (("center", "top"), ("left", "top"), ("right", "top"))
 _AWAY = tuple((x, y) for y in (26.0, -26.0, 46.0, -46.0, 68.0, -68.0) for x in (24.0, -24.0, 0.0, 52.0, -52.0))
 _GAP_PX = 5.0
 _TRIED = 40  # places along a curve
-_INK, _NAME, _OUTSIDE = 10.0, 1_000.0, 400.0  # what it costs to cover four pixels of a curve, a name; to stick out
+_INK, _NAME, _OUTSIDE = 10.0, 1_000.0, 3_000.0  # what it costs to cover four pixels of a curve, a name; to stick out
 
 
 class Name(msgspec.Struct, frozen=True):

@@ -180,7 +180,8 @@ def scale(axis: Axis, values: Sequence[Numbers]) -> Scale:
 def read(value: float, unit: str) -> str:
     """A value as a tick or a name tells it: '10 ms', '$0.5', '1 k'."""
     if unit.startswith("$"):
-        return f"${value:,.3g}{unit[1:]}" if abs(value) < 1e5 else f"${si(value, '').strip()}{unit[1:]}"
+        shown = f"{value:,.3g}" if abs(value) < 1e3 else f"{value:,.0f}" if abs(value) < 1e5 else si(value, "").strip()
+        return f"${shown}{unit[1:]}"
     if unit in ("", "×") and (value == 0 or 1e-3 <= abs(value) < 1e4):
         return f"{value:,.3g}{unit}" if abs(value) < 1e3 else f"{value:,.0f}{unit}"
     return si(value, unit).strip()

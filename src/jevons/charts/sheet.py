@@ -17,6 +17,7 @@ from jevons.charts.picture import (
     FONT_PX,
     INK,
     LEFT_PX,
+    LINE_PX,
     MIDDLE_PX,
     NARROW_PX,
     RIGHT_PX,
@@ -92,7 +93,9 @@ class Sheet:
         self._data: list[Plain] = []
         self._shapes: list[Plain] = []
         self._axes: Plain = {}
-        gaps_px = self._gap_px * (len(panels) - 1) + TOP_PX + BOTTOM_PX
+        self._title = _in_lines(self._x.axis.title, NARROW_PX)
+        self._bottom_px = BOTTOM_PX + LINE_PX * self._title.count("<br>")
+        gaps_px = self._gap_px * (len(panels) - 1) + TOP_PX + self._bottom_px
         self._names = [
             Names(width_px, sum(panel.height_at(width_px) for panel in panels) + gaps_px, [])
             for width_px in (NARROW_PX, MIDDLE_PX, WIDE_PX)
@@ -104,7 +107,7 @@ class Sheet:
             self._draw(i, panel, top_px)
             top_px += panel.height_px + self._gap_px
         layout = {
-            "margin": {"l": LEFT_PX, "r": RIGHT_PX, "t": TOP_PX, "b": BOTTOM_PX},
+            "margin": {"l": LEFT_PX, "r": RIGHT_PX, "t": TOP_PX, "b": self._bottom_px},
             "paper_bgcolor": "#ffffff",
             "plot_bgcolor": "#ffffff",
             "font": {"size": FONT_PX, "color": INK},
@@ -122,7 +125,8 @@ class Sheet:
         number = "" if i == 0 else str(i + 1)
         top = 1 - top_px / self._inner_px
         is_last = i == len(self._panels) - 1
-        title = {"title": {"text": plain(self._x.axis.title), "standoff": 8}} if is_last else {"showticklabels": False}
+        told = {"text": self._title, "standoff": 8, "font": {"size": FONT_PX}}
+        title = {"title": told} if is_last else {"showticklabels": False}
         across = {"anchor": f"y{number}", "showgrid": False, **title}
         self._axes[f"xaxis{number}"] = self._x.told() | across | ({} if i == 0 else {"matches": "x"})
         self._axes[f"yaxis{number}"] = y.told() | {

@@ -60,7 +60,6 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
 
     Told as BASE (5 % to 95 %): all parameters at their base, and between what results lie 9 times of 10.
     """
-    shown = files(given.pop("html"), given.pop("png"))
     known = _utilised(read_catalog(catalog), given["utilisation"])
     wanted = Wanted(
         basis=Basis(given["basis"]),
@@ -68,6 +67,7 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
         site_mw=given["site_mw"],
         against=None if given["against"] is None else _rehearsed(given["against"], {}, known),
     )
+    shown = files(given["html"], given["png"])
     found = priced(_report(scenario, given, known), known, wanted)
     if shown:
         from jevons.cli.pictures.cost import notes, pictures

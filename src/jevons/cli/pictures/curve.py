@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 _SPEED = Axis(label="speed for each user", unit="tokens/s")
 _CLAIMED = (("gb300", "rubin"), 10.0)  # "10x lower token cost": NVIDIA of Vera Rubin, CES 2026; claim 1 of the catalog
-_MOST = 40.0  # times: what is cheaper than this is beyond the picture
-_RANGE = "Lines: all parameters at their base; bands: 9 of 10 draws. A line ends where that chip serves nobody so fast."
+_MOST = 4.0  # times the highest line: there bands are cut off, where they have no end
+_RANGE = (
+    "Lines: all parameters at their base. Bands: 9 of 10 draws, cut off at the top where in some of them a chip is not "
+    "so fast."
+)
 
 
 def pictures(found: Curve) -> list[Picture]:
@@ -48,12 +51,15 @@ def _cheaper(found: Curve, claim: Claim) -> Picture:
     new = list(found.steps[0].offers)[-1]
     name = f"{new} over {claim.chip}"
     series = [_line(name, [(step.interactivity, step.cheaper.get(claim.chip)) for step in found.steps])]
-    limits = [Limit(times, f"by {label} alone") for label, times in claim.raw.items()]
     pair, claimed = _CLAIMED
-    if (claim.chip, new) == pair:
-        limits.append(Limit(claimed, "claimed: 10 times"))
+    limits = [Limit(claimed, "claimed: 10 times")] if (claim.chip, new) == pair else []
+    raw = ", ".join(f"{times:.2f} by {label}" for label, times in claim.raw.items())
+    about = f"{_RANGE} Data sheets and prices alone would say {raw}."
+    if claim.vendor is not None:
+        chart = ", ".join(f"{times:.3g} at {speed}" for speed, times in claim.vendor.items())
+        about += f" The vendor's chart (unofficial) says {chart} speed."
     axes = (_SPEED, Axis(label="times cheaper a token", unit="×", is_log=True))
-    return lines(f"How many times cheaper is {new} than {claim.chip}?", axes, series, limits, _RANGE)
+    return lines(f"How many times cheaper is {new} than {claim.chip}?", axes, series, limits, about)
 
 
 def _line(name: str, at: list[tuple[float, Interval | None]]) -> Line:
