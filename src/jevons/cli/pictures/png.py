@@ -57,7 +57,9 @@ async def _drawn(path: str, url: str) -> bytes:
         is_loaded = tab.subscribe_once("Page.loadEventFired")
         await _ask(tab, "Page.navigate", {"url": url})
         await is_loaded
-        await _ask(tab, "Runtime.evaluate", {"expression": "drawn", "awaitPromise": True})
+        done = await _ask(tab, "Runtime.evaluate", {"expression": "drawn", "awaitPromise": True})
+        if "exceptionDetails" in done:
+            raise RuntimeError(f"the page's own program failed: {done['exceptionDetails'].get('text')}")
         size = (await _ask(tab, "Page.getLayoutMetrics"))["cssContentSize"]
         await _ask(tab, "Emulation.setDeviceMetricsOverride", _metrics(int(size["height"])))
         shot = await _ask(tab, "Page.captureScreenshot", {"format": "png"})
