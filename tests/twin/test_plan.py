@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ RAG = {"kind": "rag", "rate": 30.0, "requests": 600}
 def wants(**more: Any) -> Wants:
     table = {"model": "llama-3.1-8b", "traffic": RAG, "chips": ["h100", "h200"], "tensor": [1, 2], "finalists": 3}
     return make_wants(table | more, "of a test")
+
+
+OFFERS = offers_of(wants(), CATALOG)[0]
 
 
 def planned(wants: Wants) -> Plan:
@@ -126,3 +130,43 @@ def test_the_front_has_nothing_that_is_worse_in_all(usual: Plan) -> None:
     )
     assert not any(beats(a, b) for a in usual.front for b in usual.front)
     assert front(usual.front) == usual.front
+
+
+def test_a_tier_is_bought_where_it_saves_more_than_it_costs() -> None:
+    node = {"size_bytes": 2e12, "bytes_per_s": 2e11, "instances": 8}
+    asked: dict[str, Any] = {
+        "model": "llama-3.1-70b",
+        "traffic": {"kind": "agents", "rate": 30.0, "requests": 800},
+        "chips": ["h100"],
+        "tensor": [4],
+        "roles": ["both"],
+        "memory_share": 0.15,  # of what weights leave: little is found again without a tier
+        "finalists": 1,
+    }
+    cheap = planned(wants(**asked, tiers=[node | {"usd_per_hour": 0.08}]))
+    dear = planned(wants(**asked, tiers=[node | {"usd_per_hour": 800.0}]))
+    best, without = cheap.finalists[:2]
+    assert (best.parts[0].tier, without.parts[0].tier) == ("dram", "")
+    assert best.reuse > without.reuse
+    hour = 4 * OFFERS["h100"].usd_per_hour + 0.08 / 8
+    assert best.usd_per_hour == pytest.approx(best.parts[0].instances * hour)
+    assert dear.best is not None
+    assert dear.best.parts == without.parts
+
+
+TRACE = Path(__file__).parents[3] / "shared" / "data" / "traces" / "mooncake_conversation_trace.jsonl"
+
+
+@pytest.mark.skipif(not TRACE.exists(), reason=f"the public Mooncake conversation trace is not at {TRACE}")
+def test_a_plan_beats_a_pool_that_is_made_by_hand_by_a_fifth() -> None:
+    """The same promise, trace and router: one pool of H200, four chips an instance, against what is free to choose."""
+    asked = {
+        "model": "llama-3.1-70b",
+        "traffic": {"trace": str(TRACE), "requests": 1_000},
+        "slo": {"ttft_s": 5.0, "tpot_s": 0.05, "share": 0.9},
+    }
+    by_hand = planned(wants(**asked, chips=["h200"], tensor=[4], roles=["both"], finalists=1))
+    free = planned(wants(**asked, chips=["h200", "gb200"], tensor=[2, 4], finalists=2))
+    assert by_hand.best is not None
+    assert free.best is not None
+    assert free.best.usd_per_million_output_tokens <= 0.8 * by_hand.best.usd_per_million_output_tokens

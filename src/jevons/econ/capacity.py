@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +11,9 @@ import msgspec
 from jevons.perf.roofline import Engine, Work, iteration
 
 Role = Literal["both", "prefill", "decode"]
-_HALVINGS = 40  # of a bracket: to 12 figures
+_HALVINGS = 24  # of a bracket: to 7 figures
+_MOST_STEPS = 16  # towards a token's seconds
+_AGREE = 1.005
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,15 +55,29 @@ def requests_per_s(instance: Instance, demand: Demand, ttft_s: float, tpot_s: fl
         return 1.0 / _prompt_s(instance, demand, 0.0)
 
     def is_held(rate: float) -> bool:
-        running = rate * demand.output_tokens * tpot_s
-        if running > instance.max_running or running * demand.context_tokens > instance.room_tokens:
-            return False
-        decodes = Work(decodes=running, context_tokens=running * demand.context_tokens)
-        step_s = iteration(instance.engine, decodes).seconds
-        left = 1.0 if instance.role == "decode" else 1.0 - rate * _prompt_s(instance, demand, running)
-        return step_s <= tpot_s * left
+        running = rate * demand.output_tokens * _token_s(instance, demand, rate, tpot_s)
+        most = min(instance.max_running, instance.room_tokens / demand.context_tokens)
+        return running <= most
 
     return _largest(is_held, 1.0)
+
+
+def _token_s(instance: Instance, demand: Demand, rate: float, tpot_s: float) -> float:
+    """Seconds that a token takes at so many requests a second; infinite where that is more than `tpot_s`.
+
+    Who is answered sooner leaves sooner, and fewer run: approached from below, by steps that grow until they agree.
+    """
+    token_s = 0.0
+    for _ in range(_MOST_STEPS):
+        running = rate * demand.output_tokens * token_s
+        left = 1.0 if instance.role == "decode" else 1.0 - rate * _prompt_s(instance, demand, running)
+        decodes = Work(decodes=max(1.0, running), context_tokens=max(1.0, running) * demand.context_tokens)
+        before, token_s = token_s, iteration(instance.engine, decodes).seconds / left if left > 0 else math.inf
+        if token_s > tpot_s:
+            return math.inf
+        if token_s <= before * _AGREE:
+            break
+    return token_s
 
 
 def _alone_s(instance: Instance, demand: Demand) -> float:

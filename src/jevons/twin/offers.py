@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from jevons.base.compiled import Reals
 from jevons.base.errors import ConfigError, UnknownFigure
@@ -239,8 +240,7 @@ def candidate_of(
     rate = requests_per_s(instance, load.demand, wants.slo.ttft_s, wants.slo.tpot_s)
     if rate <= 0:
         return None
-    usd = group.tier.usd_per_hour / group.tier.instances if isinstance(group.tier, OfferedTier) else 0.0
-    kind = Kind(chip=group.chip, role=group.role, chips=group.tensor, requests_per_s=rate, usd_per_hour=usd)
+    kind = Kind(chip=group.chip, role=group.role, chips=group.tensor, requests_per_s=rate)
     error = made.calibrated.errors.get("rate")
     return Candidate(
         group=group,
@@ -250,6 +250,8 @@ def candidate_of(
     )
 
 
-def plain_tier(tier: StoreTier) -> StoreTier:
-    """As a scenario has it: without a price."""
-    return StoreTier(**{name: getattr(tier, name) for name in StoreTier.__struct_fields__})
+def with_tier(candidate: Candidate, tier: OfferedTier) -> Candidate:
+    """The same with memory below the chips' on each node, at its price."""
+    plain = StoreTier(**{name: getattr(tier, name) for name in StoreTier.__struct_fields__})
+    kind = replace(candidate.kind, usd_per_hour=tier.usd_per_hour / tier.instances)
+    return replace(candidate, group=replace(candidate.group, tier=plain), kind=kind)

@@ -24,7 +24,7 @@ from jevons.econ.draws import Draws, Result
 from jevons.econ.purchase import Excess, Limits, Market, Needs, Offer, cheapest, excesses, needs_of
 from jevons.econ.rivals import Sureness, figures_of, sureness, usd_per_hour
 from jevons.perf.calibration import Calibration
-from jevons.twin.offers import candidates, hour_of, load_of, offers_of
+from jevons.twin.offers import candidates, hour_of, load_of, offers_of, with_tier
 from jevons.twin.planned import Plan, Tried, front, make_of, part_of, rival_of
 from jevons.twin.run import simulate
 
@@ -76,6 +76,7 @@ class Search:
 
     def plan(self) -> Plan:
         found, bound = self._finalists()
+        found += self._tiered(found)
         found.sort(key=lambda each: (each.usd_per_hour, each.name))
         best = found[0] if found else None
         return Plan(
@@ -123,6 +124,24 @@ class Search:
             if sized is not None:
                 found.append(self.rehearse(sized))
         return found, bound
+
+    def _tiered(self, found: Sequence[Tried]) -> list[Tried]:
+        """The cheapest fleet with each tier that is offered, under those who compute prompts."""
+        if not found:
+            return []
+        best = self._counts_of(min(found, key=lambda each: (each.usd_per_hour, each.name)))
+        tiered = []
+        for tier in self.wants.tiers:
+            counts = Counts()
+            for kind, count in best.items():
+                if self.kinds[kind].role != "decode":
+                    self.candidates.append(with_tier(self.candidates[kind], tier))
+                    self.kinds.append(self.candidates[-1].kind)
+                    kind = len(self.kinds) - 1
+                counts[kind] = count
+            sized = self.size(counts, lambda needs: needs.usd_per_hour)
+            tiered += [] if sized is None else [self.rehearse(sized)]
+        return tiered
 
     def _proposal(self, used: Sequence[frozenset[int]], passed_over: Set[str]) -> Counts | None:
         """The cheapest set of kinds that was not proposed before, without some chips."""
@@ -244,7 +263,10 @@ class Search:
         )
 
     def _scenario_of(self, tried: Tried) -> Scenario:
-        return self.scenario(next(dict(counts) for counts, each in self.tried.items() if each is tried))
+        return self.scenario(self._counts_of(tried))
+
+    def _counts_of(self, tried: Tried) -> Counts:
+        return next(dict(counts) for counts, each in self.tried.items() if each is tried)
 
     def rehearse(self, counts: Counts) -> Tried:
         """What comes of it; each fleet once."""
