@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ async def engine(blocks: int = 64, step_tokens: int = 32, replays: int = 10_000)
     try:
         yield made
     finally:
-        made.crash()
+        made.close()
         context.destroy(linger=0)
 
 
@@ -161,6 +162,16 @@ def test_a_client_that_left_frees_its_blocks() -> None:
 
         assert made.load == (0, 0, 0.0)
         assert (await ask(made, range(500, 510), 2, "other")).tokens == answer_to(range(500, 510), 2)
+
+    with_engine(use)
+
+
+def test_nobody_else_is_given_the_ports_of_an_engine_that_is_down() -> None:
+    async def use(made: MockEngine) -> None:
+        made.crash()
+        for endpoint in made.endpoints:
+            with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+                other.bind(("127.0.0.1", int(endpoint.rpartition(":")[2])))
 
     with_engine(use)
 

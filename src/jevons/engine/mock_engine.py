@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -106,7 +107,8 @@ class MockEngine:
         self._draw = random.Random(f"{seed} {facts.id}")
         self._told: dict[RequestId, Told] = {}
         self._prompts: dict[RequestId, int] = {}  # tokens of each
-        self._ports = facts.ports  # of its events, the same after a restart
+        self._ports: tuple[int, int] | None = None  # of its events, the same after a restart
+        self._reserved: list[socket.socket] = []  # on those ports
         self._running: _Running | None = None
         self._replays: asyncio.Task[None] | None = None
         self._step: asyncio.TimerHandle | None = None
@@ -152,8 +154,9 @@ class MockEngine:
             OSError: its ports are taken.
         """
         assert self._running is None, "it is up"
+        if self._ports is None:
+            self._ports = self._reserve()
         publisher = await self._bind()
-        self._ports = publisher.ports
         f = self.facts
         batcher = Batcher(
             BlockPool(f.blocks, f.block_size),
@@ -164,6 +167,12 @@ class MockEngine:
         self._running = _Running(batcher, Contents(f.blocks, f.block_size), publisher)
         self._replays = asyncio.get_running_loop().create_task(publisher.serve_replays())
         self.counts["starts"] += 1
+
+    def close(self) -> None:
+        """End for good."""
+        self.crash()
+        for each in self._reserved:
+            each.close()
 
     def crash(self) -> None:
         """End at once, as a killed process does: who waits is told, what was held is lost."""
@@ -205,6 +214,18 @@ class MockEngine:
             self._running.contents.forget(id)
             del self._prompts[id]
             self.counts["aborted"] += 1
+
+    def _reserve(self) -> tuple[int, int]:
+        """Its ports stay bound while nothing listens there: of an engine that restarts, one could be given to whatever
+        connects somewhere in that moment.
+        """
+        for port in self.facts.ports or (0, 0):
+            reserved = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+            self._reserved.append(reserved)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind((self._host, port))
+        live, replays = (int(each.getsockname()[1]) for each in self._reserved)
+        return live, replays
 
     async def _bind(self) -> Publisher:
         """The old sockets are closed by another thread, which takes a moment."""

@@ -153,6 +153,8 @@ class MockFleet:
     async def close(self) -> None:
         for member in self._members.values():
             await member.crash()
+            for rank in member.ranks:
+                rank.close()
         await self._door.close(0.0)
         self._context.destroy(linger=0)
 
