@@ -55,6 +55,11 @@ def test_the_same_seed_gives_the_same_numbers_and_each_is_an_interval_around_its
     assert first.json["trust"][0]["chip"] == "h200"
 
 
+@pytest.mark.parametrize(("basis", "usd"), [("own", 1.22), ("rent", 2.9)])
+def test_whose_hours_are_priced_is_asked_for_by_name(cost: Any, basis: str, usd: float) -> None:
+    assert cost(*H200S, "--json", "--basis", basis).json["money"]["chip_hours"]["h200"]["base"] == usd
+
+
 def test_what_is_asked_for_over_the_year_divides_the_price_once(cost: Any) -> None:
     half, whole = (cost(*H200S, "--json", "--utilisation", share).json["money"] for share in ("0.5", "1"))
 

@@ -23,6 +23,7 @@ _COMMANDS = {
     "simulate": "Rehearse a fleet: the same decisions on simulated engines, in seconds.",
     "cost": "What a rehearsed fleet's tokens cost, in dollars and joules, and what that hangs on.",
     "curve": "What tokens cost on several chips, over how fast each user gets them: is it ten times cheaper?",
+    "site": "What a site of so much power holds of several fleets, and what their tokens cost.",
     "compare": "Where the decisions of two rehearsals part, and what came of it.",
     "sweep": "Rehearse a grid of scenarios in parallel processes.",
     "validate": "How far predictions are off, on points that were measured.",

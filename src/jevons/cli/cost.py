@@ -47,7 +47,7 @@ _LABELS = {
 @click.command("cost", context_settings={"help_option_names": ["-h", "--help"]})
 @scenario_options
 @click.option("--report", type=FILE, help="report.json of `jevons simulate --out`, instead of a rehearsal now.")
-@click.option("--basis", type=click.Choice([*Basis]), default=Basis.OWN, show_default=True, help="Whose hours.")
+@click.option("--basis", type=click.Choice([*map(str, Basis)]), default="own", show_default=True, help="Whose hours.")
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--utilisation", help="LOW:BASE:HIGH, 0 to 1: demand over the year, of the one rehearsed.")
 @click.option("--site-mw", type=click.FloatRange(0, min_open=True), help="Tell what fits on a site of so much power.")
@@ -60,12 +60,12 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
 
     Told as BASE (5 % to 95 %): all parameters at their base, and between what results lie 9 times of 10.
     """
-    known = _utilised(read_catalog(catalog), given["utilisation"])
+    known = utilised(read_catalog(catalog), given["utilisation"])
     wanted = Wanted(
         basis=Basis(given["basis"]),
         prices=dict(read_price(text) for text in given["usd_per_hour"]),
         site_mw=given["site_mw"],
-        against=None if given["against"] is None else _rehearsed(given["against"], {}, known),
+        against=None if given["against"] is None else rehearsed(given["against"], {}, known),
     )
     shown = files(given["html"], given["png"])
     found = priced(_report(scenario, given, known), known, wanted)
@@ -79,7 +79,8 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
     _show(found)
 
 
-def _utilised(catalog: Catalog, text: str | None) -> Catalog:
+def utilised(catalog: Catalog, text: str | None) -> Catalog:
+    """With what `--utilisation` says. Raises ConfigError."""
     if text is None:
         return catalog
     economics = msgspec.structs.replace(catalog.economics, utilisation=read_range("--utilisation", text, most=1.0))
@@ -89,7 +90,7 @@ def _utilised(catalog: Catalog, text: str | None) -> Catalog:
 def _report(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) -> Report:
     path: Path | None = given["report"]
     if path is None:
-        return _rehearsed(scenario, given, catalog)
+        return rehearsed(scenario, given, catalog)
     if scenario is not None:
         raise ConfigError(f"--report and {scenario!r}: give one of them: what was rehearsed, or what shall be")
     try:
@@ -102,7 +103,8 @@ def _report(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) ->
         ) from error
 
 
-def _rehearsed(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) -> Report:
+def rehearsed(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) -> Report:
+    """What came of a scenario. Raises ConfigError."""
     wanted = scenario_of(scenario, given)
     tell_of_compiling()
     return simulate(wanted, catalog, read_calibration())
@@ -174,9 +176,9 @@ def _site_rows(site: Site) -> Iterator[_Row]:
 
 
 def _against_rows(against: Against) -> Iterator[_Row]:
-    yield f"{against.other or 'the other'}: a million tokens", against.other_mtok, short_dollars
+    yield "a million output tokens of the other", against.other_mtok, short_dollars
     if against.ratio is not None:
-        yield "  this fleet costs, of that", against.ratio, lambda value: f"{value:.2f} ×"
+        yield "  these cost, of that", against.ratio, lambda value: f"{value:.2f} ×"
     for name, hour in against.break_even.items():
         yield f"  alike at, an hour of {name}", hour, lambda value: short_dollars(value) if value > 0 else "none"
 
@@ -188,6 +190,8 @@ def _lines(found: Priced) -> Iterator[str]:
         yield f"no price: {figure} is not known: give --usd-per-hour {name}=LOW:BASE:HIGH, or --against SCENARIO"
     if found.power is None:
         yield "no energy: what a chip of it draws with all around it is not known"
+    if found.against is not None:
+        yield f"the other: {found.against.other}"
     if found.against is not None and any(hour.base <= 0 for hour in found.against.break_even.values()):
         yield "none: the other chips of this fleet alone cost more for as many tokens"
     if found.money is not None:

@@ -63,7 +63,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--cached", "cached_tokens", type=click.IntRange(0), default=0, show_default=True, help="Of the input.")
 @click.option("--output", "output_tokens", type=click.IntRange(1), default=1024, show_default=True, help="Tokens.")
 @click.option("--at", default=_SPEEDS, show_default=True, help="Tokens/s for each user.")
-@click.option("--basis", type=click.Choice([*Basis]), default=Basis.OWN, show_default=True, help="Whose hours.")
+@click.option("--basis", type=click.Choice([*map(str, Basis)]), default="own", show_default=True, help="Whose hours.")
 @click.option("--catalog", type=FILE, help="TOML file with chips or models of yours.")
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

@@ -16,6 +16,7 @@ from jevons.base.errors import ConfigError
 from jevons.base.units import dollars, si
 from jevons.cli.pictures import files, picture_options
 from jevons.config.catalog import Catalog, read_catalog
+from jevons.facts.economics import Bounds, Economics
 from jevons.facts.hardware import Chip, Entry, Figure, Rack, Source
 from jevons.facts.llm import Llm
 
@@ -83,12 +84,13 @@ def list_all(file: Path | None, html: Path | None, png: Path | None, as_json: bo
 @_catalog_option
 @_json_option
 def show(name: str, file: Path | None, as_json: bool) -> None:
-    """All that is known of one chip, rack, model, fabric or store."""
+    """All that is known of one chip, rack, model, fabric or store, or of `economics`."""
     catalog = read_catalog(file)
     tables = (catalog.chips, catalog.racks, catalog.models, catalog.fabrics, catalog.stores)
-    found = next((table[name] for table in tables if name in table), None)
+    others: dict[str, Economics] = {"economics": catalog.economics}
+    found = next((table[name] for table in (*tables, others) if name in table), None)
     if found is None:
-        known = ", ".join(each for table in tables for each in table)
+        known = ", ".join(each for table in (*tables, others) for each in table)
         raise ConfigError(f"fleet show: {name!r} is unknown; there are {known}")
     if as_json:
         click.echo(msgspec.json.encode({"name": name, **msgspec.to_builtins(found)}))
@@ -97,6 +99,8 @@ def show(name: str, file: Path | None, as_json: bool) -> None:
     if isinstance(found, Llm):
         console.print(_model(name, found))
         console.print(f" from {_from(found.source, catalog.sources)}", highlight=False)
+    elif isinstance(found, Economics):
+        _print_figures(console, *_economics(found, catalog.sources))
     elif isinstance(found, Rack):
         _print_figures(console, *_rack(name, found, catalog))
     else:
@@ -219,6 +223,20 @@ def _figures(title: str, record: Entry, sources: Mapping[str, Source]) -> tuple[
         table.add_row(label, read(figure.value), between, str(figure.confidence), f"[{number}]")
         if figure.note:
             notes.append(f"{label}: {figure.note}")
+    return table, [*notes, *(f"[{number}] {_from(source, sources)}" for source, number in numbers.items())]
+
+
+def _economics(record: Economics, sources: Mapping[str, Source]) -> tuple[Table, list[str]]:
+    """The same of what money, power and demand hang on; some of it has a range and no base."""
+    table = _table("what money, power and demand hang on", "", "", "range", "confidence", "source")
+    numbers: dict[str, int] = {}
+    for key in record.__struct_fields__:
+        figure: Figure | Bounds = getattr(record, key)
+        between = "" if figure.low is None or figure.high is None else f"{figure.low:,g}–{figure.high:,g}"
+        base = f"{figure.value:,g}" if isinstance(figure, Figure) else _UNKNOWN
+        number = numbers.setdefault(figure.source, len(numbers) + 1)
+        table.add_row(key, base, between, str(figure.confidence), f"[{number}]")
+    notes = [f"{key}: {note}" for key in record.__struct_fields__ if (note := getattr(record, key).note)]
     return table, [*notes, *(f"[{number}] {_from(source, sources)}" for source, number in numbers.items())]
 
 
