@@ -208,7 +208,7 @@ RACK_POWER = Computation(
             lambda of: stated_of(of) * 1e6 / (of["racks.vera-rubin-nvl72.power_w"] * of["economics.pue"]),
         ),
     },
-    says="a rack draws hundreds of kilowatts; tens of megawatts are a site of some two hundred racks",
+    says="a rack draws hundreds of kilowatts; tens of megawatts are a site of many racks",
 )
 
 MILLION_GPUS = Computation(
@@ -221,7 +221,7 @@ MILLION_GPUS = Computation(
             lambda of: 1e6 * of["evidence.rack_price_most_usd"] / of[_SIZE] * 1e-9,
         ),
     },
-    says="the product is right, the price is not Vera Rubin's: a chip in its rack costs more than twice as much",
+    says="the product is right, the price is not Vera Rubin's: a chip with its share of the rack costs far more",
 )
 
 SMALL_BEATS_LARGE = Computation(
