@@ -122,6 +122,7 @@ def test_what_clients_saw_is_shown_for_each_run_beside_the_target() -> None:
     assert {"kv", "round_robin", "target 3 s"} <= set(names_of(first))
     assert "share of requests" in names_of(first)
     assert gaps.title == "Gaps between tokens"
+    assert "share of gaps" in names_of(gaps)
 
 
 def test_an_outlook_shows_fans_limits_levers_and_where_figures_are_from(tmp_path: Path) -> None:

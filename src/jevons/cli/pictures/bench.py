@@ -8,6 +8,8 @@ from jevons.base.units import si
 from jevons.charts import Axis, Limit, Picture, cdf
 from jevons.serve.load import Measured, Targets
 
+_OF = {"ITL": "gaps"}  # what is counted, where it is not requests
+
 
 def pictures(runs: Mapping[str, Sequence[Measured]], targets: Targets) -> list[Picture]:
     """Distributions of each run, by its name; of requests that did not fail."""
@@ -21,7 +23,7 @@ def pictures(runs: Mapping[str, Sequence[Measured]], targets: Targets) -> list[P
         ("Gaps between tokens", "ITL", gaps, None, "Each gap counts; tokens that come together have none between."),
     )
     return [
-        cdf(title, Axis(label=label, unit="s", is_log=True), values, _limit(target), about)
+        cdf(title, Axis(label=label, unit="s", is_log=True), values, _limit(target), about, _OF.get(label, "requests"))
         for title, label, values, target, about in shown
         if any(values.values())
     ]
