@@ -92,3 +92,9 @@ def test_shipped_plans_can_be_read() -> None:
     folder = shipped_wants("today").parent
     for file in sorted(folder.glob("*.toml")):
         assert read_wants(file).model in read_catalog().models
+
+
+def test_a_plan_that_is_no_more_says_which_limit_took_it(former: Path) -> None:
+    told = run("--chips", "h100,h200", "--mw", "0.001", "--against", str(former)).stdout
+    assert "now: nothing" in told
+    assert "because power_w is limited to 1 kW: the former fleet needs" in told

@@ -230,6 +230,8 @@ def _changes(former: Plan, now: Plan) -> Iterator[str]:
     was, best = former.best, now.best
     if was is None or best is None:
         yield f"before: {was.name if was else 'nothing'}; now: {best.name if best else 'nothing'}"
+        if was is not None:
+            yield from _reasons(was, former, now)
         return
     if was.name == best.name:
         yield f"as before: {best.name}"

@@ -120,7 +120,8 @@ class Search:
             passed_over |= {self.kinds[kind].chip for kind in start} if number % 2 or not passed_over else set()
             bound = self.needs(start).usd_per_hour if bound is None else bound
             best = min((each.usd_per_hour for each in found), default=math.inf)
-            sized = self.size(start, lambda needs: needs.usd_per_hour, _SLACK * best)
+            most = _SLACK * best if len(found) > 1 else math.inf  # without a runner-up nobody knows what would flip it
+            sized = self.size(start, lambda needs: needs.usd_per_hour, most)
             if sized is not None:
                 found.append(self.rehearse(sized))
         return found, bound
