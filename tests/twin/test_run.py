@@ -341,14 +341,26 @@ def test_events_that_come_late_make_predictions_wrong_and_nothing_else() -> None
 
 
 def test_events_that_are_lost_make_predictions_wrong_and_nothing_else() -> None:
-    told, lossy = rehearse(scenario(router="kv")), rehearse(scenario(router="kv", event_loss=0.3))
+    lost: dict[str, Any] = {"router": "kv", "event_loss": 0.3, "event_replay": False}
+    told, lossy = rehearse(scenario(router="kv")), rehearse(scenario(**lost))
     wrong = [(results["cached"] != results["predicted_cached"]).mean() for _, results in (told, lossy)]
 
     check_answered(scenario(), lossy[1])
     assert wrong[0] < 0.1
     assert wrong[1] > wrong[0] + 0.1
     assert lossy[0].reuse_fraction["hbm"] < told[0].reuse_fraction["hbm"]
-    assert np.array_equal(rehearse(scenario(router="kv", event_loss=0.3))[1], lossy[1])
+    assert np.array_equal(rehearse(scenario(**lost))[1], lossy[1])
+
+
+@pytest.mark.parametrize("lag_s", [0.0, 0.2])
+def test_what_was_lost_is_replayed_and_then_as_much_is_reused(lag_s: float) -> None:
+    lost: dict[str, Any] = {"router": "kv", "event_lag_s": lag_s, "event_loss": 0.05}
+    (told, _), (replayed, results) = (rehearse(scenario(**{**lost, **more})) for more in ({"event_loss": 0.0}, {}))
+    never, _ = rehearse(scenario(**lost, event_replay=False))
+
+    check_answered(scenario(), results)
+    assert replayed.reuse_fraction["hbm"] == pytest.approx(told.reuse_fraction["hbm"], abs=0.005)
+    assert never.reuse_fraction["hbm"] < told.reuse_fraction["hbm"] - 0.02
 
 
 def test_what_an_index_that_hears_late_claims_is_believed_as_far_as_it_was_right() -> None:

@@ -132,7 +132,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     kv_bits: Literal[8, 16] = 16
     router: str = "kv"
     event_lag_s: Annotated[float, Meta(ge=0)] = 0.0  # until the router hears of a block
-    event_loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of KV events that it never hears of
+    event_loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of KV events that are lost on their way
+    event_replay: bool = True  # what was lost is asked for when the next event shows it; False: it is never heard of
     slo: Slo = Slo()
     events: list[Event] = []
     seed: Annotated[int, Meta(ge=0)] = 0

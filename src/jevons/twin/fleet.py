@@ -29,6 +29,7 @@ from jevons.perf.roofline import Group as Layout
 from jevons.perf.room import room_tokens
 from jevons.perf.speculate import Drafts, token_s
 from jevons.policy.route import ALL
+from jevons.twin.hearing import hearing_arrays
 from jevons.twin.kernel import loop_arrays, price_context
 from jevons.twin.sequences import ENGINE, engine_arrays
 
@@ -316,6 +317,7 @@ def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, poli
         index_arrays(count, 1),
         board.board_arrays(kinds, workers, _SLOTS),
         engine_arrays(engines, _SLOTS, 2 * max(m.group.max_running for m in made) + 2),
+        hearing_arrays(count),
         loop_arrays(count, _SLOTS, max(1 << 15, 8 * max(m.group.max_running for m in made))),
     )
     arrays, numbers = dict(pace_table), dict[str, int | float]()

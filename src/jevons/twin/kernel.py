@@ -31,7 +31,7 @@ from jevons.perf.pace import step_s
 from jevons.policy.belief import confirm
 from jevons.twin.engine import arrive, end, finish_event, plan
 from jevons.twin.handover import handed_over_s
-from jevons.twin.hearing import hear
+from jevons.twin.hearing import can_withhold, hear, unheard
 from jevons.twin.jumps import cut_off
 from jevons.twin.placing import attends, book, count_first, place_again, place_sequence
 from jevons.twin.schedule import begin_move, end_move, set_due, soonest
@@ -104,13 +104,10 @@ def loop_arrays(engines: int, sequences: int, results: int) -> tuple[dict[str, A
         "results_end": 0,
         "moves_end": 0,
         "moves_begun": 0,
-        "heard": 0,  # KV events, and what was drawn before the first
         # What a run does not change
         "exact": 0,
         "uses_index": 1,
         "has_tiers": 0,
-        "lag_s": 0.0,  # until the router hears of a block
-        "loss": 0.0,  # share of that which it never hears
         "trace_block": 512,  # tokens behind an id of an arrival
         "block": 64,  # tokens of a block
         "margin": 0,  # blocks that one event may add at most
@@ -171,7 +168,7 @@ def _has_room(h: Records) -> bool:
     margin = h.margin
     return bool(
         has_room(h, margin)
-        and (not h.uses_index or room(h) >= h.log_end - h.log_read + margin)
+        and (not h.uses_index or (room(h) >= unheard(h) + margin and can_withhold(h, margin)))
         and h.log_name_n - h.log_end >= 2 * margin
         and room_left(h.stems_n, view(h.stems_spare, h.stems_spare_n, INT)) >= 2 * margin
         and room_left(h.tables_n, view(h.tables_spare, h.tables_spare_n, INT)) >= h.tables_margin

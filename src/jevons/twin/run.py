@@ -24,6 +24,7 @@ from jevons.twin import kernel
 from jevons.twin.account import account, chips_of, kind_of
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
+from jevons.twin.hearing import grow_withheld, unheard
 from jevons.twin.jumps import ITL_BINS, itl_s
 from jevons.twin.segments import room_left
 from jevons.twin.spread import QUANTILES, Distribution, Spread
@@ -139,6 +140,7 @@ class Run:
         hub.set("uses_index", int(policy == KV))
         hub.set("lag_s", scenario.event_lag_s)
         hub.set("loss", scenario.event_loss)
+        hub.set("replays", int(scenario.event_replay and scenario.event_loss > 0))
         hub.set("stream_weight", stream_weight(scenario.slo.ttft_s, scenario.slo.tpot_s))
         hub.set("heard", scenario.seed << 32)
         hub.set("block", block)
@@ -406,7 +408,8 @@ def _make_room(hub: Hub, promised: int = 0) -> None:
     if number("log_name_n") - number("log_end") < 2 * margin:
         grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
     if number("uses_index"):
-        grow_index(hub, entries + margin + promised, large_pages=True)
+        grow_index(hub, unheard(hub.record[0]) + margin + promised, large_pages=True)
+        grow_withheld(hub, margin)
     for name, least in (("stems", 2 * margin), ("tables", int(number("tables_margin")))):
         if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
             hub.grow(name, 2 * len(hub[name]) + least)
