@@ -15,7 +15,7 @@ from jevons.charts import Axis, Picture, cdf
 from jevons.cli.claims import command as claims
 from jevons.cli.curve import command as curve
 from jevons.cli.demand import command as demand
-from jevons.cli.pictures import bench, compare, cost, sweep, validate
+from jevons.cli.pictures import bench, compare, cost, site, sweep, validate
 from jevons.cli.pricing import Wanted, priced
 from jevons.config.catalog import read_catalog
 from jevons.econ.cost import Basis
@@ -179,11 +179,16 @@ def test_a_price_shows_what_a_million_tokens_cost_and_what_matters() -> None:
     found = priced(ran, read_catalog(), Wanted(basis=Basis.OWN))
 
     tokens, matters, hours, *_ = cost.pictures(found, str, str)
+    by_name = {"same-h200": found, "other": msgspec.structs.replace(found, money=None)}
+    beside, *_ = site.pictures(by_name)
 
     assert any(name.startswith("output tokens, which pay for everything: $") for name in names_of(tokens))
     assert matters.layout["xaxis"]["title"]["text"] == "a million output tokens that pay for<br>everything ($)"
     assert any(name.startswith("base $") for name in names_of(matters))
     assert any(name.startswith("an hour of one h200: $") for name in names_of(hours))
+    assert any(name.startswith("same-h200: $") for name in names_of(beside))
+    assert "other: unknown" in names_of(beside)
+    assert site.notes(by_name, 50.0)[0].startswith("A site of 50 MW, cooling included; rehearsed, not measured.")
 
 
 def test_a_record_is_shown_beside_its_rehearsal() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jevons.cli.cost import rehearsed, utilised
+from jevons.cli.pictures import files, picture_options
 from jevons.cli.pricing import Priced, Wanted, priced
 from jevons.cli.scenarios import FILE
 from jevons.config.catalog import read_catalog
@@ -38,12 +39,14 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--utilisation", help="LOW:BASE:HIGH, 0 to 1: demand over the year, of the one rehearsed.")
 @click.option("--catalog", type=FILE, help="TOML file with chips, racks or economics of yours.")
+@picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
 def command(scenarios: tuple[str, ...], catalog: Path | None, as_json: bool, **given: Any) -> None:
     """What a site of so much power holds of each fleet, cooling included, and what its tokens cost.
 
     SCENARIOS are those that ship of one model on five makes, where none are named.
     """
+    shown = files(given["html"], given["png"])
     known = utilised(read_catalog(catalog), given["utilisation"])
     prices = dict(read_price(text) for text in given["usd_per_hour"])
     wanted = Wanted(basis=Basis(given["basis"]), prices=prices, site_mw=given["mw"])
@@ -51,6 +54,11 @@ def command(scenarios: tuple[str, ...], catalog: Path | None, as_json: bool, **g
         Found(scenario=Path(name).stem, priced=priced(rehearsed(name, {}, known), known, wanted))
         for name in scenarios or SAME
     ]
+    if shown:
+        from jevons.cli.pictures.site import notes, pictures
+
+        by_name = {each.scenario: each.priced for each in found}
+        shown.write(f"A site of {given['mw']:g} MW", notes(by_name, given["mw"]), pictures(by_name))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
