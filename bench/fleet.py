@@ -27,7 +27,7 @@ from typing import Any
 import uvloop
 
 from jevons.config import make
-from jevons.control.router import warm
+from jevons.control.warm import warm
 from jevons.engine.http_client import HttpClient, parse_url
 from jevons.facts.worker import IndexMode
 from jevons.serve.app import Server, serving

@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from jevons.base.ids import BlockHash
 from jevons.control.intake import Intake
-from jevons.control.router import warm
+from jevons.control.warm import warm
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvEvent
 from jevons.facts.worker import IndexMode
 from jevons.kv.hashing import block_hashes

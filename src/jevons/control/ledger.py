@@ -18,14 +18,15 @@ from jevons.control.orphans import Prompted
 from jevons.control.shadow import SHADOW_BLOCK_SIZE, Shadow
 from jevons.facts.block import Tier
 from jevons.facts.move import MoveReport
-from jevons.facts.snapshot import TierSnapshot
-from jevons.facts.worker import IndexMode, Role, WorkerFacts
+from jevons.facts.snapshot import TierSnapshot, WorkerSnapshot
+from jevons.facts.worker import Health, IndexMode, Role, WorkerFacts
 from jevons.kv.blake2b import name_prompt
 from jevons.kv.hashing import HASH_BYTES
 from jevons.kv.tiers import Holdings
 from jevons.perf.kin import WorkerSeconds
 from jevons.perf.measured import GUESS_MOVES, Load, MoveSeconds
-from jevons.policy.route import ANEW, BLOCKS, Placement
+from jevons.policy.belief import confidence
+from jevons.policy.route import ANEW, BLOCKS, Placement, prompt_load
 
 HERE = ""  # the node the router runs on
 # Before its first step is measured, an engine may be loading or compiling: GUESS, vLLM's first prompts take as long.
@@ -206,6 +207,34 @@ class Member:
     def end(self) -> None:
         self._book.drop_worker(self.number, self.holding)
 
+    def snapshot(self, health: Health) -> WorkerSnapshot:
+        """The state now."""
+        prices, w = self.learned.prices, self._book.hub["workers"][self.number]
+        return WorkerSnapshot(
+            id=self.facts.id,
+            model=self.facts.model,
+            kind=self.facts.kind,
+            rank=self.facts.rank,
+            role=self.facts.role,
+            pid=self.facts.pid,
+            health=health,
+            is_stalled=self.is_stalled,
+            index=self.index_mode,
+            block_size=self.block_size,
+            held_blocks=self.held_blocks,
+            dram_blocks=self.in_dram,
+            queued_tokens=round(float(w["queued_tokens"])),
+            decoding=int(w["decoding"]) - self.promised,
+            requests=int(w["requests"]) - self.promised,
+            prefill_tokens_per_s=prices.prefill_rate,
+            step_s=prices.per_step_s,
+            measurements=self.learned.samples,
+            adapters=self.adapters.loaded,
+            index_confidence=float(confidence(w)),
+            tier_counts=self.tier_counts,
+            event_counts=dict(self.intake.counts) if self.intake is not None else {},
+        )
+
     def _set_kind(self) -> None:
         self._book.set_kind(self.number, self.facts.model, bool(self.desk), self.block_size or 0)
 
@@ -251,6 +280,34 @@ class Placed(Counted, kw_only=True):
         """What the engine had, in tokens as we count them."""
         assert self.cached_tokens is not None, "asked once it is reported"
         return self.cached_tokens if self.cached_share is None else round(self.cached_share * self.prompt_tokens)
+
+    @property
+    def saved_s(self) -> float:
+        """Seconds of its worker's chips that computing what was cached would have taken."""
+        if not self.cached_tokens:
+            return 0.0
+        tokens, prices = self.prompt_tokens, self.member.learned.prices
+        saved_s = prices.seconds(prompt_load(tokens, 0)) - prices.seconds(prompt_load(tokens, self.found_tokens))
+        return saved_s * self.member.facts.chips
+
+    def taken_s(self, output_tokens: int) -> float:
+        """Seconds of devices that it took: its prompt, if it was computed, and its share of steps."""
+        cached = self.placement.cached_tokens if self.cached_tokens is None else self.found_tokens
+        own = prompt_load(self.prompt_tokens, cached)
+        prompt_s = self.member.learned.prices.seconds(own) if self.is_running else 0.0
+        return prompt_s + output_tokens * self.token_s
+
+    def seen(self, first_s: float) -> tuple[Load, float]:
+        """What was done until its first token, with the cached tokens as they really were, and how long it took."""
+        tokens, context = self.ahead.tokens, self.ahead.token_context
+        if self.cached_tokens is not None:
+            own = prompt_load(self.prompt_tokens, self.placement.cached_tokens)
+            real = prompt_load(self.prompt_tokens, self.found_tokens)
+            tokens += real.tokens - own.tokens
+            context += real.token_context - own.token_context
+        steps = max(1.0, -(-tokens // self.member.facts.step_tokens))
+        load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * self.decoding)
+        return load, first_s - self.placed_s
 
 
 class NodeTiers:

@@ -21,35 +21,24 @@ from jevons.control.affinity import Adapters, Last, Sessions
 from jevons.control.beside import promised
 from jevons.control.board import APART, WHOLE
 from jevons.control.book import Book
+from jevons.control.candidates import Candidates, Crew, Wish
 from jevons.control.columns import Columns
 from jevons.control.intake import Intake
 from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
+from jevons.control.lessons import LATE_STEP, Lessons, learn_load
 from jevons.control.lived import LivedWorker, lived_worker
 from jevons.control.roster import Roster
-from jevons.facts.block import Tier
-from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.move import MoveReport
-from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
-from jevons.facts.state import Measured, WorkerState
+from jevons.facts.snapshot import FleetSnapshot, Outcome
+from jevons.facts.state import WorkerState
 from jevons.facts.view import Workers
-from jevons.facts.worker import Health, IndexMode, Role, StepReport, WorkerFacts
-from jevons.kv.groups import names_in
+from jevons.facts.worker import Health, StepReport, WorkerFacts
 from jevons.kv.index import ENTRY_BYTES
-from jevons.perf.kin import Kin, WorkerSeconds
 from jevons.perf.measured import Load, load_of
 from jevons.policy.admit import USUAL, Promise
-from jevons.policy.belief import confidence
-from jevons.policy.route import KV, Placement, check_policy, prompt_load, usual_streams
-from jevons.policy.source import NOTHING, Compute, Plan, Supply, plan
+from jevons.policy.route import Placement, check_policy, prompt_load, usual_streams
 
 RECENT_OUTCOMES = 256
-# A step may take so many times its prediction before its worker counts as silent, and a first token before it counts as
-# stalled. Below is noise: on cores that something else uses too, a step takes 2 to 3 times as long.
-LATE_STEP = 4.0
-# What an attached engine loads from its host's memory is not told in bytes: GUESS, Llama-3.1-8B's, in 16 bits. What is
-# learned of how long it takes makes up for it.
-GUESS_TOKEN_BYTES = 131_072
-LATELY = 32  # measurements of a worker handed on: of two or more alike, all that `perf.measured` remembers
 
 
 class _Chosen(NamedTuple):
@@ -58,15 +47,6 @@ class _Chosen(NamedTuple):
     member: Member
     after: Member | None
     tpot_s: float
-
-
-class _Wish(NamedTuple):
-    """Where a prompt may go."""
-
-    prompt: Prompt
-    model: str | None
-    avoid: Collection[WorkerId]
-    last: Last | None  # where its session was
 
 
 class _Ask(NamedTuple):
@@ -86,19 +66,19 @@ class Router:
 
     def __init__(self, policy: str = "kv", *, hang_s: float = 0.8, shadow_ttl_s: float = 120.0) -> None:
         self._book = Book(check_policy(policy))
-        self._is_kv = check_policy(policy) == KV
         self.policy = policy
         self.roster = Roster(hang_s, self._on_health)
         self._hang_s = hang_s
         self._shadow_ttl_s = shadow_ttl_s
         self._shadows_expire_s = inf  # none before
         self._nodes: dict[str, NodeTiers] = {}
-        self._kins: dict[tuple[Any, ...], Kin] = {}  # by what makes workers alike
         self._workers: dict[WorkerId, Member] = {}
         self._members: dict[int, Member] = {}  # by number
         self._resorts: dict[WorkerId, Member] = {}  # suspects and stalled ones
+        self._lessons = Lessons(self._book, self._workers)
+        crew = Crew(self._workers, self._members, self._resorts, self._nodes)
+        self._candidates = Candidates(self._book, check_policy(policy), crew)
         self._recalled: dict[WorkerId, WorkerState] = {}  # of workers that have not joined yet
-        self._lately: dict[WorkerId, deque[Measured]] = {}  # by the worker it was measured on
         self._placed: dict[RequestId, Placed] = {}
         self._sessions = Sessions()
         self._copies = 0  # prompts computed once more on purpose
@@ -124,7 +104,7 @@ class Router:
         old = self._workers.get(facts.id)
         if old is not None:
             self._end(old)
-        learned = self._learned(facts, old)
+        learned = self._lessons.begin(facts, old)
         self._seatings += 1
         self._workers[facts.id] = worker = Member(facts, learned, self.node(node), self._book, self._shadow_ttl_s)
         self._members[worker.number] = worker
@@ -164,7 +144,7 @@ class Router:
         if left is not None:
             self._seatings += 1
             left.learned.leave()
-            self._lately.pop(worker, None)
+            self._lessons.forget(worker)
             self._end(left)
             self._resorts.pop(worker, None)
         self.roster.forget(worker)
@@ -209,7 +189,7 @@ class Router:
         if known is None:
             return self._recalled.get(worker)
         source = None if known.intake is None else known.intake.state()
-        return WorkerState(worker, source, list(self._lately.get(worker, ())))
+        return WorkerState(worker, source, self._lessons.lately(worker))
 
     def facts(self, worker: WorkerId) -> WorkerFacts:
         return self._workers[worker].facts
@@ -261,7 +241,7 @@ class Router:
         promised = self._promised(promise, output_tokens)
         self._expire_shadows(now_s)
         with self._without(wish.avoid):
-            whole, apart = self._gather(WHOLE, wish), self._gather(APART, wish)
+            whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
             ask = _Ask(request, wish.prompt, session, promised, output_tokens, tells_first, now_s)
             return self._count(ask, whole, apart)
 
@@ -289,7 +269,7 @@ class Router:
         wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
         with self._without(wish.avoid):
             self._book.promise(promise, output_tokens)
-            whole, apart = self._gather(WHOLE, wish), self._gather(APART, wish)
+            whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
             return self._ranked(len(tokens), whole, apart, most)
 
     def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
@@ -326,8 +306,8 @@ class Router:
         promised = self._promised(promise, None)
         self._expire_shadows(now_s)
         with self._without(wish.avoid):
-            rest = self._gather(WHOLE, wish)
-            apart = 0 if rest else self._gather(APART, wish)
+            rest = self._candidates.gather(WHOLE, wish)
+            apart = 0 if rest else self._candidates.gather(APART, wish)
             return self._count(_Ask(request, wish.prompt, "", promised, None, True, now_s), rest, apart)
 
     def device_s(self, request: RequestId) -> float:
@@ -424,8 +404,8 @@ class Router:
             ttft_s=None if placed.first_s is None else placed.first_s - placed.placed_s,
             predicted_cached_tokens=placed.placement.cached_tokens,
             cached_tokens=placed.cached_tokens,
-            device_s=self._device_s(placed, output_tokens or 0),
-            saved_s=_saved_s(placed),
+            device_s=placed.taken_s(output_tokens or 0),
+            saved_s=placed.saved_s,
             chip=placed.member.facts.chip,
         )
         self._recent.append(outcome)
@@ -458,7 +438,7 @@ class Router:
             copies=self._copies,
             index_blocks=len(self._book.index),
             index_forgotten=self._book.index.forgotten,
-            workers=[self._worker_snapshot(w) for _, w in sorted(self._workers.items())],
+            workers=[w.snapshot(self.roster.health(w.facts.id)) for _, w in sorted(self._workers.items())],
             recent=list(self._recent),
             tiers=self.node(HERE).state,
             nodes={name: n.state for name, n in sorted(self._nodes.items()) if name != HERE and n.state is not None},
@@ -486,17 +466,6 @@ class Router:
 
     # Inside
 
-    def _learned(self, facts: WorkerFacts, old: Member | None) -> WorkerSeconds:
-        """What is known of its seconds, from before or from those that are alike."""
-        alike = (facts.model, facts.kind, facts.role, facts.step_tokens, facts.max_running)
-        kin = self._kins.setdefault(alike, Kin())
-        if old is None:
-            return WorkerSeconds(kin)
-        if old.learned.kin is kin:
-            return old.learned
-        old.learned.leave()  # it is another one now
-        return WorkerSeconds(kin)
-
     def _resume(self, worker: Member, recalled: WorkerState) -> None:
         """Go on from what was known of it before."""
         if recalled.source is not None and worker.intake is not None:
@@ -506,16 +475,16 @@ class Router:
 
     def _measured(self, worker: Member, load: Load, seconds: float) -> None:
         """A step of `worker` took so long."""
-        lately = self._lately.setdefault(worker.facts.id, deque(maxlen=LATELY))
-        lately.append(Measured(load.steps, load.tokens, load.token_context, load.decodes, seconds))
-        was_alike = worker.learned.is_alike
-        are_new = worker.learned.measured(load, seconds)
-        if are_new:
-            for member in self._workers.values():
-                if member.learned.kin is worker.learned.kin and member.learned.is_alike:
-                    self._book.set_prices(member.number, member.learned.prices)
-        elif not (was_alike and worker.learned.is_alike):
-            self._book.set_prices(worker.number, worker.learned.prices)
+        self._lessons.measured(worker, load, seconds)
+
+    def _learn(self, worker: Member, placed: Placed) -> None:
+        """Where steps go unreported, learn from the time to first token."""
+        if not worker.reports_steps and placed.first_s is not None:
+            load, seconds = placed.seen(placed.first_s)
+            if placed.loaded_tokens:
+                learn_load(placed, seconds - worker.learned.prices.seconds(load))
+            else:
+                self._measured(worker, load, seconds)
 
     def _is_current(self, member: Member) -> bool:
         """Whether it has not joined again, or left, since."""
@@ -563,119 +532,13 @@ class Router:
     def _prompt(self, tokens: Sequence[int], salt: str, model: str | None) -> Prompt:
         return Prompt(tokens, salt, model if model is not None and model in self._bases else "")
 
-    def _wish(self, prompt: Prompt, model: str | None, avoid: Collection[WorkerId], session: str) -> _Wish:
+    def _wish(self, prompt: Prompt, model: str | None, avoid: Collection[WorkerId], session: str) -> Wish:
         """Where a prompt for `model` may go: for an adapter to its model's workers, but those that do not serve it."""
         if prompt.adapter:
             model = self._bases[prompt.adapter]
             others = (id for id, w in self._workers.items() if prompt.adapter not in w.adapters.names)
             avoid = {*avoid, *(id for id in others if self._workers[id].facts.model == model)}
-        return _Wish(prompt, model, avoid, self._sessions.last(session) if session else None)
-
-    def _gather(self, desk: int, wish: _Wish) -> int:
-        """Candidates of a desk: of those that are up, else of suspects and stalled ones, for work on a slow worker
-        beats none at all. Returns how many there are."""
-        if not self._book.block_sizes(wish.model, desk):
-            return 0  # nobody of this kind ever joined
-        count = self._gather_up(desk, wish)
-        if count:
-            return count
-        suspects = [
-            worker.number for id, worker in self._resorts.items() if worker.desk == desk and id not in wish.avoid
-        ]
-        self._book.set_all_up(suspects, True)
-        count = self._gather_up(desk, wish) if suspects else 0
-        self._book.set_all_up(suspects, False)
-        return count
-
-    def _gather_up(self, desk: int, wish: _Wish) -> int:
-        count, prompt, model = 0, wish.prompt, wish.model
-        if self._is_kv:
-            for size in self._book.block_sizes(model, desk):
-                count = self._book.gather(desk, count, prompt.names(size), model, size)
-            count = self._recall(desk, count, wish)
-            if self._book.beside:
-                count = self._look_beside(desk, count, wish)
-        else:
-            worker = self._book.pick(desk, model)
-            if worker >= 0:
-                self._book.put_alone(desk, worker, prompt.names(self._members[worker].block_size or 0))
-                count = 1
-        if any(len(node.holdings) for node in self._nodes.values()):
-            for candidate in self._book.candidates(desk, count):
-                self._add_tiers(candidate, prompt)
-        for candidate in self._book.candidates(desk, count) if prompt.adapter else ():
-            candidate["bring_s"] += self._members[int(candidate["worker"])].adapters.load_s(prompt.adapter)
-        return count
-
-    def _recall(self, desk: int, count: int, wish: _Wish) -> int:
-        """Where no index is known of the worker where its session was last, that is taken to hold what was said there.
-        Returns how many candidates there are then."""
-        worker = None if wish.last is None else self._workers.get(wish.last.worker)
-        if worker is None or wish.last is None or worker.index_mode is not IndexMode.NONE or worker.desk != desk:
-            return count
-        if wish.model not in (None, worker.facts.model) or not self._book.hub["workers"][worker.number]["up"]:
-            return count
-        at, count = self._book.candidate_of(desk, count, worker.number)
-        c = self._book.candidates(desk, count)[at]
-        c["cached"] = max(int(c["cached"]), min(wish.last.tokens, len(wish.prompt.tokens) - 1))
-        return count
-
-    def _look_beside(self, desk: int, count: int, wish: _Wish) -> int:
-        """What their other tiers and groups of layers make of candidates, and who is one by these alone. Returns how
-        many there are then."""
-        sizes = self._book.block_sizes(wish.model, desk)
-        for size in sizes:
-            found, _ = self._book.index.find(names_in(wish.prompt.names(size), Tier.DRAM))
-            for number in found.tolist():
-                if (
-                    number >= 0
-                    and self._may_take(self._members[number], desk, size, wish)
-                    and self._book.has_room(desk, count)
-                ):
-                    _, count = self._book.candidate_of(desk, count, number)
-        workers = self._book.hub["workers"]
-        for c in self._book.candidates(desk, count):
-            number = int(c["worker"])
-            if number in self._book.beside:
-                member, size = self._members[number], int(c["block_size"])
-                held, loaded = member.reach(wish.prompt.names(size), int(c["depth"]))
-                c["depth"] = held
-                c["cached"] = int((held + loaded) * float(confidence(workers[number])) + 0.5) * size
-                c["bring_s"] = (
-                    member.learned.kin.loads.prices.seconds(loaded * size * GUESS_TOKEN_BYTES) if loaded else 0.0
-                )
-        return count
-
-    def _may_take(self, worker: Member, desk: int, block_size: int, wish: _Wish) -> bool:
-        return (
-            worker.desk == desk
-            and worker.block_size == block_size
-            and wish.model in (None, worker.facts.model)
-            and bool(self._book.hub["workers"][worker.number]["up"])
-        )
-
-    def _add_tiers(self, candidate: Any, prompt: Prompt) -> None:
-        """What it would bring from its node's tiers counts as cached, and is waited for."""
-        worker = self._members[int(candidate["worker"])]
-        coming = self._from_tiers(worker, prompt, int(candidate["cached"]))
-        if coming.blocks:
-            assert worker.facts.pages is not None, "it brings blocks"
-            candidate["cached"] += len(coming.blocks) * worker.facts.pages.block_size
-            candidate["bring_s"] = coming.seconds if coming.wait_s else 0.0  # otherwise it computes meanwhile
-
-    def _from_tiers(self, worker: Member, prompt: Prompt, held_tokens: int) -> Plan:
-        """What `worker` would bring from its node's tiers, by the rule it goes by itself."""
-        pages, holdings = worker.facts.pages, self.node(worker.node).holdings
-        if pages is None or not len(holdings):
-            return NOTHING
-        named = prompt.named(pages.block_size)
-        names = named.hashes[: named.reusable]
-        start = -(-held_tokens // pages.block_size)
-        supply = Supply({tier: learned.prices for tier, learned in worker.moves.items()}, {})
-        is_measured = worker.learned.samples > 0
-        prices, step_tokens = worker.learned.prices, worker.facts.step_tokens
-        compute = Compute(prices, step_tokens, pages.block_size, pages.size_bytes, is_measured)
-        return plan(holdings.nearest(pages.fingerprint, names[start:]), start, supply, compute)
+        return Wish(prompt, model, avoid, self._sessions.last(session) if session else None)
 
     def _promised(self, promise: Promise, output_tokens: int | None) -> float:
         """Usual streams that a request counts for besides while it runs."""
@@ -793,110 +656,6 @@ class Router:
         decode = None if after is None else after.facts.id
         return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode, chosen.tpot_s)
 
-    def _device_s(self, placed: Placed, output_tokens: int) -> float:
-        """Seconds of devices that a request took: its prompt, if it was computed, and its share of steps."""
-        cached = placed.placement.cached_tokens if placed.cached_tokens is None else placed.found_tokens
-        own = prompt_load(placed.prompt_tokens, cached)
-        prompt_s = placed.member.learned.prices.seconds(own) if placed.is_running else 0.0
-        return prompt_s + output_tokens * placed.token_s
-
     def _unwait(self, counted: Counted) -> None:
         del counted.member.waiting[counted.slot]
         self._book.unwait(counted.slot, counted.member.number, counted.names)
-
-    def _learn(self, worker: Member, placed: Placed) -> None:
-        """Where steps go unreported, learn from the time to first token, with the cached tokens as they really were."""
-        cached = placed.cached_tokens
-        if worker.reports_steps or placed.first_s is None:
-            return
-        tokens, context = placed.ahead.tokens, placed.ahead.token_context
-        if cached is not None:
-            own = prompt_load(placed.prompt_tokens, placed.placement.cached_tokens)
-            real = prompt_load(placed.prompt_tokens, placed.found_tokens)
-            tokens += real.tokens - own.tokens
-            context += real.token_context - own.token_context
-        steps = max(1.0, -(-tokens // worker.facts.step_tokens))
-        load = Load(steps=steps, tokens=tokens, token_context=context, decodes=steps * placed.decoding)
-        seconds = placed.first_s - placed.placed_s
-        if placed.loaded_tokens:
-            self._learn_load(worker, placed, seconds - worker.learned.prices.seconds(load))
-            return
-        self._measured(worker, load, seconds)
-
-    def _learn_load(self, worker: Member, placed: Placed, seconds: float) -> None:
-        """What it waited for besides is what loading took, of all that was found. Once slow says little: who is
-        believed to be slow gets no work that would show that it is not."""
-        missing = 0 if placed.cached_tokens is None else max(0, placed.claimed_tokens - placed.found_tokens)
-        size_bytes, loads = (placed.loaded_tokens - missing) * GUESS_TOKEN_BYTES, worker.learned.kin.loads
-        if size_bytes > 0:
-            loads.measured(size_bytes, min(seconds, LATE_STEP * loads.prices.seconds(size_bytes)))
-
-    def _worker_snapshot(self, worker: Member) -> WorkerSnapshot:
-        prices, w = worker.learned.prices, self._book.hub["workers"][worker.number]
-        return WorkerSnapshot(
-            id=worker.facts.id,
-            model=worker.facts.model,
-            kind=worker.facts.kind,
-            rank=worker.facts.rank,
-            role=worker.facts.role,
-            pid=worker.facts.pid,
-            health=self.roster.health(worker.facts.id),
-            is_stalled=worker.is_stalled,
-            index=worker.index_mode,
-            block_size=worker.block_size,
-            held_blocks=worker.held_blocks,
-            dram_blocks=worker.in_dram,
-            queued_tokens=round(float(w["queued_tokens"])),
-            decoding=int(w["decoding"]) - worker.promised,
-            requests=int(w["requests"]) - worker.promised,
-            prefill_tokens_per_s=prices.prefill_rate,
-            step_s=prices.per_step_s,
-            measurements=worker.learned.samples,
-            adapters=worker.adapters.loaded,
-            index_confidence=float(confidence(w)),
-            tier_counts=worker.tier_counts,
-            event_counts=dict(worker.intake.counts) if worker.intake is not None else {},
-        )
-
-
-def _saved_s(placed: Placed) -> float:
-    """Seconds of its worker's chips that computing what was cached would have taken."""
-    if not placed.cached_tokens:
-        return 0.0
-    tokens, prices = placed.prompt_tokens, placed.member.learned.prices
-    saved_s = prices.seconds(prompt_load(tokens, 0)) - prices.seconds(prompt_load(tokens, placed.found_tokens))
-    return saved_s * placed.member.facts.chips
-
-
-_FIRST_BLOCK = {
-    "type": "BlockStored",
-    "block_hashes": [2],
-    "parent_block_hash": None,
-    "token_ids": list(range(32)),
-    "block_size": 32,
-}
-
-
-def warm() -> None:
-    """Have all that a router calls compiled, or read from where it was kept: a placement must not wait for it."""
-    router, tokens = Router(), list(range(64))
-    for name, role in (("both", Role.BOTH), ("prompts", Role.PREFILL)):
-        router.join(WorkerFacts(id=WorkerId(name), model="", kind="", block_size=16, role=role))
-        router.roster.heard(WorkerId(name), 0.0)
-        stored = BlocksStored(hashes=[1], tokens=tokens[:16], block_size=16)
-        events: list[KvEvent] = [stored, BlocksRemoved(hashes=[1]), AllCleared(), stored]
-        router.intake(WorkerId(name)).on_batch(KvBatch(seq=0, events=events))
-        router.intake(WorkerId(name)).on_batch(KvPayload(1, msgspec.msgpack.encode([0.0, [_FIRST_BLOCK]])))
-    router.join(WorkerFacts(id=WorkerId("new"), model="", kind=""))
-    router.roster.heard(WorkerId("new"), 0.0)
-    router.place(RequestId("s"), tokens, 0.0, session="s", avoid={WorkerId("both"), WorkerId("prompts")})
-    router.done(RequestId("s"))
-    router.place(RequestId("s"), tokens, 0.0, session="s")
-    router.done(RequestId("s"))
-    router.leave(WorkerId("new"))
-    for _ in range(2):
-        worker = router.place(RequestId(""), tokens, 0.0).worker
-        router.on_step(worker, StepReport(seconds=0.1, tokens=8, token_context=64, decodes=0))
-        router.on_first(RequestId(""), 0.0)
-        router.done(RequestId(""), 1)
-    router.leave(WorkerId("both"))

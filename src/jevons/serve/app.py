@@ -22,8 +22,9 @@ from jevons.base.errors import ConfigError, EngineError, ModelError
 from jevons.base.ids import WorkerId
 from jevons.config import Settings
 from jevons.control.ledger import HERE
-from jevons.control.router import Router, warm
+from jevons.control.router import Router
 from jevons.control.sharing import SharingRouter
+from jevons.control.warm import warm
 from jevons.engine.openai import EngineSpec, read_specs
 from jevons.facts.page import Mount
 from jevons.facts.worker import Health, IndexMode
