@@ -13,8 +13,9 @@ from jevons.control.lived import Finished
 from jevons.facts.request import Sampling, Step, Work
 from jevons.policy.route import Placement
 from jevons.serve.call import MAX_ATTEMPTS, Call, Placements
-from jevons.serve.fleet import GONE, Fleet
+from jevons.serve.fleet import Fleet
 from jevons.serve.http import EVENT_STREAM, NO_CACHE, Reply
+from jevons.serve.link import GONE
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import Usage, check_supported
 from jevons.serve.prompts import Prompts

@@ -16,7 +16,7 @@ from pathlib import Path
 from jevons.base.errors import ConfigError, EngineGone
 from jevons.config import Settings
 from jevons.control.ledger import HERE, NodeTiers
-from jevons.serve.fleet import HOST, keep_alive
+from jevons.serve.link import HOST, keep_alive
 from jevons.serve.peers import host_port
 from jevons.serve.tiers import Tiers, read_secret
 from jevons.serve.workers import worker_configs

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from jevons.base.errors import EngineGone
 from jevons.base.ids import WorkerId
 from jevons.control.router import Router
-from jevons.serve.fleet import Fleet, Link
+from jevons.serve.fleet import Fleet
+from jevons.serve.link import Link
 from jevons.serve.peers import host_port
 from jevons.serve.prompts import Prompts
 from jevons.serve.tiers import watch
