@@ -116,18 +116,22 @@ class Candidates:
                     and self._book.has_room(desk, count)
                 ):
                     _, count = self._book.candidate_of(desk, count, number)
-        workers = self._book.hub["workers"]
-        for c in self._book.candidates(desk, count):
-            number = int(c["worker"])
+        rows = self._book.candidates(desk, count)
+        for c, number, depth in zip(rows, rows["worker"].tolist(), rows["depth"].tolist(), strict=True):
             if number in self._book.beside:
-                member, size = self._crew.members[number], int(c["block_size"])
-                held, loaded = member.reach(wish.prompt.names(size), int(c["depth"]))
-                c["depth"] = held
-                c["cached"] = int((held + loaded) * float(confidence(workers[number])) + 0.5) * size
-                c["bring_s"] = (
-                    member.learned.kin.loads.prices.seconds(loaded * size * GUESS_TOKEN_BYTES) if loaded else 0.0
-                )
+                self._add_beside(c, self._crew.members[number], depth, wish.prompt)
         return count
+
+    def _add_beside(self, c: Any, member: Member, depth: int, prompt: Prompt) -> None:
+        """What its other tiers and groups make of a candidate of whom the followed one has `depth` blocks."""
+        size = member.block_size or 0
+        held, loaded = member.reach(prompt.names(size), depth)
+        if loaded == 0 and held == depth:
+            return
+        share = float(confidence(self._book.hub["workers"][member.number]))
+        c["depth"], c["cached"] = held, int((held + loaded) * share + 0.5) * size
+        if loaded:
+            c["bring_s"] = member.learned.kin.loads.prices.seconds(loaded * size * GUESS_TOKEN_BYTES)
 
     def _may_take(self, worker: Member, desk: int, block_size: int, wish: Wish) -> bool:
         return (

@@ -145,7 +145,9 @@ class Member:
         """
         if self.windows:
             return reached(self.holding, self.windows, names[:depth]) if depth else 0, 0
-        return depth, self.holding.depth_of(names[depth:], Tier.DRAM) if self.in_dram else 0
+        if depth == len(names) or not self.in_dram:
+            return depth, 0
+        return depth, self.holding.depth_of(names[depth:], Tier.DRAM)
 
     @property
     def has_holes(self) -> bool:
