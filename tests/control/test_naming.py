@@ -109,7 +109,8 @@ def state(intake: Intake, index: PrefixIndex) -> Any:
 def test_kernels_and_the_long_way_come_to_the_same(several: list[bytes]) -> None:
     near, far = PrefixIndex(), PrefixIndex()
     short, long = Intake(near.holding(0)), Intake(far.holding(0))
-    short.adapters = long.adapters = {1: "sql"}
+    for intake in (short, long):
+        intake.name_adapters({1: "sql"})
     for seq, payload in enumerate(several):
         short.on_batch(KvPayload(seq, payload))
         long.on_batch(decode_batch(seq, payload))

@@ -24,19 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.ids import BlockHash
 from jevons.control import naming
-from jevons.control.beside import FULL_KINDS, Beside, Told
+from jevons.control.beside import Beside, Told
 from jevons.control.lives import Doubts, Mark
 from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.orphans import Orphans, Prompted
 from jevons.control.reading import CLEARED, DRAM, IGNORED_ADAPTER, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
+from jevons.control.records import Records
 from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import IN_DRAM, SLIDING, BlocksRemoved, BlocksStored, KvBatch, KvPayload
 from jevons.facts.state import SourceState
 from jevons.facts.worker import IndexMode
 from jevons.kv.engine_names import number_of
-from jevons.kv.hashing import chain, root
 from jevons.kv.index import Holding
 
 # So much of what is known may have been removed unheard, by the removals a batch has on the mean; then all is
@@ -69,7 +68,6 @@ class Intake:
         self._scratch = scratch or Scratch()
         self.block_size: int | None = None
         self.mode = IndexMode.NONE
-        self.adapters: Mapping[int, str] = {}  # by the numbers that its engine has for them
         self._counts: Counter[str] = Counter()
         self._names = source_names()
         self._next = 0  # the sequence number expected
@@ -77,6 +75,7 @@ class Intake:
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
         self._orphans = Orphans(self._names, holding)
         self.beside = Beside(self._names, holding, on_beside)
+        self._records = Records(self._names, holding, self.beside, self._counts)
         self._taken = 0  # batches
         self._stale = 0.0  # blocks that were removed unheard, about
         self._asked_after = -1  # the highest number that had come by itself when the last replay was asked for
@@ -93,6 +92,10 @@ class Intake:
         """Blocks by what became of them; batches and events that were lost or could not be read, by reason."""
         fates = {fate: int(count) for fate, count in zip(FATES, self._names.hub["fates"], strict=True) if count}
         return Counter(fates) + Counter({"recovered": self._orphans.recovered}) + self._counts
+
+    def name_adapters(self, numbers: Mapping[int, str]) -> None:
+        """These are the names of what its events tell by number alone."""
+        self._records.adapters = numbers
 
     @property
     def _last_ts(self) -> float:
@@ -408,7 +411,7 @@ class Intake:
                 salt, name = (self._scratch.text(payload, i, field) for field in ("salt", "adapter"))
             except UnicodeDecodeError:
                 return False
-            adapter = self._adapter(name, int(event["adapter_number"]))
+            adapter = self._records.adapter(name, int(event["adapter_number"]))
             if adapter is None:
                 event["reject"] = IGNORED_ADAPTER
                 continue
@@ -416,11 +419,6 @@ class Intake:
                 continue
             event["first"], event["second"] = root_numbers(int(event["size"]), salt, adapter)
         return True
-
-    def _adapter(self, name: str | None, number: int) -> str | None:
-        """Whose blocks they are, "" the model's own; None: of a number that the engine's list does not tell. vLLM's
-        numbers begin with 1."""
-        return name or ("" if number < 1 else self.adapters.get(number))
 
     def _tell_beside(self) -> None:
         """Tiers and groups that the payload just read tells of."""
@@ -474,7 +472,7 @@ class Intake:
             if isinstance(event, BlocksStored):
                 self._stored(event)
             elif isinstance(event, BlocksRemoved):
-                self._removed(event)
+                self._records.removed(event)
             else:
                 self._names.clear()
                 for number in ("in_dram", "in_groups"):
@@ -485,81 +483,11 @@ class Intake:
             self._settle_degraded()
 
     def _stored(self, event: BlocksStored) -> None:
-        if self._adapter(event.adapter, event.adapter_number or 0) is None:
-            self._counts["ignored_adapter"] += len(event.hashes)
-            return
-        part = self.beside.part(event)
-        if part:
-            salt, extra = _salt_and_extra(event)
-            self._counts.update(self.beside.stored(event, part, self._parent_of(event, salt, part), extra))
-            return
-        reason = self._reject(event)
-        if reason is not None:
-            self._counts[reason] += len(event.hashes)
-            if reason == "orphan" and self.mode is IndexMode.DEGRADED:
-                self._orphans.keep(event)
-            return
-        salt, extra = _salt_and_extra(event)
-        parent = self._parent_of(event, salt)
-        assert parent is not None, "or it is an orphan"
-        ours = chain(event.tokens, event.block_size, parent, extra)
-        for theirs, name in zip(event.hashes, ours, strict=True):
-            self._names.put(theirs, name)
-        self._holding.store(ours)
-        self._names.hub.set("size", event.block_size)
-        self._counts["stored"] += len(ours)
-        if len(self._orphans):
+        fate = self._records.stored(event)
+        if fate == "orphan" and self.mode is IndexMode.DEGRADED:
+            self._orphans.keep(event)
+        elif fate == "stored" and len(self._orphans):
             self._adopt(self._orphans.children_of(number_of(name) for name in event.hashes))
-
-    def _parent_of(self, event: BlocksStored, salt: str, part: int = 0) -> BlockHash | None:
-        """What we call what blocks go on from; None: it is not known, or they are told without their size."""
-        if event.parent is not None:
-            return self.beside.known_as(event.parent, part)
-        adapter = self._adapter(event.adapter, event.adapter_number or 0)
-        return root(event.block_size, salt, adapter or "") if event.block_size > 0 else None
-
-    def _reject(self, event: BlocksStored) -> str | None:
-        """Why these blocks cannot serve as a prefix here, or None."""
-        if event.medium not in (None, "GPU"):
-            return "ignored_tier"
-        if event.kind not in FULL_KINDS or not self._follows(event):
-            return "ignored_group"
-        if event.block_size < 1 or len(event.tokens) != len(event.hashes) * event.block_size:
-            return "misshapen"
-        if not all(0 <= token < 1 << 32 for token in event.tokens):
-            return "misshapen"
-        if event.extra is not None and len(event.extra) != len(event.hashes):
-            return "misshapen"
-        if event.block_size < self._names.hub.number("size"):
-            return "partial"
-        if event.parent is not None and self.beside.known_as(event.parent) is None:
-            return "orphan"
-        return None
-
-    def _follows(self, event: BlocksStored) -> bool:
-        """Whether the event is of the group that is followed: the first one said to keep all tokens."""
-        if event.kind is not None and self._names.hub.number("group") < 0:
-            self._names.hub.set("group", event.group)
-        return bool(event.group == max(self._names.hub.number("group"), 0))
-
-    def _removed(self, event: BlocksRemoved) -> None:
-        part = self.beside.part(event)
-        if part:
-            self._counts.update(self.beside.removed(event, part))
-            return
-        is_ignored = event.group != max(self._names.hub.number("group"), 0)
-        if event.medium not in (None, "GPU") or is_ignored:
-            reason = "ignored_tier" if event.medium not in (None, "GPU") else "ignored_group"
-            self._counts[reason] += len(event.hashes)
-            return
-        gone: list[BlockHash] = []
-        for theirs in event.hashes:
-            ours = self._names.take(theirs)
-            if ours is not None:
-                gone.append(ours)
-        self._holding.remove(gone)
-        self._counts["removed"] += len(gone)
-        self._counts["unknown_removed"] += len(event.hashes) - len(gone)
 
 
 def _group_told(event: Any) -> Told:
@@ -575,22 +503,3 @@ def _time_of(batch: _Batch) -> float:
         return decode_batch(batch.seq, batch.payload).ts
     except Malformed:
         return 0.0
-
-
-def _salt_and_extra(event: BlocksStored) -> tuple[str, list[bytes] | None]:
-    """The salt of a prompt, and what makes each block differ besides tokens, salt and adapter: images, embeddings.
-
-    The salt is the only text key of a prompt's first block, beside the adapter's name, which vLLM tells of every block.
-    """
-    if event.extra is None:
-        return "", None
-    keys = [_without_adapter(of_block, event.adapter) for of_block in event.extra]
-    salt = ""
-    if event.parent is None and keys and len(keys[0]) == 1 and isinstance(keys[0][0], str):
-        salt = keys[0][0]
-        keys[0] = []
-    return salt, [repr(of_block).encode() if of_block else b"" for of_block in keys]
-
-
-def _without_adapter(keys: list[object] | None, adapter: str | None) -> list[object]:
-    return keys[1:] if keys and adapter and keys[0] == adapter else keys or []

@@ -120,7 +120,7 @@ class Router:
         """It serves these adapters of its model from now on. `numbers`: what its events may call them instead."""
         known = self._workers[worker]
         if known.intake is not None:
-            known.intake.adapters = numbers or {}
+            known.intake.name_adapters(numbers or {})
         if known.adapters.names != frozenset(adapters):
             known.adapters = Adapters(adapters)
         self._bases.update(dict.fromkeys(adapters, known.facts.model))
