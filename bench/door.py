@@ -1,6 +1,7 @@
 """What the door costs: CPU, latency, affinity of `jevons serve`, beside vllm-router and sglang-router (Rust).
 
-    python bench/door.py [--rounds 5] [--seconds 1.5] [--only short-1,16k] [--peers DIR] [--tokenizer DIR] [--json]
+    python bench/door.py [--rounds 5] [--seconds 1.5] [--only short-1,16k] [--peers DIR] [--tokenizer DIR]
+                         [--prefill RATE] [--json]
 
     short-1     one connection, prompts of 64 bytes: what is added to the engine's own time
     short-64    64 connections, the same: CPU per request
@@ -13,8 +14,11 @@ Two stub engines that take no time, one load generator, each a process of its ow
 take turns within a round, medians of the rounds count. CPU is that of the target's process, all its threads; the
 generator manages some 15,000 requests/s, so `direct` and fast peers are bound by it, CPU per request is not. `kv`
 tokenizes every prompt with the model's tokenizer (SmolLM2's; `--tokenizer ''`: by its bytes), names its blocks, places
-it; it knows workers by what it placed on them, as there are no KV events. The peers (`pip install vllm-router==0.1.17
-sglang-router==0.3.2` into a venv, `--peers VENV/bin`) are left out where they are not installed. Linux only.
+it; it knows workers by what it placed on them, as there are no KV events. With engines that take no time a cache saves
+none, and `kv` goes by who has least to do; with `--prefill` they take time, one prompt after another, for so many
+tokens a second (of four bytes) of what they do not hold, so affinity means something. The peers (`pip install
+vllm-router==0.1.17 sglang-router==0.3.2` into a venv, `--peers VENV/bin`) are left out where they are not installed.
+Linux only.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, NamedTuple, cast
@@ -42,6 +47,7 @@ from jevons.engine.pull import resolve
 
 PACE_S, CHUNKS = 0.02, 50
 RUNNING = 8
+SHARED_BYTES, SHARED_BEGINS, BYTES_A_TOKEN = 13_107, 100, 4
 WORDS = (
     "the",
     "cache",
@@ -121,6 +127,9 @@ class Stub(Http):
 
     streams: ClassVar[dict[Stub, int]] = {}  # chunks still to come
     whole = b""
+    prefill_tokens_per_s = inf
+    held: ClassVar[set[str]] = set()  # how prompts begin whose shared part was computed
+    free_s = 0.0  # when it has computed what it was asked
 
     def on_message(self, head: bytes, body: bytes) -> None:
         path = head.split(b" ", 2)[1]
@@ -134,7 +143,20 @@ class Stub(Http):
             self.streams[self] = CHUNKS
             self.step()
         else:
+            self._answer(json.loads(body)["prompt"])
+
+    def _answer(self, prompt: str) -> None:
+        begins = prompt[:SHARED_BEGINS]
+        held_bytes = SHARED_BYTES if begins in self.held else 0
+        if len(prompt) > SHARED_BYTES:
+            self.held.add(begins)
+        seconds = (len(prompt) - held_bytes) / BYTES_A_TOKEN / self.prefill_tokens_per_s
+        if not seconds:
             self.transport.write(self.whole)
+            return
+        loop = asyncio.get_running_loop()
+        Stub.free_s = max(Stub.free_s, loop.time()) + seconds
+        loop.call_at(Stub.free_s, self.transport.write, self.whole)
 
     def step(self) -> None:
         """One token of its stream."""
@@ -166,8 +188,9 @@ def _tokens(path: bytes, body: bytes) -> bytes:
     return json.dumps(told if b"/chat/" in path else [told]).encode()
 
 
-async def serve_stub(port: int) -> None:
+async def serve_stub(port: int, prefill_tokens_per_s: float = inf) -> None:
     """Each engine says in its answers who it is."""
+    Stub.prefill_tokens_per_s = prefill_tokens_per_s
     usage = {"prompt_tokens": 8, "completion_tokens": 1, "total_tokens": 9}
     choice = {"index": 0, "text": " word", "finish_reason": "length"}
     body = json.dumps({"id": f"e{port}", "object": "text_completion", "choices": [choice], "usage": usage}).encode()
@@ -395,10 +418,10 @@ def peers_of(folder: str | None, backends: list[str]) -> Iterator[tuple[str, Cal
             yield f"{program} {policy}", command
 
 
-def start(running: ExitStack, peers: str | None, tokenizer: str) -> list[Target]:
+def start(running: ExitStack, peers: str | None, tokenizer: str, prefill: float) -> list[Target]:
     one, two, *ports = free_ports(8)
     me = [sys.executable, __file__]
-    pids = [running.enter_context(process(*me, "--stub", str(port))) for port in (one, two)]
+    pids = [running.enter_context(process(*me, "--stub", str(port), "--prefill", str(prefill))) for port in (one, two)]
     targets = [Target("direct", one, pids[0])]
     more = f",tokenizer={tokenizer}" if tokenizer else ""
     engines = [word for port in (one, two) for word in ("--engine", f"http://127.0.0.1:{port}{more}")]
@@ -471,12 +494,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="scenarios, by comma")
     parser.add_argument("--peers", default=os.environ.get("PEERS_BIN"), help="folder of the peers' programs")
     parser.add_argument("--tokenizer", help="directory; SmolLM2's by default, '' for none")
+    parser.add_argument("--prefill", type=float, default=inf, help="tokens/s of the engines; by default no time")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stub:
-        uvloop.run(serve_stub(args.stub))
+        uvloop.run(serve_stub(args.stub, args.prefill))
     elif args.load:
         port, name, seconds, seed = args.load.split(",")
         scenario = next(s for s in SCENARIOS if s.name == name)
@@ -489,7 +513,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = str(resolve("smollm2-135m")) if args.tokenizer is None else args.tokenizer
     wanted = args.only.split(",") if args.only else [s.name for s in SCENARIOS]
     with ExitStack() as running:
-        targets = start(running, args.peers, tokenizer)
+        targets = start(running, args.peers, tokenizer, args.prefill)
         rows = measure(targets, [s for s in SCENARIOS if s.name in wanted], args.rounds, args.seconds)
     print(json.dumps(rows)) if args.json else report(rows)
 

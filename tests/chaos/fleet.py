@@ -301,7 +301,7 @@ def _measured(
         settled_s, wrong = asyncio.run(at.settle_s(2 * SETTLE_S))
     told = f"hit rate {outcome.hit_rate:.2%}, index right after {settled_s:.2f} s, {outcome.retried} asked again"
     print(told)
-    assert (outcome.wrong, outcome.failed) == (0, 0)
+    assert (outcome.wrong, outcome.failed) == (0, 0), f"{outcome.wrong} wrong, {outcome.failed} failed; {told}"
     assert calm is None or outcome.hit_rate >= calm.hit_rate - MOST_LOST, told
     assert wrong == {}, f"known, held, missing of some of {len(wrong)}: {dict(list(wrong.items())[:4])}"
     assert settled_s <= SETTLE_S
