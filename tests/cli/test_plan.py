@@ -98,3 +98,8 @@ def test_a_plan_that_is_no_more_says_which_limit_took_it(former: Path) -> None:
     told = run("--chips", "h100,h200", "--mw", "0.001", "--against", str(former)).stdout
     assert "now: nothing" in told
     assert "because power_w is limited to 1 kW: the former fleet needs" in told
+
+
+def test_a_fleet_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--out .*: cannot be written: No such file or directory"):
+        run("--chips", "h100", "--out", str(tmp_path / "nowhere" / "fleet.toml"))

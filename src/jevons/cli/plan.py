@@ -78,7 +78,7 @@ def command(
     tell = (lambda tried: None) if as_json else _tell
     found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
     if out is not None and found.best is not None:
-        out.write_text(found.scenario)
+        _write(out, found.scenario)
     if shown:
         from jevons.cli.pictures.plan import notes, pictures
 
@@ -128,6 +128,13 @@ def _halved(wants: Wants, given: dict[str, Any]) -> Wants:
     if power_w is None:
         raise ConfigError("--half-power: there is no limit on power; name one, as limits.power_w or --mw")
     return msgspec.structs.replace(wants, limits=msgspec.structs.replace(wants.limits, power_w=power_w / 2))
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
 def _tell(tried: Tried) -> None:

@@ -117,7 +117,10 @@ def _delay(now: Plan, later: Plan, text: str | None) -> Figure:
 
 
 def _day(text: str) -> date:
-    return date.fromisoformat(text if len(text) > 7 else f"{text}-01")
+    try:
+        return date.fromisoformat(text if len(text) > 7 else f"{text}-01")
+    except ValueError as error:
+        raise ConfigError(f"wait: {text!r} is no date: {error}; write YYYY-MM") from error
 
 
 def _lines(found: Answer) -> Iterator[str | Table]:

@@ -102,6 +102,8 @@ def make_wants(table: dict[str, Any], where: str, changes: dict[str, Any] | None
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"plan {where}: {parent}: must be a table, got {inner!r}")
         inner[last] = value
     try:
         wants = msgspec.convert(table, Wants)
