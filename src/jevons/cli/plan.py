@@ -27,6 +27,7 @@ from jevons.twin.planned import Plan, Tried
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MOST_FLIPS = 4
+_MOST_OTHERS = 6
 _FLAGS = {  # options that are values of the file, by their names there
     "model": "model",
     "ttft": "slo.ttft_s",
@@ -154,6 +155,10 @@ def _lines(found: Plan) -> Iterator[Any]:
     yield f"{found.model}, {promise}: {found.best.name}"
     yield _table(found.finalists)
     yield " $/Mtok: of output, which pays for all; TTFT and TPOT: within which that share of requests is"
+    others = [each for each in found.front if each not in found.finalists]
+    if others:
+        yield " also rehearsed, and beaten by none in dollars, speed and power at once:"
+        yield _table(others[:_MOST_OTHERS])
     yield _sure(found)
     if found.sureness is not None:
         yield from _flips(found.sureness)
