@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.processes import Jevons
+from tests.processes import Jevons, Running
 from tests.ui.conftest import MANY, load
 
 if TYPE_CHECKING:
@@ -186,3 +186,19 @@ def test_it_says_when_the_server_is_gone_and_when_it_is_back(server: Jevons, ope
 def test_calm_is_respected(server: Jevons, open_page: Open) -> None:
     page = open_page(server.url + "/ui", reduced_motion="reduce")
     assert "every 2 s" in page.locator("#link").inner_text()
+
+
+def test_a_rehearsal_has_the_same_page(open_page: Open, picture: Picture) -> None:
+    fleet = ("--fleet", "16xh100", "--model", "llama-3.1-8b", "--traffic", "chat", "--rate", "20", "--requests", "4000")
+    running = Running("simulate", *fleet, "--watch", "--watch-speed", "5")
+    try:
+        page = open_page(running.at + "/ui")
+        page.wait_for_function("() => document.querySelectorAll('#scatter circle').length > 50", timeout=60_000)
+        page.wait_for_timeout(6_000)
+        picture(page, "rehearsal")
+        assert "simulated" in page.locator("#title").inner_text()
+        assert figure(page, "Workers") == "16 of 16 up"
+        assert page.locator("#chat").is_hidden()
+        assert page.locator("#what-if").is_hidden()
+    finally:
+        assert running.stop() == 0

@@ -10,6 +10,9 @@ from tests.web.still import Still, answer, pages
 
 from jevons.base.errors import RequestError
 from jevons.config.catalog import read_catalog
+from jevons.config.prices import rack_of
+from jevons.econ.cost import Basis, chip_hour
+from jevons.econ.draws import Draws, interval_of
 from jevons.facts.page import Asked
 from jevons.web.site import CSP
 
@@ -82,11 +85,14 @@ def test_who_the_workers_are_is_not_told_twice() -> None:
 
 def test_chips_cost_what_the_catalog_says() -> None:
     cost = msgspec.json.decode(answer(pages(Still("h100")), "/ui/data").body)["cost"]
-    price = read_catalog().chips["h100"].own_usd_per_hour
+    catalog = read_catalog()
+    hour = chip_hour(Basis.OWN, "h100", catalog.chips["h100"], rack_of(catalog, "h100"), catalog.economics)
+    usd = interval_of(hour.usd, hour.figures, Draws())
 
-    assert price is not None
-    assert cost["usd_per_hour"]["base"] == pytest.approx(2 * price.value)
-    assert cost["usd"]["base"] == pytest.approx(4.0 / 3600 * price.value)
+    assert cost["usd_per_hour"]["base"] == pytest.approx(2 * usd.base)
+    assert cost["usd"]["base"] == pytest.approx(4.0 / 3600 * usd.base)
+    assert cost["usd"]["high"] == pytest.approx(4.0 / 3600 * usd.high)
+    assert cost["usd"]["low"] < cost["usd"]["base"] < cost["usd"]["high"]
     assert cost["joules"]["low"] < cost["joules"]["high"] == pytest.approx(4.0 * 700)
     assert cost["saved_usd"] is None
 

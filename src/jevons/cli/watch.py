@@ -50,7 +50,7 @@ async def _watch(watched: Watched, catalog: Catalog, page: Where, on_over: Calla
         await door.listen(HOST, page.port)
     except OSError as error:
         raise ConfigError(f"--watch-port: cannot listen on {HOST}:{page.port}: {error.strerror}") from error
-    click.echo(f"Watch it at http://{HOST}:{door.port}/ui (listening on http://{HOST}:{door.port})", err=True)
+    click.echo(f"listening on http://{HOST}:{door.port}: watch it at http://{HOST}:{door.port}/ui", err=True)
     try:
         report = await _run(watched, page.speed, stop)
         if report is not None:

@@ -69,7 +69,7 @@ class Front:
         self.now_s = now_s
         self._relay = Relay(fleet, self.placements, self.metrics, prompts, settings.request_timeout_s)
         self.mounts = Mounts({})  # pages of other rooms
-        self.desk = Desk(router, prompts, self.metrics, now_s, fleet.spec_of)
+        self.desk = Desk(router, prompts, self.metrics, self.placements, fleet.spec_of)
         self._pages: dict[str, Callable[[Reply], None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
             "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),

@@ -24,6 +24,7 @@ from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec
 from jevons.policy.admit import Promise
 from jevons.policy.route import Placement
+from jevons.serve.call import Placements
 from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
@@ -77,13 +78,13 @@ class Desk:
         router: Router,
         prompts: Prompts,
         metrics: Metrics,
-        now_s: Callable[[], float],
+        placements: Placements,
         spec_of: Callable[[WorkerId], EngineSpec | None],
     ) -> None:
         self._router = router
         self._prompts = prompts
         self._metrics = metrics
-        self._now_s = now_s
+        self._now_s, self._watch = placements.now_s, placements.watch
         self._spec_of = spec_of
         self._held: dict[RequestId, asyncio.TimerHandle] = {}  # what ends them
 
@@ -137,6 +138,7 @@ class Desk:
                 id, tokens, now_s, salt=salt, model=model, promise=promise, output_tokens=limit, tells_first=False
             )
             ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
+            self._watch.placed(id, counted, len(tokens), now_s)
             self._held[id] = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
         workers = [self._told(placement) for placement in ranked]
         return Advice(id, asked.model, self._router.policy, len(tokens), workers)
@@ -172,7 +174,9 @@ class Desk:
         if news.cached_tokens is not None:
             self._router.on_cached(id, news.cached_tokens)
         if news.event == "first_token":
-            self._router.on_first(id, self._now_s())
+            now_s = self._now_s()
+            self._router.on_first(id, now_s)
+            self._watch.first(id, now_s)
         else:
             self._end(id)
         return True
@@ -191,6 +195,7 @@ class Desk:
         outcome = self._router.done(id)
         if outcome is not None:
             self._metrics.placed(outcome)
+            self._watch.done(outcome, 0, self._now_s())
 
     def _told(self, placement: Placement) -> Ranked:
         p, spec = placement, self._spec_of(placement.worker)

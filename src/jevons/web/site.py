@@ -14,7 +14,7 @@ from jevons.base.errors import RequestError
 from jevons.config.catalog import Catalog
 from jevons.facts.page import Asked, Mount, Page
 from jevons.facts.view import View
-from jevons.web.money import Cost, cost_of
+from jevons.web.money import Cost, Money
 
 JSON = "application/json"
 _STATIC = resources.files("jevons.web").joinpath("static")
@@ -86,10 +86,12 @@ def _file(name: str, asked: Asked) -> Page:
 
 
 def _data(source: Source, catalog: Catalog, can: Sequence[str]) -> Callable[[Asked], Page]:
+    money = Money(catalog)
+
     def answer(asked: Asked) -> Page:
         only(asked, "GET", "HEAD")
         view = source.view(_seen(asked.query))
-        return json_page(Told(view, cost_of(view, catalog), can))
+        return json_page(Told(view, money.cost_of(view), can))
 
     return answer
 

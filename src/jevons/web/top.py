@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jevons.base.units import count, milliseconds, si
+from jevons.econ.draws import Interval
 from jevons.facts.view import HEALTHS, Going, Times, View, Workers
-from jevons.web.money import Cost, Range
+from jevons.web.money import Cost
 from jevons.web.site import Told
 
 # What a worker does, and what stands for it: idle, running, then by how long is queued there.
@@ -101,7 +102,7 @@ def _times(times: Times) -> str:
     return f"p50 {p50}, p90 {p90}, p99 {p99}; {within}"
 
 
-def _usd(sum_of: Range | None) -> str:
+def _usd(sum_of: Interval | None) -> str:
     return _UNKNOWN if sum_of is None else f"${sum_of.base:,.2f}" if sum_of.base >= 0.01 else f"${sum_of.base:.2g}"
 
 

@@ -36,7 +36,7 @@ export function usd(x) {
 
 export function joules(x) {
   if (x === null || x === undefined) return UNKNOWN;
-  for (const [size, unit] of [[3.6e9, "MWh"], [3.6e6, "kWh"], [1e3, "kJ"]]) {
+  for (const [size, unit] of [[1e12, "TJ"], [1e9, "GJ"], [1e6, "MJ"], [1e3, "kJ"]]) {
     if (x >= size) return `${(x / size).toPrecision(3)} ${unit}`;
   }
   return `${x.toPrecision(3)} J`;

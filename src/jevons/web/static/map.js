@@ -28,7 +28,7 @@ function grouped() {
 }
 
 function cellSize(width, height) {
-  let low = 2, high = 132;
+  let low = 2, high = 150;
   const fits = (size) => {
     const columns = Math.max(1, Math.floor(width / size));
     return groups.reduce((sum, g) => sum + LABEL + Math.ceil(g.members.length / columns) * size, 0) <= height;
