@@ -71,7 +71,7 @@ class Watched:
         open_now = int(engines["running"].sum() + engines["waiting"].sum())
         return View(
             source="twin",
-            title=self._scenario.title,
+            title=self._scenario.title or self._scenario.model,
             began="twin",
             now_s=now_s,
             is_over=self._is_over,
