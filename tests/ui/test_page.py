@@ -66,7 +66,10 @@ def test_it_shows_the_fleet_live_under_load(server: Jevons, open_page: Open, pic
         page.wait_for_function("() => document.querySelectorAll('#rows tbody tr').length > 20", timeout=60_000)
         before, after = twice(page, "#figures div:nth-child(2)")
         seen(page, r"tokens cached, .* queued, .* decoding: first token in")
-        page.wait_for_function("() => document.querySelectorAll('#scatter circle').length > 50", timeout=60_000)
+        page.wait_for_function(
+            "() => (document.querySelector('#scatter .dots')?.getAttribute('d') || '').split('M').length > 50",
+            timeout=60_000,
+        )
         page.wait_for_timeout(15_000)
         picture(page, "live")
     assert before != after
@@ -203,7 +206,10 @@ def test_calm_is_respected(server: Jevons, open_page: Open) -> None:
 def test_a_rehearsal_has_the_same_page(open_page: Open, picture: Picture) -> None:
     with rehearsed("16xh100", rate=20, speed=5) as running:
         page = open_page(running.at + "/ui")
-        page.wait_for_function("() => document.querySelectorAll('#scatter circle').length > 50", timeout=60_000)
+        page.wait_for_function(
+            "() => (document.querySelector('#scatter .dots')?.getAttribute('d') || '').split('M').length > 50",
+            timeout=60_000,
+        )
         page.wait_for_timeout(6_000)
         picture(page, "rehearsal")
         assert "simulated" in page.locator("#title").inner_text()

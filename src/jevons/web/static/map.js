@@ -6,7 +6,7 @@ const HEALTHS = ["up", "stalled", "suspect", "down"];
 const LABEL = 18;
 
 const canvas = at("map");
-let who = null, now = null, places = [], chosen = -1, groups = [];
+let who = null, now = null, places = [], chosen = -1, groups = [], layout = { size: 10, columns: 1 };
 
 function step(i) {
   const queued = now.queue_ms[i];
@@ -37,7 +37,12 @@ function cellSize(width, height) {
   return Math.max(2, Math.floor(low * 2) / 2);
 }
 
+let placed = "";
+
 function place(width, height) {
+  const key = `${width} ${height}`;
+  if (key === placed) return layout;
+  placed = key;
   const size = cellSize(width, height), columns = Math.max(1, Math.floor(width / size));
   places = new Array(who.ids.length);
   let y = 0;
@@ -49,8 +54,6 @@ function place(width, height) {
   }
   return { size, columns };
 }
-
-let layout = { size: 10, columns: 1 };
 
 function paint() {
   if (!who || !now) return;
@@ -144,7 +147,7 @@ function tell() {
 }
 
 export function show(workers) {
-  if (workers.who) { who = workers.who; grouped(); chosen = Math.min(chosen, who.ids.length - 1); }
+  if (workers.who) { who = workers.who; grouped(); placed = ""; chosen = Math.min(chosen, who.ids.length - 1); }
   now = workers;
   paint();
   if (document.activeElement !== canvas) tell();

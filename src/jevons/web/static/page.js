@@ -118,23 +118,34 @@ function costs(view, cost) {
   put(at("basis"), cost.basis.join(" "));
 }
 
+const ROWS = 24;
+const HEADS = ["", "prompt", "cached", "first token", "predicted", "", ""];
+
+function newRow() {
+  const cells = HEADS.map((what, i) => make("td", what ? { class: "n", "data-what": what } : i === 6 ? { class: "why" } : i === 5 ? { class: "state-cell" } : {}));
+  cells[5].append(make("span"));
+  return make("tr", {}, ...cells);
+}
+
+// Rows are kept and their texts changed: making them anew twice a second costs more than all else.
 function requests(view) {
-  const rows = [...view.requests].reverse().map((r) => {
-    const [, , worker, decode, prompt, predictedCached, predicted, reason, cached, first, output, done] = r;
+  const latest = view.requests.slice(-ROWS).reverse(), body = at("rows").tBodies[0];
+  at("no-rows").hidden = latest.length > 0;
+  while (body.rows.length < latest.length) body.append(newRow());
+  while (body.rows.length > latest.length) body.deleteRow(-1);
+  latest.forEach(([, , worker, decode, prompt, predictedCached, predicted, reason, cached, first, output, done], i) => {
     const state = done === null ? (first === null ? "waiting" : "running") : first === null && !output ? "ended" : "done";
-    const late = first !== null && first > view.ttft.target_s;
-    const what = output === null ? state : `${state}, ${count(output)} out`;
-    return make("tr", {},
-      make("td", {}, decode ? `${worker} → ${decode}` : worker),
-      make("td", { class: "n", "data-what": "prompt" }, count(prompt)),
-      make("td", { class: "n", "data-what": "cached" }, cached === null ? `${count(predictedCached)}?` : count(cached)),
-      make("td", { class: late ? "n late" : "n", "data-what": "first token" }, first === null ? "–" : `${late ? "late: " : ""}${seconds(first)}`),
-      make("td", { class: "n", "data-what": "predicted" }, seconds(predicted)),
-      make("td", { class: "state-cell" }, make("span", { class: `state ${state}` }, what)),
-      make("td", { class: "why" }, reason));
+    const late = first !== null && first > view.ttft.target_s, { cells } = body.rows[i];
+    put(cells[0], decode ? `${worker} → ${decode}` : worker);
+    put(cells[1], count(prompt));
+    put(cells[2], cached === null ? `${count(predictedCached)}?` : count(cached));
+    put(cells[3], first === null ? "–" : `${late ? "late: " : ""}${seconds(first)}`);
+    cells[3].classList.toggle("late", late);
+    put(cells[4], seconds(predicted));
+    cells[5].firstChild.className = `state ${state}`;
+    put(cells[5].firstChild, output === null ? state : `${state}, ${count(output)} out`);
+    put(cells[6], reason);
   });
-  if (!rows.length) rows.push(make("tr", {}, make("td", { colspan: 7, class: "why" }, "No request has come yet.")));
-  at("rows").tBodies[0].replaceChildren(...rows);
 }
 
 at("hold").addEventListener("click", () => {
