@@ -42,17 +42,20 @@ PLACE = np.dtype(
 )
 BLANK, FULL = -2, -3  # FULL: worth keeping but nobody will ask for it by name
 _NOBODY = -2
+_MOST_HEADS = 1 << 22  # to begin with: 17 MB
 
 
 def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict[str, Any], dict[str, int | float]]:
     """For a hub: pools of so many blocks each, empty, with room for `places` blocks in all and `log` changes."""
+    # To take a head into use costs 80 ns, once for each place: of small fleets all are from the beginning.
+    heads = max(LEAST_HEADS, min(1 << int(sum(pool_blocks)).bit_length() - 1, _MOST_HEADS))
     pools = np.zeros(len(pool_blocks), POOL)
     pools["blocks"] = pools["blank"] = pool_blocks
     pools["oldest"] = pools["newest"] = -1
     arrays = {
         "pools": pools,
         "places": reserved(np.zeros(0, PLACE), places, large_pages=True),
-        "place_heads": reserved(np.zeros(0, np.int32), places + LEAST_HEADS, large_pages=True),
+        "place_heads": reserved(np.zeros(0, np.int32), max(places, heads) + LEAST_HEADS, large_pages=True),
         "log_name": np.zeros(log, np.int64),
         "log_change": np.zeros(log, np.int32),  # pool + 1 where it was stored there, -(pool + 1) where it was removed
         "log_at_s": np.zeros(log),
@@ -61,8 +64,8 @@ def pool_arrays(pool_blocks: Sequence[int], places: int, log: int) -> tuple[dict
         "places_used": 0,  # ever
         "places_spare": -1,  # the first of those that are spare
         "places_spares": 0,  # how many are
-        "place_heads_used": LEAST_HEADS,
-        "place_mask": LEAST_HEADS - 1,  # see `kv.table.head_among`
+        "place_heads_used": heads,
+        "place_mask": heads - 1,  # see `kv.table.head_among`
         "log_end": 0,
         "log_read": 0,
         "now_s": 0.0,
@@ -74,7 +77,10 @@ def grow_places(hub: Hub, places: int) -> None:
     """Room for so many blocks in all pools."""
     used, heads_used = int(hub.number("places_used")), int(hub.number("place_heads_used"))
     hub.put("places", reserved(hub["places"][:used], places, large_pages=True))
-    hub.put("place_heads", reserved(hub["place_heads"][:heads_used], places + LEAST_HEADS, large_pages=True))
+    hub.put(
+        "place_heads",
+        reserved(hub["place_heads"][:heads_used], max(places, heads_used) + LEAST_HEADS, large_pages=True),
+    )
 
 
 def grow_log(hub: Hub, size: int) -> None:
