@@ -33,8 +33,8 @@ _FLAGS = {  # options that are values of the file, by their names there
     "ttft": "slo.ttft_s",
     "tpot": "slo.tpot_s",
     "share": "slo.share",
-    "usd_per_hour": "limits.usd_per_hour",
-    "price": "price",
+    "budget_usd_per_hour": "limits.usd_per_hour",
+    "basis": "basis",
     "at": "at",
     "finalists": "finalists",
     "requests": "traffic.requests",
@@ -54,11 +54,11 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.option("--share", type=float, help="Of requests that must be within both.")
 @click.option("--mw", type=float, help="Power there is: of chips, hosts and network, without cooling.")
 @click.option("--half-power", is_flag=True, help="Half of the power that the file names.")
-@click.option("--usd-per-hour", type=float, help="Dollars an hour there are.")
+@click.option("--budget-usd-per-hour", type=float, help="Dollars an hour there are.")
 @click.option("--chips", help="That may be bought, with commas.")
 @click.option("--without", help="Chips that may not, with commas.")
 @click.option("--vendors", help="That are allowed, with commas.")
-@click.option("--price", type=click.Choice(["own", "rent", "build"]), help="Whose price of an hour.")
+@click.option("--basis", type=click.Choice(["own", "rent", "build"]), help="Whose hours.")
 @click.option("--at", help="YYYY-MM: chips that are there later do not count.")
 @click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed.")
 @click.option("--seed", type=int)

@@ -68,7 +68,7 @@ def answered(plans: tuple[Plan, Plan], months: float, delay: Figure, catalog: Ca
         raise ConfigError("wait: both plans must serve the same model and traffic within the same promise")
     rivals = [_rival(now, "now"), _rival(later, "later")]
     errors = {part.chip: part.rate_p90_error for each in plans if each.best for part in each.best.parts}
-    own = {chip: _hour(now.price, chip, catalog) for rival in rivals for chip in rival.chips}
+    own = {chip: _hour(now.basis, chip, catalog) for rival in rivals for chip in rival.chips}
     rent = {chip: hour for chip in rivals[0].chips if (hour := hour_of("rent", chip, catalog)) is not None}
     if len(rent) < len(rivals[0].chips):
         rent = {}
@@ -90,10 +90,10 @@ def _rival(plan: Plan, which: str) -> Rival:
     return plan.paid
 
 
-def _hour(price: str, chip: str, catalog: Catalog) -> ChipHour:
-    hour = hour_of(price, chip, catalog)
+def _hour(basis: str, chip: str, catalog: Catalog) -> ChipHour:
+    hour = hour_of(basis, chip, catalog)
     if hour is None:
-        raise ConfigError(f"wait: no price ({price}) of {chip} is known; give it in a file of yours, --catalog FILE")
+        raise ConfigError(f"wait: no price ({basis}) of {chip} is known; give it in a file of yours, --catalog FILE")
     return hour
 
 

@@ -56,7 +56,7 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     router: Literal["kv", "round_robin", "least_loaded", "random"] = "kv"
     slo: Promise = Promise()
     limits: Budget = Budget()
-    price: Literal["own", "rent", "build"] = "own"
+    basis: Literal["own", "rent", "build"] = "own"  # whose hours
     chips: list[str] = []  # that may be bought; empty: all whose price is known
     vendors: list[str] = []  # that are allowed; empty: all
     without: list[str] = []  # chips that are not

@@ -132,9 +132,9 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
     if wants.vendors and chip.vendor not in wants.vendors:
         return f"of {chip.vendor}"
     late = there is not None and wants.at and there.since > wants.at
-    hour = None if late or (wants.chips and name not in wants.chips) else hour_of(wants.price, name, catalog)
+    hour = None if late or (wants.chips and name not in wants.chips) else hour_of(wants.basis, name, catalog)
     if hour is None and not owned:
-        return f"there from {there.since} on" if late and there else f"no price ({wants.price}) known"
+        return f"there from {there.since} on" if late and there else f"no price ({wants.basis}) known"
     if owned and chip.all_in_w is None:
         return "owned, but what it draws is not known"
     economics, power_w = catalog.economics, None if chip.all_in_w is None else chip.all_in_w.value
@@ -152,10 +152,10 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
     )
 
 
-def hour_of(price: str, name: str, catalog: Catalog) -> ChipHour | None:
+def hour_of(basis: str, name: str, catalog: Catalog) -> ChipHour | None:
     """How an hour of a chip is priced; None where that is not known."""
     try:
-        return chip_hour(Basis(price), name, catalog.chips[name], rack_of(catalog, name), catalog.economics)
+        return chip_hour(Basis(basis), name, catalog.chips[name], rack_of(catalog, name), catalog.economics)
     except UnknownFigure:
         return None
 

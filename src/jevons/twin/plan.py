@@ -82,7 +82,7 @@ class Search:
         return Plan(
             title=self.wants.title,
             model=self.wants.model,
-            price=self.wants.price,
+            basis=self.wants.basis,
             at=self.wants.at,
             since=self._since(best),
             slo=self.wants.slo,
@@ -315,7 +315,7 @@ class Search:
         rivals = [rival_of(each, self.offers) for each in found]
         errors = {part.chip: part.rate_p90_error for each in found for part in each.parts}
         paid = sorted({chip for rival in rivals for chip in rival.chips})
-        hours = {chip: hour for chip in paid if (hour := hour_of(self.wants.price, chip, self.catalog))}
+        hours = {chip: hour for chip in paid if (hour := hour_of(self.wants.basis, chip, self.catalog))}
         costs: dict[str, Result] = {rival.name: partial(usd_per_hour, rival, hours) for rival in rivals}
         return sureness(costs, figures_of(hours, errors), Draws(seed=self.wants.seed))
 

@@ -63,7 +63,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     model: str
-    price: str  # whose hours: own, rent, build
+    basis: str  # whose hours: own, rent, build
     at: str  # when it is bought; empty: whenever
     since: str  # when all chips of the best fleet can be had; empty: now
     slo: Promise
