@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control import lived
-from jevons.control.lived import LATELY_S, Finished, Lately
-from jevons.facts.trace import RecordedRow
+from jevons.control.lived import BLOCK, LATELY_S, Finished, Lately, Rows
+from jevons.control.router import Router
+from jevons.facts.worker import WorkerFacts
+from jevons.kv.blake2b import name_prompt
 from jevons.policy.route import Placement
 
+W = WorkerId("w")
 SECRET = list(range(40_000, 40_064))
 
 
@@ -20,7 +25,7 @@ def finished(id: str, prompt: list[int] = SECRET) -> Finished:
         prompt=prompt,
         tokens=[7] * 8,
         output_tokens=8,
-        placement=Placement(WorkerId("w"), "kv", 0.1, 0, ""),
+        placement=Placement(W, "kv", 0.1, 0, ""),
         first_s=None,
         cached_tokens=None,
     )
@@ -31,28 +36,65 @@ def test_what_is_older_than_ten_minutes_is_let_go() -> None:
     for second in range(0, 1_200, 100):
         lately.answered(finished(str(second)), "", float(second), float(second))
 
-    ids = [msgspec.json.decode(line, type=RecordedRow).request_id for line in lately.since(0.0)]
+    ids = [answered.id for answered in lately.since(0.0)]
 
     assert ids == [str(second) for second in range(1_100 - int(LATELY_S), 1_200, 100)]
     assert len(lately.since(1_050.0)) == 1
 
 
 def test_memory_is_bounded_however_much_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lived, "LATELY_BYTES", 2_000)
+    monkeypatch.setattr(lived, "LATELY_BYTES", 20_000)
     lately = Lately(0.0)
     for number in range(100):
         lately.answered(finished(str(number)), "", 0.0, 1.0)
 
     kept = lately.since(0.0)
 
-    assert 0 < sum(map(len, kept)) <= 2_000
-    assert msgspec.json.decode(kept[-1], type=RecordedRow).request_id == "99"
+    assert 0 < sum(len(msgspec.json.encode(each.row())) for each in kept) < sum(e.size_bytes for e in kept) <= 20_000
+    assert kept[-1].id == "99"
 
 
 def test_no_token_of_a_prompt_is_kept() -> None:
     lately = Lately(0.0)
     lately.answered(finished("a"), "", 0.0, 1.0)
 
-    row = msgspec.json.decode(lately.since(0.0)[0], type=RecordedRow)
+    (answered,) = lately.since(0.0)
 
-    assert not set(row.hash_ids) & set(SECRET)
+    assert not set(answered.row().hash_ids) & set(SECRET)
+    assert not {str(token) for token in SECRET} & set(re.findall(r"\d+", repr(answered)))
+
+
+@pytest.mark.parametrize("length", [5, 16, 40, 4_000])
+@pytest.mark.parametrize("salt", ["", "tenant"])
+def test_a_row_is_the_same_whoever_named_the_prompt(length: int, salt: str) -> None:
+    prompt = list(range(length))
+    # One that goes on elsewhere is named with what was said so far.
+    for named in (prompt, [*prompt, *range(50)]):
+        first = msgspec.structs.replace(finished("a", prompt), tokens=())
+        talk = msgspec.structs.replace(finished("b", [*prompt, *range(32)]), tokens=())
+        made = []
+        for names in (None, name_prompt(named, BLOCK, salt)[1]):
+            rows = Rows(0.5)
+            named_first = msgspec.structs.replace(first, names=names)
+            both = [rows.answered(named_first, salt, 1.0, 2.0), rows.answered(talk, salt, 3.0, 4.0)]
+            made.append([msgspec.json.encode(each.row()) for each in both])
+
+        assert made[0] == made[1]
+        assert (b'"wait_for":["a"]' in made[1][1]) == (length >= BLOCK)
+
+
+def test_the_router_tells_names_of_blocks_of_that_size_and_of_no_adapter() -> None:
+    router = Router("kv")
+    router.join(WorkerFacts(id=W, model="m", kind="vllm", sends_events=True, block_size=BLOCK))
+    router.carry(W, ["poet"])
+    router.on_beat(W, 0.0)
+    router.place(RequestId("a"), SECRET, 0.0, salt="tenant", model="m")
+    router.place(RequestId("adapted"), SECRET, 0.0, model="poet")
+
+    names = router.names(RequestId("a"), BLOCK)
+
+    assert names is not None
+    assert names.tolist() == name_prompt(SECRET, BLOCK, "tenant")[1].tolist()
+    assert router.names(RequestId("a"), 2 * BLOCK) is None
+    assert router.names(RequestId("adapted"), BLOCK) is None
+    assert router.names(RequestId("gone"), BLOCK) is None

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from jevons.base.errors import ConfigError, RequestError
+from jevons.base.ids import RequestId, WorkerId
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import as_toml, read_scenario
-from jevons.control.lived import Lived, LivedWorker
+from jevons.control.lived import Answered, Lived, LivedWorker
 from jevons.facts.page import Asked
-from jevons.facts.trace import REQUESTS, RecordedRow, RecordedWorker
+from jevons.facts.trace import REQUESTS, RecordedWorker
 from jevons.perf.measured import Prices
+from jevons.policy.route import Placement
 from jevons.twin.run import simulate
 from jevons.web.whatif import WhatIf, as_it_is, write_trace
 
@@ -23,22 +26,20 @@ PRICES = Prices(per_step_s=0.005, per_token_s=1e-4, per_token_context_s=0.0, per
 CATALOG = read_catalog()
 
 
-def row(id: str, at_ms: float, wait_for: list[str] | None = None) -> bytes:
-    made = RecordedRow(
-        input_length=64,
-        output_length=4,
-        timestamp=at_ms,
-        hash_ids=[1, 2, 3, 4],
-        request_id=id,
-        wait_for=wait_for or [],
-        delay=10.0 if wait_for else None,
-        block_size=16,
-        worker="w0",
-        predicted_ttft_ms=1.0,
-        predicted_cached_tokens=0,
-        done_ms=20.0,
+def row(id: str, at_ms: float, wait_for: str | None = None) -> Answered:
+    return Answered(
+        id=RequestId(id),
+        prompt_tokens=64,
+        output_tokens=4,
+        placement=Placement(WorkerId("w0"), "kv", 0.001, 0, ""),
+        cached_tokens=None,
+        at_s=at_ms / 1e3,
+        first_s=None,
+        done_s=0.02,
+        leader=None if wait_for is None else (RequestId(wait_for), 0.01),
+        blocks=np.arange(4),
+        left=None,
     )
-    return msgspec.json.encode(made)
 
 
 def worker(id: str, blocks: int | None = 64, block_size: int | None = 16, model: str = "m") -> LivedWorker:
@@ -46,8 +47,8 @@ def worker(id: str, blocks: int | None = 64, block_size: int | None = 16, model:
     return LivedWorker(told, PRICES, "", 1)
 
 
-def lived(*workers: LivedWorker, lines: tuple[bytes, ...] = (row("a", 5_000.0), row("b", 5_100.0, ["a"]))) -> Lived:
-    return Lived("kv", list(workers), list(lines))
+def lived(*workers: LivedWorker, rows: tuple[Answered, ...] = (row("a", 5_000.0), row("b", 5_100.0, "a"))) -> Lived:
+    return Lived("kv", list(workers), list(rows))
 
 
 class Quiet:
@@ -64,7 +65,7 @@ def ask(lived: Lived, body: Any, content_type: str = "application/json") -> Any:
 
 
 def test_a_trace_begins_with_its_first_request_and_waits_for_nobody_who_is_not_in_it(tmp_path: Path) -> None:
-    write_trace(tmp_path, [row("a", 5_000.0), row("b", 5_100.0, ["a"]), row("c", 5_200.0, ["gone"])])
+    write_trace(tmp_path, [row("a", 5_000.0), row("b", 5_100.0, "a"), row("c", 5_200.0, "gone")])
 
     rows = [msgspec.json.decode(line) for line in (tmp_path / REQUESTS).read_bytes().splitlines()]
 
@@ -75,7 +76,7 @@ def test_a_trace_begins_with_its_first_request_and_waits_for_nobody_who_is_not_i
 
 def test_a_fleet_as_it_is_can_be_rehearsed(tmp_path: Path) -> None:
     now = lived(worker("w0"), worker("w1", block_size=None))
-    write_trace(tmp_path, now.lines)
+    write_trace(tmp_path, now.answered)
     (tmp_path / "now.toml").write_text(as_toml(as_it_is(now, None)))
     from jevons.config.calibration import read_calibration
 
@@ -133,7 +134,7 @@ def test_a_form_of_another_site_starts_nothing() -> None:
 
 def test_without_traffic_there_is_nothing_to_rehearse() -> None:
     with pytest.raises(RequestError, match="no request was answered"):
-        ask(lived(worker("w0"), lines=()), {})
+        ask(lived(worker("w0"), rows=()), {})
 
 
 def test_choices_are_those_of_the_catalog() -> None:

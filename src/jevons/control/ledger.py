@@ -34,10 +34,11 @@ GUESS_FIRST_S = 30.0
 _NO_NAMES: Ints = np.zeros(0, np.int64)
 
 
-class _Named:
+class Named:
     """A prompt in blocks of one size."""
 
     def __init__(self, tokens: Sequence[int], size: int, salt: str, adapter: str) -> None:
+        self.size = size
         self.prompted = Prompted(*name_prompt(tokens, size, salt, adapter))
         self.names: Ints = self.prompted.names[1::2].copy()  # what the kernels know blocks by
         self.reusable = (len(tokens) - 1) // size  # of them: the last token is always computed
@@ -61,11 +62,11 @@ class Prompt:
         self.tokens = tokens
         self.adapter = adapter
         self._salt = salt
-        self._named: dict[int, _Named] = {}
+        self._named: dict[int, Named] = {}
 
-    def named(self, size: int) -> _Named:
+    def named(self, size: int) -> Named:
         if size not in self._named:
-            self._named[size] = _Named(self.tokens, size, self._salt, self.adapter)
+            self._named[size] = Named(self.tokens, size, self._salt, self.adapter)
         return self._named[size]
 
     def names(self, size: int) -> Ints:
@@ -268,6 +269,7 @@ class Placed(Counted, kw_only=True):
     placement: Placement
     claimed_tokens: int  # of them its worker holds, or will, by the index
     loaded_tokens: int = 0  # … in its host's memory
+    named: Named | None = None  # its prompt in its worker's blocks, where these are of the model without an adapter
     session: str
     ahead: Load  # queued before it, and its own part
     decoding: int  # sequences decoding when it was placed

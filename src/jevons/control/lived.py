@@ -24,6 +24,7 @@ BLOCK = 16  # tokens behind an id
 _MOST_TALKS = 65_536  # conversations that may go on: those answered last
 _ID = (1 << 36) - 1  # of a block's name: copies of a trace are told apart by the bits above
 LATELY_S, LATELY_BYTES = 600.0, 32 << 20  # what `Lately` keeps at most
+GUESS_ANSWERED_BYTES = 800  # of an `Answered` besides its blocks: itself, an array, a placement and its reason
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,47 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement  # the first
     first_s: float | None  # when its first token came
     cached_tokens: int | None
+    names: Ints | None = None  # of the prompt's full blocks of `BLOCK`, two numbers each, where the router has them
+
+
+class Answered(msgspec.Struct, gc=False, frozen=True):
+    """What a row is made of, if somebody asks. No token is in it."""
+
+    id: RequestId
+    prompt_tokens: int
+    output_tokens: int
+    placement: Placement
+    cached_tokens: int | None
+    at_s: float  # since the record began
+    first_s: float | None  # since it arrived
+    done_s: float
+    leader: tuple[RequestId, float] | None  # whom it goes on from, and how long after that
+    blocks: Ints  # second halves of the names of its full blocks
+    left: int | None  # id of what is left
+
+    @property
+    def size_bytes(self) -> int:
+        return GUESS_ANSWERED_BYTES + self.blocks.nbytes
+
+    def row(self) -> RecordedRow:
+        leader, ids = self.leader, (self.blocks.byteswap() & _ID).tolist()
+        return RecordedRow(
+            input_length=self.prompt_tokens,
+            output_length=self.output_tokens,
+            timestamp=ms(self.at_s),
+            hash_ids=ids if self.left is None else [*ids, self.left],
+            request_id=self.id,
+            wait_for=[] if leader is None else [leader[0]],
+            delay=None if leader is None else ms(leader[1]),
+            block_size=BLOCK,
+            worker=self.placement.worker,
+            decode=self.placement.decode,
+            predicted_ttft_ms=ms(self.placement.ttft_s),
+            predicted_cached_tokens=self.placement.cached_tokens,
+            ttft_ms=None if self.first_s is None else ms(self.first_s),
+            done_ms=ms(self.done_s),
+            cached_tokens=self.cached_tokens,
+        )
 
 
 class Rows:
@@ -50,65 +92,59 @@ class Rows:
         # The last full block of prompts that were answered: of which request, and when.
         self._talks: OrderedDict[int, tuple[RequestId, float, int]] = OrderedDict()
 
-    def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> RecordedRow:
+    def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> Answered:
         """A request is over, and its client has all of it. Times in seconds, of one clock."""
-        tokens = [*a.prompt, *a.tokens]
-        _, names = name_prompt(tokens, BLOCK, salt)
-        full: list[int] = names[1::2].tolist()  # the second half of each name is enough to know a block by
-        named = len(a.prompt) // BLOCK
-        leader = self._leader(full[:named], len(a.prompt), arrived_s)
-        row = RecordedRow(
-            input_length=len(a.prompt),
-            output_length=a.output_tokens,
-            timestamp=ms(arrived_s - self._began_s),
-            hash_ids=_ids(tokens, names, salt),
-            request_id=a.id,
-            wait_for=[] if leader is None else [leader[0]],
-            delay=None if leader is None else ms(arrived_s - leader[1]),
-            block_size=BLOCK,
-            worker=a.placement.worker,
-            decode=a.placement.decode,
-            predicted_ttft_ms=ms(a.placement.ttft_s),
-            predicted_cached_tokens=a.placement.cached_tokens,
-            ttft_ms=None if a.first_s is None else ms(a.first_s - arrived_s),
-            done_ms=ms(done_s - arrived_s),
-            cached_tokens=a.cached_tokens,
-        )
-        if named:
-            self._talks[full[named - 1]] = (a.id, done_s, len(a.prompt))
-            self._talks.move_to_end(full[named - 1])
+        names, left = _named(a, salt)
+        blocks = names[1::2].copy()  # the second half of each name is enough to know a block by
+        prompt: list[int] = blocks[: len(a.prompt) // BLOCK].tolist()
+        leader = self._leader(prompt, len(a.prompt), arrived_s)
+        if prompt:
+            self._talks[prompt[-1]] = (a.id, done_s, len(a.prompt))
+            self._talks.move_to_end(prompt[-1])
             if len(self._talks) > _MOST_TALKS:
                 self._talks.popitem(last=False)
-        return row
+        return Answered(
+            a.id,
+            len(a.prompt),
+            a.output_tokens,
+            a.placement,
+            a.cached_tokens,
+            arrived_s - self._began_s,
+            None if a.first_s is None else a.first_s - arrived_s,
+            done_s - arrived_s,
+            leader,
+            blocks,
+            left,
+        )
 
     def _leader(self, blocks: Sequence[int], tokens: int, arrived_s: float) -> tuple[RequestId, float] | None:
-        """The request this one goes on from, and when that was done: its prompt begins with all of that one's."""
-        for block in reversed(blocks):
-            found = self._talks.get(block)
-            if found is not None and found[1] <= arrived_s and found[2] < tokens:
-                return found[0], found[1]
+        """The request this one goes on from, and how long after that was done: its prompt begins with all of that
+        one's."""
+        for id, done_s, prompt_tokens in filter(None, map(self._talks.get, reversed(blocks))):
+            if done_s <= arrived_s and prompt_tokens < tokens:
+                return id, arrived_s - done_s
         return None
 
 
 class Lately:
-    """Rows of the last minutes, bounded in time and memory."""
+    """What was answered in the last minutes, bounded in time and memory. What it costs, each request pays."""
 
     def __init__(self, began_s: float) -> None:
         self._rows = Rows(began_s)
-        self._kept: deque[tuple[float, bytes]] = deque()  # when it was done, and its line
+        self._kept: deque[tuple[float, Answered]] = deque()  # when it was done
         self._size_bytes = 0
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> None:
         """See `Rows.answered`."""
-        line = msgspec.json.encode(self._rows.answered(a, salt, arrived_s, done_s))
-        self._kept.append((done_s, line))
-        self._size_bytes += len(line)
+        answered = self._rows.answered(a, salt, arrived_s, done_s)
+        self._kept.append((done_s, answered))
+        self._size_bytes += answered.size_bytes
         while self._size_bytes > LATELY_BYTES or self._kept[0][0] < done_s - LATELY_S:
-            self._size_bytes -= len(self._kept.popleft()[1])
+            self._size_bytes -= self._kept.popleft()[1].size_bytes
 
-    def since(self, at_s: float) -> list[bytes]:
-        """Lines of requests done since then, in the order they were."""
-        return [line for done_s, line in self._kept if done_s >= at_s]
+    def since(self, at_s: float) -> list[Answered]:
+        """Requests done since then, in the order they were."""
+        return [answered for done_s, answered in self._kept if done_s >= at_s]
 
 
 class LivedWorker(NamedTuple):
@@ -131,17 +167,20 @@ class Lived(NamedTuple):
 
     policy: str
     workers: list[LivedWorker]
-    lines: list[bytes]  # of `RecordedRow`
+    answered: list[Answered]
 
 
-def _ids(tokens: Sequence[int], names: Ints, salt: str) -> list[int]:
-    """Of the full blocks, and of what is left. `names`: see `kv.blake2b.name_prompt`."""
-    ids: list[int] = (names[1::2].byteswap() & _ID).tolist()
-    left = tokens[len(ids) * BLOCK :]
-    if left:
-        before = BlockHash(names[-2:].tobytes()) if ids else root(BLOCK, salt)
-        ids.append(int.from_bytes(chain(left, len(left), before)[0][-8:], "big") & _ID)
-    return ids
+def _named(a: Finished, salt: str) -> tuple[Ints, int | None]:
+    """The names of its full blocks, see `kv.blake2b.name_prompt`, and the id of what is left."""
+    if a.names is not None and not a.tokens:
+        names, left = a.names[: 2 * (len(a.prompt) // BLOCK)], a.prompt[len(a.prompt) // BLOCK * BLOCK :]
+    else:
+        tokens = [*a.prompt, *a.tokens]
+        names, left = name_prompt(tokens, BLOCK, salt)[1], tokens[len(tokens) // BLOCK * BLOCK :]
+    if not left:
+        return names, None
+    before = BlockHash(names[-2:].tobytes()) if len(names) else root(BLOCK, salt)
+    return names, int.from_bytes(chain(left, len(left), before)[0][-8:], "big") & _ID
 
 
 def ms(seconds: float) -> float:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from jevons.base.compiled import Ints
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.affinity import Adapters, Last, Sessions
@@ -314,6 +315,13 @@ class Router:
         """Predicted seconds of devices of a placed request's own: its prompt, and its share of its answer's steps."""
         return self._placed[request].device_s
 
+    def names(self, request: RequestId, size: int) -> Ints | None:
+        """Of its prompt's full blocks, two numbers each as `kv.blake2b.name_prompt` makes them, if its worker's are of
+        `size` tokens and of no adapter. Where it goes on, the answer so far is part of the prompt."""
+        placed = self._placed.get(request)
+        named = None if placed is None else placed.named
+        return None if named is None or named.size != size else named.prompted.names
+
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
         placed = self._placed.get(request)
@@ -575,6 +583,7 @@ class Router:
             loaded_tokens=loaded * int(c["block_size"]),
             session=ask.session,
             hashes=[] if named is None or worker.shadow is None else named.hashes,
+            named=None if prompt.adapter else named,
             prompted=None if named is None or prompt.adapter or not worker.has_holes else named.prompted,
             placed_s=ask.now_s,
             ahead=Load(

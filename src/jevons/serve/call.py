@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import time
 
+from jevons.base.compiled import Ints
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.gate import Gate
-from jevons.control.lived import Finished, Lately
+from jevons.control.lived import BLOCK, Finished, Lately
 from jevons.control.router import Router
 from jevons.control.watch import Watch
 from jevons.policy.admit import USUAL
@@ -216,6 +217,10 @@ class Placements:
         """Its engine says how many of its prompt's tokens it had, of how many as it counts them (None: as we do)."""
         if tokens is not None:
             self._router.on_cached(id, tokens, prompt_tokens)
+
+    def names(self, id: RequestId) -> Ints | None:
+        """See `Router.names`: of blocks as `control.lived` wants them."""
+        return self._router.names(id, BLOCK)
 
     def finished(self, call: Call, sequence: Finished) -> None:
         """A sequence of `call` came to its end."""

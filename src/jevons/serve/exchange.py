@@ -283,7 +283,8 @@ class _Answer:
                 self._used(usage)
         call = self._pick.call
         if call is not None and self._usage is not None and len(call.prompts) == 1:
-            finished = as_finished(call, self._pick.placement, self._usage, self._first_s)
+            names = self._placements.names(self._pick.id)
+            finished = as_finished(call, self._pick.placement, self._usage, self._first_s, names)
             self._placements.finished(call, finished)
         self._picker.over(self._pick)
 

@@ -113,8 +113,8 @@ class Front:
 
     def lived(self, seconds: float) -> Lived:
         """The last so many seconds, to be rehearsed; as far back as is kept."""
-        lines = self.placements.lately.since(self.now_s() - seconds)
-        return Lived(self.router.policy, self.router.lived_workers(), lines)
+        answered = self.placements.lately.since(self.now_s() - seconds)
+        return Lived(self.router.policy, self.router.lived_workers(), answered)
 
     def __call__(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Answer one request. Every error of ours becomes OpenAI's error object."""

@@ -62,7 +62,7 @@ class Recorder:
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> None:
         """A request is over, and its client has all of it. Times in seconds, of the recorder's clock."""
-        self._write(REQUESTS, self._rows.answered(a, salt, arrived_s, done_s))
+        self._write(REQUESTS, self._rows.answered(a, salt, arrived_s, done_s).row())
 
     def close(self) -> None:
         for file in self._files.values():

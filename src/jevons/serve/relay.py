@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
+from jevons.base.compiled import Ints
 from jevons.base.errors import EngineGone, NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.lived import Finished
@@ -268,7 +269,8 @@ class _Transfer:
         self._placements.counted(self._id, usage.completion_tokens)
         if len(self._call.prompts) == 1:
             whole = usage if self._rest is None or self._said is None else self._said.whole_usage(usage)
-            self._placements.finished(self._call, as_finished(self._call, self._placement, whole, self._first_s))
+            names = self._placements.names(self._id)
+            self._placements.finished(self._call, as_finished(self._call, self._placement, whole, self._first_s, names))
 
     def _leave(self) -> None:
         """Its engine has nothing more to do with it."""
@@ -282,8 +284,10 @@ class _Transfer:
         self._over(error, status)
 
 
-def as_finished(call: Call, placement: Placement, usage: SeenUsage, first_s: float | None) -> Finished:
-    """Its tokens went by as text: their number alone is known."""
+def as_finished(
+    call: Call, placement: Placement, usage: SeenUsage, first_s: float | None, names: Ints | None
+) -> Finished:
+    """Its tokens went by as text: their number alone is known. `names`: see `Placements.names`."""
     return Finished(
         id=RequestId(call.id),
         prompt=call.prompts[0],
@@ -292,4 +296,5 @@ def as_finished(call: Call, placement: Placement, usage: SeenUsage, first_s: flo
         placement=placement,
         first_s=first_s,
         cached_tokens=usage.cached_tokens,
+        names=names,
     )

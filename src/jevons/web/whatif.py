@@ -22,7 +22,7 @@ from jevons.base.errors import ConfigError, RequestError
 from jevons.config import scenario
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Group, Scenario, StepPrices, Traffic
-from jevons.control.lived import Lived, LivedWorker
+from jevons.control.lived import Answered, Lived, LivedWorker
 from jevons.facts.page import Asked, Page
 from jevons.facts.trace import REQUESTS, RecordedRow
 from jevons.perf.measured import Prices
@@ -122,11 +122,11 @@ class WhatIf:
 
     async def _answer(self, question: Question) -> Answer:
         lived = self._server.lived(question.minutes * 60)
-        if not lived.lines:
+        if not lived.answered:
             raise RequestError(f"what-if: no request was answered in the last {question.minutes:g} min", status=409)
         with tempfile.TemporaryDirectory(prefix="jevons-what-if-") as name:
             folder = Path(name)
-            rows = await asyncio.to_thread(write_trace, folder, lived.lines)
+            rows = await asyncio.to_thread(write_trace, folder, lived.answered)
             notes = ["Caches begin empty in both rehearsals; live they were warm."]
             now, why = _as_it_is(lived, None)
             if why is not None:
@@ -138,10 +138,9 @@ class WhatIf:
         return Answer(_name(question, lived), told, reports[-1], _lived_times(rows), notes)
 
 
-def write_trace(folder: Path, lines: Sequence[bytes]) -> list[RecordedRow]:
+def write_trace(folder: Path, answered: Sequence[Answered]) -> list[RecordedRow]:
     """Requests in a trace of their own: times from its first one, and who waits for nobody in it comes at its time."""
-    decode = msgspec.json.Decoder(RecordedRow).decode
-    rows = [decode(line) for line in lines]
+    rows = [each.row() for each in answered]
     there = {row.request_id for row in rows}
     first_ms = min(row.timestamp or 0.0 for row in rows)
     for row in rows:
