@@ -32,7 +32,7 @@ test-vllm: $(VENV)/.dev ## Against a real vLLM on CPU: a 3 GB environment of its
 	test -n "$$JEVONS_VLLM" || $(BIN)/python tests/vllm/install.py .vllm
 	$(BIN)/python -m pytest -q -m vllm tests/vllm $(ARGS)
 
-test-ui: $(VENV)/.ui ## The page in a real browser: needs chromium (Debian: apt install chromium); SCREENSHOTS=DIR keeps pictures
+test-ui: $(VENV)/.dev ## The page in a real browser: needs chromium (Debian: apt install chromium); SCREENSHOTS=DIR keeps pictures
 	JEVONS_SCREENSHOTS="$(SCREENSHOTS)" $(BIN)/python -m pytest -q -s -m ui tests/ui $(ARGS)
 
 clean: ## Remove the environment and caches
@@ -53,13 +53,9 @@ $(VENV)/.engine: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
-	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,dev]'
-	touch $@
-
-$(VENV)/.ui: $(VENV)/.dev
-	$(INSTALL) playwright
+	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,ui,dev]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,dev,bench]'
+	$(INSTALL) -e '.[engine,object,encrypt,gateway,charts,ui,dev,bench]'
 	touch $@
