@@ -100,6 +100,27 @@ def test_a_plan_that_is_no_more_says_which_limit_took_it(former: Path) -> None:
     assert "because power_w is limited to 1 kW: the former fleet needs" in told
 
 
+def test_a_price_that_is_given_counts_and_goes_along_with_the_plan(tmp_path: Path) -> None:
+    quick = ["--chips", "h100,lpu3", "--tpot", "0.01", "--usd-per-hour", "lpu3=0.005:0.01:0.02"]
+    told = " ".join(run(*quick).stdout.split())
+    assert "lpu3 decode" in told
+    assert "trust: lpu3: guessed shares of its data sheet; nothing of this kind was ever measured" in told
+    path = tmp_path / "plan.json"
+    path.write_text(run(*quick, "--json").stdout)
+    args = ["wait", str(path), str(path), "--delay", "6"]
+    assert "buy now" in CliRunner().invoke(jevons, args, catch_exceptions=False).stdout
+    other = tmp_path / "other.json"
+    other.write_bytes(path.read_bytes().replace(b'"high":0.02', b'"high":0.03'))
+    args[2] = str(other)
+    with pytest.raises(ConfigError, match="wait: both plans must have been given the same price of lpu3"):
+        CliRunner().invoke(jevons, args, catch_exceptions=False)
+
+
+def test_a_price_of_a_chip_that_is_unknown_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="plan: 'lpu9' is not in the catalog"):
+        run("--usd-per-hour", "lpu9=0.4")
+
+
 def test_a_fleet_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--out .*: cannot be written: No such file or directory"):
         run("--chips", "h100", "--out", str(tmp_path / "nowhere" / "fleet.toml"))

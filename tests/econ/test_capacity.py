@@ -43,6 +43,12 @@ def test_as_many_answers_run_as_memory_holds() -> None:
     assert most(small) == pytest.approx(10 / (200 * step_s), rel=0.02)
 
 
+def test_answers_whose_experts_are_elsewhere_take_the_seconds_of_both_sides() -> None:
+    # By hand: 10 answers of 200 steps of 5 ms each.
+    split = replace(DECODE, room_tokens=11_000.0, decode_s=lambda sequences, context: 0.005)
+    assert most(split) == pytest.approx(10 / (200 * 0.005), rel=0.01)
+
+
 def test_who_does_both_does_no_more_than_who_does_one() -> None:
     assert most(BOTH) < min(most(PREFILL), most(DECODE))
 

@@ -11,8 +11,8 @@ pytest.importorskip("highspy", reason="the bound needs HiGHS: pip install 'jevon
 
 from jevons.econ.purchase import Excess, Kind, Limits, Market, Needs, Offer, cheapest, excesses, needs_of
 
-CHEAP = Kind(chip="cheap", role="both", chips=4, requests_per_s=1.0)
-QUICK = Kind(chip="quick", role="both", chips=2, requests_per_s=3.0)
+CHEAP = Kind(role="both", chips={"cheap": 4}, requests_per_s=1.0)
+QUICK = Kind(role="both", chips={"quick": 2}, requests_per_s=3.0)
 OFFERS = {
     "cheap": Offer(chip="cheap", usd_per_hour=1.0, power_w=500.0, capex_usd=20_000.0),
     "quick": Offer(chip="quick", usd_per_hour=5.0, power_w=1_000.0, capex_usd=50_000.0),
@@ -42,9 +42,31 @@ def test_what_is_left_over_is_served_by_what_fits() -> None:
 
 
 def test_pairs_serve_no_more_than_either_side() -> None:
-    prefill = Kind(chip="quick", role="prefill", chips=1, requests_per_s=4.0)
-    decode = Kind(chip="cheap", role="decode", chips=1, requests_per_s=2.0)
+    prefill = Kind(role="prefill", chips={"quick": 1}, requests_per_s=4.0)
+    decode = Kind(role="decode", chips={"cheap": 1}, requests_per_s=2.0)
     assert cheapest(market([prefill, decode])) == [2, 3]
+
+
+SPLIT = Kind(role="decode", chips={"quick": 1, "cheap": 4}, requests_per_s=6.0)
+
+
+def test_an_instance_of_two_kinds_of_chips_pays_and_powers_both() -> None:
+    # By hand: 1 × $5 + 4 × $1 for 6 requests/s, with 2 prefill at $5: $19; 1 kW + 4 × 0.5 kW + 2 × 1 kW.
+    prefill = Kind(role="prefill", chips={"quick": 1}, requests_per_s=4.0)
+    both = market([prefill, SPLIT])
+    assert cheapest(both) == [2, 1]
+    assert needs(both, [2, 1]) == Needs(
+        usd_per_hour=19.0, power_w=5_000.0, capex_usd=230_000.0, chips={"quick": 3, "cheap": 4}
+    )
+    assert cheapest(market([prefill, SPLIT], limits=Limits(power_w=4_999.0))) is None
+    assert cheapest(market([prefill, SPLIT], cheap=replace(OFFERS["cheap"], most=3))) is None
+
+
+def test_an_instance_of_which_one_chip_is_dark_fits_no_limit_of_power() -> None:
+    dark = replace(OFFERS["cheap"], power_w=None)
+    prefill = Kind(role="prefill", chips={"quick": 1}, requests_per_s=4.0)
+    assert cheapest(market([prefill, SPLIT], cheap=dark)) == [2, 1]
+    assert cheapest(market([prefill, SPLIT], cheap=dark, limits=Limits(power_w=1e9))) is None
 
 
 def test_a_budget_of_power_takes_another_chip() -> None:
@@ -106,10 +128,11 @@ def markets(draw: st.DrawFn) -> Market:
         for name in names
     }
     kinds = [
-        Kind(chip=name, role=role, chips=draw(st.sampled_from([1, 2, 4])), requests_per_s=draw(RATES))
+        Kind(role=role, chips={name: draw(st.sampled_from([1, 2, 4]))}, requests_per_s=draw(RATES))
         for name in names
         for role in ("both", "prefill", "decode")
     ]
+    kinds += [Kind(role="decode", chips={"a": 1, "b": draw(st.integers(1, 8))}, requests_per_s=draw(RATES))]
     limits = Limits(
         power_w=draw(st.none() | st.floats(1e3, 1e5)),
         usd_per_hour=draw(st.none() | st.floats(1.0, 500.0)),

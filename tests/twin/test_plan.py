@@ -106,6 +106,80 @@ def test_owned_chips_are_used_up_before_others_are_bought() -> None:
     assert mine.best.usd_per_hour < 16 * 0.25  # by hand: 1.37 kW × 1.2 × $0.08 = $0.13 each
 
 
+def split(usd_per_hour: float, **more: Any) -> Wants:
+    """Quick answers: attention and the rest on different chips are worth it where SRAM is cheap."""
+    price = {"usd_per_hour": usd_per_hour, "low": usd_per_hour / 2, "high": 2 * usd_per_hour}
+    asked: dict[str, Any] = {
+        "traffic": RAG | {"requests": 300},
+        "chips": ["h100", "lpu3"],
+        "weights": "fp8",
+        "slo": {"tpot_s": 0.008},
+        "finalists": 2,
+        "prices": {"lpu3": price},
+    }
+    return wants(**asked | more)
+
+
+def test_experts_go_to_sram_where_its_given_price_is_low() -> None:
+    found = planned(split(0.01))
+    assert found.best is not None
+    part = next(part for part in found.best.parts if part.ffn_chip)
+    assert (part.role, part.ffn_chip) == ("decode", "lpu3")
+    assert f" : {part.ffn_chips} lpu3 decode" in found.best.name
+    assert found.best.chips["lpu3"] == part.instances * part.ffn_chips
+    h100s = found.best.chips["h100"]
+    assert found.best.usd_per_hour == pytest.approx(
+        0.01 * found.best.chips["lpu3"] + OFFERS["h100"].usd_per_hour * h100s
+    )
+    assert found.best.power_w is None  # nobody published what one draws
+    assert found.given["lpu3"].high == 0.02
+    assert found.sureness is not None
+    flip = next(flip for flip in found.sureness.flips if flip.figure == "rent_usd_per_hour/lpu3")
+    assert flip.at > 0.01
+    assert "lpu3" not in flip.to
+    assert 'ffn_chip = "lpu3"' in found.scenario
+
+
+def test_experts_stay_where_the_given_price_is_high() -> None:
+    found = planned(split(3.0))
+    assert found.best is not None
+    assert set(found.best.chips) == {"h100"}
+
+
+def test_chips_whose_power_is_not_known_are_not_bought_under_a_limit_of_power() -> None:
+    found = planned(split(0.01, limits={"power_w": 1e6}))
+    assert found.best is not None
+    assert set(found.best.chips) == {"h100"}
+
+
+def test_no_more_chips_in_sram_than_there_are() -> None:
+    few = planned(split(0.01, available=[{"chip": "lpu3", "chips": 14}]))  # 15 hold what is not attention
+    assert few.best is not None
+    assert set(few.best.chips) == {"h100"}
+
+
+def test_without_a_price_nothing_is_proposed_and_the_plan_says_why() -> None:
+    offers, why_not = offers_of(split(0.01, prices={}), CATALOG)
+    assert "lpu3" not in offers
+    assert why_not["lpu3"] == "no price (own) known"
+
+
+def test_a_price_of_a_chip_that_may_not_be_bought_is_told() -> None:
+    assert offers_of(split(0.01, chips=["h100"]), CATALOG)[1]["lpu3"] == (
+        "priced, but not among the chips that may be bought"
+    )
+
+
+def test_a_price_of_an_unknown_chip_is_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigError, match=r"plan: 'lpu9' is not in the catalog; `jevons fleet list` shows what is"):
+        offers_of(wants(prices={"lpu9": {"usd_per_hour": 0.4}}), CATALOG)
+
+
+def test_a_price_beyond_its_own_bounds_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"prices.lpu3: usd_per_hour must be from low to high, got 0.4"):
+        wants(prices={"lpu3": {"usd_per_hour": 0.4, "low": 0.5}})
+
+
 def test_prompts_that_were_seen_are_not_counted_as_to_be_computed() -> None:
     load = load_of(wants().traffic, 0, 0.9)
     assert load.requests == 600

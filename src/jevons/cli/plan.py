@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from jevons.cli.pictures import files, picture_options
 from jevons.cli.plans import flip_line, read_plan
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
-from jevons.config.wants import Wants, make_wants, read_wants, shipped_wants
+from jevons.config.prices import read_price
+from jevons.config.wants import Price, Wants, make_wants, read_wants, shipped_wants
 from jevons.econ.purchase import Excess
 from jevons.econ.rivals import Sureness
+from jevons.facts.hardware import Figure
 from jevons.twin.plan import plan
 from jevons.twin.planned import Plan, Tried
 
@@ -59,6 +61,7 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.option("--without", help="Chips that may not, with commas.")
 @click.option("--vendors", help="That are allowed, with commas.")
 @click.option("--basis", type=click.Choice(["own", "rent", "build"]), help="Whose hours.")
+@click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--at", help="YYYY-MM: chips that are there later do not count.")
 @click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed.")
 @click.option("--seed", type=int)
@@ -72,7 +75,9 @@ def command(
 ) -> None:
     """The cheapest fleet that keeps a promise. WANTS is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
-    wanted = _wants(wants, {name: value for name, value in given.items() if value not in (None, False)})
+    prices = dict(read_price(text) for text in given.pop("usd_per_hour"))
+    asked = {name: value for name, value in given.items() if value not in (None, False)}
+    wanted = _priced(_wants(wants, asked), prices)
     former = None if against is None else read_plan(against)
     if not are_compiled():
         click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
@@ -116,6 +121,12 @@ def _wants(name: str | None, given: dict[str, Any]) -> Wants:
     path = path if path.exists() else shipped_wants(name)
     is_trace = "trace" in given or ("traffic" not in given and bool(read_wants(path).traffic.trace))
     return _halved(read_wants(path, changes | _rate(given, is_trace)), given)
+
+
+def _priced(wants: Wants, prices: Mapping[str, Figure]) -> Wants:
+    """With these prices instead of those of the file."""
+    given = {chip: Price(usd_per_hour=p.value, low=p.low, high=p.high) for chip, p in prices.items()}
+    return msgspec.structs.replace(wants, prices=wants.prices | given)
 
 
 def _rate(given: dict[str, Any], is_trace: bool) -> dict[str, Any]:
@@ -205,7 +216,10 @@ def _flips(sure: Sureness) -> Iterator[str]:
 
 def _trusted(best: Tried) -> Iterator[str]:
     for chip in sorted(best.chips):
-        part = next(part for part in best.parts if part.chip == chip)
+        part = next((part for part in best.parts if part.chip == chip), None)
+        if part is None:
+            yield f" trust: {chip}: guessed shares of its data sheet; nothing of this kind was ever measured"
+            continue
         error = part.rate_p90_error
         note = "nothing of this kind was held out" if error is None else f"nine of ten throughputs within {error:.0%}"
         yield f" trust: {chip}: {part.trust}; {note}"

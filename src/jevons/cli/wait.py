@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from jevons.econ.rivals import Rival, figures_of
 from jevons.econ.wait import DELAY, Answer, Waiting, answer
 from jevons.facts.hardware import Confidence, Figure
 from jevons.twin.offers import hour_of
-from jevons.twin.planned import Plan
+from jevons.twin.planned import Plan, errors_of
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MOST_FLIPS = 5
@@ -67,9 +67,13 @@ def answered(plans: tuple[Plan, Plan], months: float, delay: Figure, catalog: Ca
     if now.load != later.load or now.slo != later.slo or now.model != later.model:
         raise ConfigError("wait: both plans must serve the same model and traffic within the same promise")
     rivals = [_rival(now, "now"), _rival(later, "later")]
-    errors = {part.chip: part.rate_p90_error for each in plans if each.best for part in each.best.parts}
-    own = {chip: _hour(now.basis, chip, catalog) for rival in rivals for chip in rival.chips}
-    rent = {chip: hour for chip in rivals[0].chips if (hour := hour_of("rent", chip, catalog)) is not None}
+    errors = errors_of([each.best for each in plans if each.best])
+    for chip in now.given.keys() & later.given.keys():
+        if now.given[chip] != later.given[chip]:
+            raise ConfigError(f"wait: both plans must have been given the same price of {chip}, they were not")
+    given = now.given | later.given
+    own = {chip: _hour(now.basis, chip, catalog, given) for rival in rivals for chip in rival.chips}
+    rent = {chip: hour for chip in rivals[0].chips if (hour := hour_of("rent", chip, catalog, given)) is not None}
     if len(rent) < len(rivals[0].chips):
         rent = {}
     waiting = Waiting(
@@ -90,8 +94,8 @@ def _rival(plan: Plan, which: str) -> Rival:
     return plan.paid
 
 
-def _hour(basis: str, chip: str, catalog: Catalog) -> ChipHour:
-    hour = hour_of(basis, chip, catalog)
+def _hour(basis: str, chip: str, catalog: Catalog, given: Mapping[str, Figure]) -> ChipHour:
+    hour = hour_of(basis, chip, catalog, given)
     if hour is None:
         raise ConfigError(f"wait: no price ({basis}) of {chip} is known; give it in a file of yours, --catalog FILE")
     return hour

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Count, Positive, Share, StoreTier, Traffic
+from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.llm import Precision
 
 Month = Annotated[str, Meta(pattern=r"^(\d{4}-\d{2}(-\d{2})?)?$")]
@@ -47,6 +48,21 @@ class OfferedTier(StoreTier, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     usd_per_hour: Annotated[float, Meta(ge=0)]
 
 
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An hour of a chip, as somebody names it: of one that nobody published, or other than published."""
+
+    usd_per_hour: Positive
+    low: Positive | None = None
+    high: Positive | None = None
+    source: str = "given"
+
+    @property
+    def figure(self) -> Figure:
+        return Figure(
+            value=self.usd_per_hour, low=self.low, high=self.high, source=self.source, confidence=Confidence.ASSUMED
+        )
+
+
 class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: str  # of the catalog
     traffic: Traffic
@@ -57,6 +73,7 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     slo: Promise = Promise()
     limits: Budget = Budget()
     basis: Literal["own", "rent", "build"] = "own"  # whose hours
+    prices: dict[str, Price] = {}  # by chip, instead of published ones
     chips: list[str] = []  # that may be bought; empty: all whose price is known
     vendors: list[str] = []  # that are allowed; empty: all
     without: list[str] = []  # chips that are not
@@ -70,6 +87,11 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     most_kinds: Count = 2  # of instances in one fleet
     finalists: Count = 6  # that are rehearsed
     seed: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def given(self) -> dict[str, Figure]:
+        """Dollars an hour by chip, where the wants name them."""
+        return {chip: price.figure for chip, price in self.prices.items()}
 
 
 def read_wants(path: Path, changes: dict[str, Any] | None = None) -> Wants:
@@ -121,6 +143,10 @@ def _check(wants: Wants) -> None:
     named = [each.chip for each in wants.available]
     if len(named) > len(set(named)):
         raise ConfigError("available: each chip must be named once")
+    for chip, price in wants.prices.items():
+        low, high = price.low or price.usd_per_hour, price.high or price.usd_per_hour
+        if not low <= price.usd_per_hour <= high:
+            raise ConfigError(f"prices.{chip}: usd_per_hour must be from low to high, got {price.usd_per_hour:g}")
 
 
 def shipped_wants(name: str) -> Path:

@@ -11,6 +11,7 @@ import msgspec
 from jevons.perf.roofline import Engine, Work, iteration
 
 Role = Literal["both", "prefill", "decode"]
+DecodeSeconds = Callable[[float, float], float]  # of a step of so many answers, by the tokens each attends to
 _HALVINGS = 24  # of a bracket: to 7 figures
 _MOST_STEPS = 16  # towards a token's seconds
 _AGREE = 1.005
@@ -37,6 +38,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     room_tokens: float  # of keys and values
     step_tokens: int  # computed in one iteration at most
     max_running: int
+    decode_s: DecodeSeconds | None = None  # where experts are on chips of their own; None: the engine does all
 
 
 def requests_per_s(instance: Instance, demand: Demand, ttft_s: float, tpot_s: float) -> float:
@@ -71,13 +73,19 @@ def _token_s(instance: Instance, demand: Demand, rate: float, tpot_s: float) -> 
     for _ in range(_MOST_STEPS):
         running = rate * demand.output_tokens * token_s
         left = 1.0 if instance.role == "decode" else 1.0 - rate * _prompt_s(instance, demand, running)
-        decodes = Work(decodes=max(1.0, running), context_tokens=max(1.0, running) * demand.context_tokens)
-        before, token_s = token_s, iteration(instance.engine, decodes).seconds / left if left > 0 else math.inf
+        before, token_s = token_s, _step_s(instance, demand, max(1.0, running)) / left if left > 0 else math.inf
         if token_s > tpot_s:
             return math.inf
         if token_s <= before * _AGREE:
             break
     return token_s
+
+
+def _step_s(instance: Instance, demand: Demand, running: float) -> float:
+    """Seconds of a step that computes no prompts."""
+    if instance.decode_s is not None:
+        return instance.decode_s(running, demand.context_tokens)
+    return iteration(instance.engine, Work(decodes=running, context_tokens=running * demand.context_tokens)).seconds
 
 
 def _alone_s(instance: Instance, demand: Demand) -> float:

@@ -39,9 +39,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """Instances that are alike."""
 
-    chip: str
     role: Role
-    chips: int  # of one instance
+    chips: dict[str, int]  # of one instance, by kind
     requests_per_s: float  # that one can do for ever
     usd_per_hour: float = 0.0  # on top of its chips: its share of a memory tier
 
@@ -77,8 +76,9 @@ def needs_of(kinds: Sequence[Kind], counts: Sequence[int], offers: dict[str, Off
     more = 0.0
     for kind, count in zip(kinds, counts, strict=True):
         if count:
-            chips[kind.chip] = chips.get(kind.chip, 0) + kind.chips * count
             more += kind.usd_per_hour * count
+            for chip, each in kind.chips.items():
+                chips[chip] = chips.get(chip, 0) + each * count
     usd = [
         min(count, offers[chip].owned) * offers[chip].running_usd_per_hour
         + max(0, count - offers[chip].owned) * offers[chip].usd_per_hour
@@ -145,7 +145,7 @@ class _Program:
     """Variables: instances of each kind, whether any; chips of each kind that are not owned; requests/s of pairs."""
 
     def __init__(self, market: Market, least: str) -> None:
-        self._market, self._chips = market, sorted({kind.chip for kind in market.kinds})
+        self._market, self._chips = market, sorted({chip for kind in market.kinds for chip in kind.chips})
         self._kinds, self._width = len(market.kinds), 2 * len(market.kinds) + len(self._chips) + 1
         self._rows: list[tuple[Reals, float, float]] = []
         self._upper = np.full(self._width, np.inf)
@@ -187,7 +187,7 @@ class _Program:
     def _used(self, chip: str) -> Reals:
         row = np.zeros(self._width)
         for at, kind in enumerate(self._market.kinds):
-            row[at] = kind.chips if kind.chip == chip else 0.0
+            row[at] = kind.chips.get(chip, 0)
         return row
 
     def _use(self) -> None:
@@ -209,13 +209,12 @@ class _Program:
         """Of a resource, what each variable takes. A kind of which it is not known takes more than there can be."""
         row, offers = np.zeros(self._width), self._market.offers
         for at, kind in enumerate(self._market.kinds):
-            offer = offers[kind.chip]
-            if name == "usd_per_hour":
-                row[at] = kind.usd_per_hour + kind.chips * offer.running_usd_per_hour
-            elif name == "power_w":
-                row[at] = kind.chips * offer.power_w if offer.power_w is not None else 0.0
-            if getattr(offer, name) is None:
-                self._upper[at] = 0.0
+            row[at] = kind.usd_per_hour if name == "usd_per_hour" else 0.0
+            for chip, count in kind.chips.items():
+                running = {"usd_per_hour": offers[chip].running_usd_per_hour, "power_w": offers[chip].power_w or 0.0}
+                row[at] += count * running.get(name, 0.0)
+                if getattr(offers[chip], name) is None:
+                    self._upper[at] = 0.0
         for place, chip in enumerate(self._chips):
             offer = offers[chip]
             new = {"usd_per_hour": offer.usd_per_hour - offer.running_usd_per_hour, "capex_usd": offer.capex_usd or 0.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -241,7 +241,7 @@ def set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> N
         return
     assert engine is not None, "others have an engine"
     if group.ffn_chip:
-        _set_afd(arrays, at, made, catalog.chips[group.ffn_chip])
+        paces.set_grid(arrays, at, split_decode_s(made, catalog.chips[group.ffn_chip]))
         return
     each_s = engine.shares.sequence_s / engine.group.attention
 
@@ -263,7 +263,8 @@ def set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> N
         paces.set_grid(arrays, at, lambda count, context: scale * token_s(engine, drafts, count, count * context))
 
 
-def _set_afd(arrays: dict[str, Any], at: int, made: Made, chip: Chip) -> None:
+def split_decode_s(made: Made, chip: Chip) -> Callable[[float, float], float]:
+    """Seconds of a step by sequences and the tokens each attends to, with all but attention on chips of this kind."""
     group, engine = made.group, made.engine
     assert engine is not None, "who is not polynomial has an engine"
     assert chip.scale_up_bytes_per_s is not None, "checked when it was made"
@@ -280,7 +281,7 @@ def _set_afd(arrays: dict[str, Any], at: int, made: Made, chip: Chip) -> None:
         assert step is not None, "checked when it was made"
         return group.step_scale * step.seconds
 
-    paces.set_grid(arrays, at, decode_s)
+    return decode_s
 
 
 def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, policy: int) -> Hub:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import msgspec
 import numpy as np
@@ -11,18 +12,21 @@ from msgspec.structs import replace
 from jevons.base.compiled import Reals
 from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.config.catalog import Catalog
-from jevons.config.prices import rack_of
+from jevons.config.prices import price_of, rack_of
 from jevons.config.scenario import Group, Scenario, StoreTier, Traffic
 from jevons.config.wants import Available, OfferedTier, Wants
 from jevons.econ.capacity import Demand, Instance, Role, requests_per_s
-from jevons.econ.cost import Basis, ChipHour, chip_hour
+from jevons.econ.cost import Basis, ChipHour
 from jevons.econ.draws import bases
 from jevons.econ.purchase import Kind, Offer
-from jevons.facts.hardware import Chip
+from jevons.facts.hardware import Chip, Figure
 from jevons.facts.llm import Llm
+from jevons.perf.afd import chips_needed
 from jevons.perf.calibration import Calibration, Trust
 from jevons.twin.arrivals import Piece, arrivals
-from jevons.twin.fleet import make_groups
+from jevons.twin.fleet import make_groups, split_decode_s
+
+_IN_SRAM = "lpu"  # the kind of chips whose weights are in SRAM
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +114,8 @@ def offers_of(wants: Wants, catalog: Catalog) -> tuple[dict[str, Offer], dict[st
     Raises:
         ConfigError: what is named is not in the catalog.
     """
-    for name in (*wants.chips, *wants.without, *wants.owned, *(each.chip for each in wants.available)):
+    named = (*wants.chips, *wants.without, *wants.owned, *wants.prices, *(each.chip for each in wants.available))
+    for name in named:
         if name not in catalog.chips:
             raise ConfigError(f"plan: {name!r} is not in the catalog; `jevons fleet list` shows what is")
     available = {each.chip: each for each in wants.available}
@@ -119,7 +124,7 @@ def offers_of(wants: Wants, catalog: Catalog) -> tuple[dict[str, Offer], dict[st
         offer = _offer(name, chip, wants, available.get(name), catalog)
         if isinstance(offer, Offer):
             offers[name] = offer
-        elif not wants.chips or name in wants.chips:
+        elif not wants.chips or name in wants.chips or name in wants.prices:
             why_not[name] = offer
     return offers, why_not
 
@@ -132,7 +137,10 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
     if wants.vendors and chip.vendor not in wants.vendors:
         return f"of {chip.vendor}"
     late = there is not None and wants.at and there.since > wants.at
-    hour = None if late or (wants.chips and name not in wants.chips) else hour_of(wants.basis, name, catalog)
+    is_left = bool(wants.chips) and name not in wants.chips
+    hour = None if late or is_left else hour_of(wants.basis, name, catalog, wants.given)
+    if hour is None and not owned and is_left and name in wants.prices:
+        return "priced, but not among the chips that may be bought"
     if hour is None and not owned:
         return f"there from {there.since} on" if late and there else f"no price ({wants.basis}) known"
     if owned and chip.all_in_w is None:
@@ -152,10 +160,10 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
     )
 
 
-def hour_of(basis: str, name: str, catalog: Catalog) -> ChipHour | None:
-    """How an hour of a chip is priced; None where that is not known."""
+def hour_of(basis: str, name: str, catalog: Catalog, given: Mapping[str, Figure]) -> ChipHour | None:
+    """How an hour of a chip is priced, as given or as published; None where that is not known."""
     try:
-        return chip_hour(Basis(basis), name, catalog.chips[name], rack_of(catalog, name), catalog.economics)
+        return price_of(catalog, Basis(basis), name, given)
     except UnknownFigure:
         return None
 
@@ -180,7 +188,8 @@ def candidates(
         raise ConfigError(f"model: {wants.model!r} is not in the catalog; `jevons fleet list` shows what is")
     model, found = catalog.models[wants.model], []
     for chip, offer in offers.items():
-        for group in _groups(chip, offer, wants, model):
+        groups = [*_groups(chip, offer, wants, model), *_splits(chip, offers, wants, catalog)]
+        for group in groups:
             candidate = candidate_of(group, wants, load, catalog, calibration)
             if candidate is not None:
                 found.append(candidate)
@@ -192,7 +201,7 @@ def _groups(chip: str, offer: Offer, wants: Wants, model: Llm) -> Sequence[Group
     roles += ["prefill", "decode"] if "split" in wants.roles else []
     found = []
     for tensor in wants.tensor:
-        if offer.most is not None and tensor > offer.most:
+        if not _is_there(offer, tensor):
             continue
         # Experts and attention are cut like other layers, or each has ranks of its own.
         for copies in sorted({1, tensor}) if model.moe is not None else (1,):
@@ -209,6 +218,34 @@ def _groups(chip: str, offer: Offer, wants: Wants, model: Llm) -> Sequence[Group
                 for role in roles
             ]
     return found
+
+
+def _splits(chip: str, offers: Mapping[str, Offer], wants: Wants, catalog: Catalog) -> Iterator[Group]:
+    """Attention on this kind of chip, the rest on such as keep weights in SRAM: as few as hold them, and twice those.
+
+    Each chip of attention has all of it and sequences of its own: its weights are little, and no sums are taken.
+    """
+    if "split" not in wants.roles or catalog.chips[chip].kind == _IN_SRAM:
+        return
+    model = catalog.models[wants.model]
+    for ffn_chip in (name for name in offers if catalog.chips[name].kind == _IN_SRAM):
+        least = chips_needed(model, wants.weights or model.weights, catalog.chips[ffn_chip])
+        for tensor, ffn_chips in product(wants.tensor, (least, 2 * least)):
+            if _is_there(offers[chip], tensor) and _is_there(offers[ffn_chip], ffn_chips):
+                yield Group(
+                    instances=1,
+                    chip=chip,
+                    tensor=tensor,
+                    attention=tensor,
+                    role="decode",
+                    ffn_chip=ffn_chip,
+                    ffn_chips=ffn_chips,
+                    memory_share=wants.memory_share,
+                )
+
+
+def _is_there(offer: Offer, chips: int) -> bool:
+    return offer.most is None or chips <= offer.most
 
 
 def candidate_of(
@@ -236,11 +273,13 @@ def candidate_of(
         room_tokens=made.blocks * group.block_size,
         step_tokens=group.step_tokens,
         max_running=group.max_running,
+        decode_s=split_decode_s(made, catalog.chips[group.ffn_chip]) if group.ffn_chip else None,
     )
     rate = requests_per_s(instance, load.demand, wants.slo.ttft_s, wants.slo.tpot_s)
     if rate <= 0:
         return None
-    kind = Kind(chip=group.chip, role=group.role, chips=group.tensor, requests_per_s=rate)
+    chips = {group.chip: group.tensor} | ({group.ffn_chip: group.ffn_chips} if group.ffn_chip else {})
+    kind = Kind(role=group.role, chips=chips, requests_per_s=rate)
     error = made.calibrated.errors.get("rate")
     return Candidate(
         group=group,

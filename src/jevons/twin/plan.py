@@ -25,7 +25,7 @@ from jevons.econ.purchase import Excess, Limits, Market, Needs, Offer, cheapest,
 from jevons.econ.rivals import Sureness, figures_of, sureness, usd_per_hour
 from jevons.perf.calibration import Calibration
 from jevons.twin.offers import candidates, hour_of, load_of, offers_of, with_tier
-from jevons.twin.planned import Plan, Tried, front, make_of, part_of, rival_of
+from jevons.twin.planned import Plan, Tried, errors_of, front, make_of, part_of, rival_of
 from jevons.twin.run import simulate
 
 _GROW = 1.25
@@ -59,6 +59,7 @@ class Search:
         self.candidates = candidates(wants, self.load, self.offers, catalog, calibration)
         if not self.candidates:
             raise ConfigError(_nothing(wants, self.offers, self.why_not))
+        self._rest = {each.group.ffn_chip for each in self.candidates}  # chips of all but attention
         self.limits = Limits(**{name: getattr(wants.limits, name) for name in Limits.__struct_fields__})
         self.kinds = [each.kind for each in self.candidates]
         self.tried: dict[tuple[tuple[int, int], ...], Tried] = {}
@@ -100,6 +101,7 @@ class Search:
             paid=rival_of(best, self.offers) if best else None,
             sureness=self._sureness(found) if found else None,
             scenario=as_toml(self._scenario_of(best)) if best else "",
+            given=self.wants.given,
         )
 
     def _finalists(self) -> tuple[list[Tried], float | None]:
@@ -111,13 +113,13 @@ class Search:
         for number in range(self.wants.finalists):
             # Every other one is of chips that no such one had: it tells what a fleet without them costs.
             elsewhere = passed_over if number % 2 else set()
-            start = self._proposal(used, elsewhere)
-            if start is None and elsewhere:
-                start = self._proposal(used, set())
+            ways = (self._proposal(used, without) for without in (elsewhere, elsewhere & self._rest, set[str]()))
+            start = next((way for way in ways if way is not None), None)
             if start is None:
                 break
             used.append(frozenset(start))
-            passed_over |= {self.kinds[kind].chip for kind in start} if number % 2 or not passed_over else set()
+            chips = {chip for kind in start for chip in self.kinds[kind].chips}
+            passed_over |= chips if number % 2 or not passed_over else set()
             bound = self.needs(start).usd_per_hour if bound is None else bound
             best = min((each.usd_per_hour for each in found), default=math.inf)
             most = _SLACK * best if len(found) > 1 else math.inf  # without a runner-up nobody knows what would flip it
@@ -313,11 +315,11 @@ class Search:
     def _sureness(self, found: Sequence[Tried]) -> Sureness:
         """Of the cheapest against the others that keep the promise."""
         rivals = [rival_of(each, self.offers) for each in found]
-        errors = {part.chip: part.rate_p90_error for each in found for part in each.parts}
         paid = sorted({chip for rival in rivals for chip in rival.chips})
-        hours = {chip: hour for chip in paid if (hour := hour_of(self.wants.basis, chip, self.catalog))}
+        basis, given = self.wants.basis, self.wants.given
+        hours = {chip: hour for chip in paid if (hour := hour_of(basis, chip, self.catalog, given))}
         costs: dict[str, Result] = {rival.name: partial(usd_per_hour, rival, hours) for rival in rivals}
-        return sureness(costs, figures_of(hours, errors), Draws(seed=self.wants.seed))
+        return sureness(costs, figures_of(hours, errors_of(found)), Draws(seed=self.wants.seed))
 
     def _since(self, best: Tried | None) -> str:
         """When all of its chips can be had."""

@@ -10,6 +10,7 @@ import msgspec
 from jevons.config.wants import Promise
 from jevons.econ.purchase import Excess, Limits, Offer
 from jevons.econ.rivals import Rival, Sureness
+from jevons.facts.hardware import Figure
 from jevons.twin.offers import Candidate, Load
 
 
@@ -22,16 +23,23 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     tensor: int
     attention: int = 1
     experts: int = 1
+    ffn_chip: str = ""  # with all but attention, where that is on chips of its own
+    ffn_chips: int = 0
     tier: str = ""
     trust: str
     rate_p90_error: float | None = None
 
     @property
     def name(self) -> str:
-        """Such as `3 × 2 h200 prefill`; `8a8 h200` where attention has 8 copies on its 8 chips."""
+        """Such as `3 × 2 h200 prefill`; `8a8 h200` where attention has 8 copies on its 8 chips.
+
+        `8a8 rubin : 768 lpu3` where all but attention is on chips of its own.
+        """
         copies = f"a{self.attention}" if self.attention > 1 else ""
         role = "" if self.role == "both" else f" {self.role}"
-        return f"{self.instances} × {self.tensor}{copies} {self.chip}{role}{' +' + self.tier if self.tier else ''}"
+        rest = f" : {self.ffn_chips} {self.ffn_chip}" if self.ffn_chip else ""
+        tier = f" +{self.tier}" if self.tier else ""
+        return f"{self.instances} × {self.tensor}{copies} {self.chip}{rest}{role}{tier}"
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +89,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     paid: Rival | None  # the best fleet as far as its price goes
     sureness: Sureness | None  # of the finalists, in their order
     scenario: str  # the best fleet as a file for `jevons simulate`
+    given: dict[str, Figure] = {}  # dollars an hour by chip, where the wants name them
 
 
 def part_of(candidate: Candidate, instances: int) -> Part:
@@ -92,6 +101,8 @@ def part_of(candidate: Candidate, instances: int) -> Part:
         tensor=group.tensor,
         attention=group.attention,
         experts=group.experts,
+        ffn_chip=group.ffn_chip,
+        ffn_chips=group.ffn_chips if group.ffn_chip else 0,
         tier=group.tier.name if group.tier else "",
         trust=str(candidate.trust),
         rate_p90_error=candidate.rate_p90_error,
@@ -106,9 +117,15 @@ def rival_of(tried: Tried, offers: Mapping[str, Offer]) -> Rival:
     return Rival(name=tried.name, chips=paid, fixed_usd_per_hour=tried.usd_per_hour - usd)
 
 
-def make_of(tried: Tried) -> list[tuple[str, str]]:
+def make_of(tried: Tried) -> list[tuple[str, str, str]]:
     """Chips and roles: what makes two fleets different."""
-    return sorted((part.chip, part.role) for part in tried.parts)
+    return sorted((part.chip, part.ffn_chip, part.role) for part in tried.parts)
+
+
+def errors_of(tried: Sequence[Tried]) -> dict[str, float | None]:
+    """Of the throughput of each kind of chip, at p90. None of chips without attention: nobody measured any."""
+    parts = [part for each in tried for part in each.parts]
+    return {p.ffn_chip: None for p in parts if p.ffn_chip} | {p.chip: p.rate_p90_error for p in parts}
 
 
 def front(tried: Sequence[Tried]) -> list[Tried]:
