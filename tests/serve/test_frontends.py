@@ -132,6 +132,31 @@ def test_three_frontends_find_as_much_cached_as_one(tmp_path: Path) -> None:
     assert abs(found[3] - found[1]) < 0.05 * found[1], found
 
 
+def test_any_of_two_shows_the_page_of_both(tmp_path: Path) -> None:
+    with fleet(tmp_path), server(tmp_path, "--frontends", "2") as running:
+        for number in range(16):  # each over a new connection
+            ask(running.url, prompt_of(number, 0))
+        assert all(f["placements"] > 0 for f in running.snapshot()["frontends"])
+        until(lambda: shown(running)["finished"] == 16, READ_S)
+
+        views = [shown(running) for _ in range(16)]
+
+        assert b"<title>" in running.get("/ui")
+        assert len({view["began"] for view in views}) == 1
+        for view in views:
+            assert (view["placed"], view["finished"], view["under_way"]) == (16, 16, 0)
+            assert len({going[0] for going in view["requests"]}) == 16
+            assert view["title"] == "mock, by 2 frontends"
+            assert sorted(view["workers"]["who"]["ids"]) == sorted(w["id"] for w in running.snapshot()["workers"])
+
+
+def shown(running: Jevons) -> dict[str, Any]:
+    told = json.loads(running.get("/ui/data"))
+    assert told["can"] == ["chat"]
+    view: dict[str, Any] = told["view"]
+    return view
+
+
 def test_a_gateway_may_tell_any_frontend_what_became_of_a_placement(tmp_path: Path) -> None:
     with fleet(tmp_path), server(tmp_path, "--frontends", "2") as running:
         body = {"model": "mock", "prompt": prompt_of(1, 1)}

@@ -9,6 +9,7 @@ from jevons.config.catalog import read_catalog
 from jevons.facts.page import Mount
 from jevons.serve.app import Pages
 from jevons.serve.front import Front
+from jevons.serve.together import Together
 from jevons.web.site import chat, site
 from jevons.web.whatif import WhatIf
 
@@ -21,7 +22,9 @@ def live_pages(file: Path | None) -> Pages:
     """
     catalog = read_catalog(file)
 
-    def pages(front: Front) -> Mapping[str, Mount]:
-        return site(front, catalog, {"chat": chat, "what-if": WhatIf(front, catalog)})
+    def pages(server: Front | Together) -> Mapping[str, Mount]:
+        # Of several frontends each has a part of the last minutes: rehearsed alone, the fleet would have less to do.
+        what_if = {"what-if": WhatIf(server, catalog)} if isinstance(server, Front) else {}
+        return site(server, catalog, {"chat": chat, **what_if})
 
     return pages

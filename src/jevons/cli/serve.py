@@ -77,7 +77,8 @@ def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:
 
     from jevons.serve.frontends import Beside, run_frontends
 
-    uvloop.run(run_frontends(settings, how.frontends, Beside(path, how.picker, how.picker_tls)))
+    beside = Beside("jevons.cli.frontend", path, how.picker, how.picker_tls, how.catalog)
+    uvloop.run(run_frontends(settings, how.frontends, beside))
 
 
 def _state_file(settings: Settings) -> Path | None:

@@ -39,6 +39,20 @@ def bin_of(seconds: float) -> int:
     return 0 if seconds <= _LEAST_S else min(int(log(seconds / _LEAST_S) / _WIDTH) + 1, _BINS - 1)
 
 
+def times_of(counts: Ints, target_s: float) -> Times:
+    """`counts`: see `Minute.counts`; those of several watches may be added."""
+    total = int(counts.sum())
+    reached = np.cumsum(counts)
+    points = [float(_value(int(np.searchsorted(reached, q * total)))) if total else None for q in (0.5, 0.9, 0.99)]
+    within = float(reached[bin_of(target_s)]) / total if total else None
+    return Times(count=total, p50=points[0], p90=points[1], p99=points[2], within=within, target_s=target_s)
+
+
+def span_s(since_s: float) -> float:
+    """What rates are told over: the last minute, or since it began where that is less."""
+    return max(1.0, min(SPAN_S, since_s))
+
+
 class Minute:
     """How often something took how long, in the last minute."""
 
@@ -52,15 +66,15 @@ class Minute:
             self._pass(int(now_s))
         self._now[bin_of(seconds)] += times
 
-    def times(self, now_s: float, target_s: float) -> Times:
+    def counts(self, now_s: float) -> Ints:
+        """By bin."""
         if now_s >= self._second + 1:
             self._pass(int(now_s))
-        counts = self._past.sum(axis=0) + np.array(self._now)
-        total = int(counts.sum())
-        reached = np.cumsum(counts)
-        points = [float(_value(int(np.searchsorted(reached, q * total)))) if total else None for q in (0.5, 0.9, 0.99)]
-        within = float(reached[bin_of(target_s)]) / total if total else None
-        return Times(count=total, p50=points[0], p90=points[1], p99=points[2], within=within, target_s=target_s)
+        counts: Ints = self._past.sum(axis=0) + np.array(self._now)
+        return counts
+
+    def times(self, now_s: float, target_s: float) -> Times:
+        return times_of(self.counts(now_s), target_s)
 
     def _pass(self, second: int) -> None:
         """The seconds up to this one are over."""
@@ -146,14 +160,14 @@ class Watch:
         return list(self._scatter)
 
     def rates(self, now_s: float) -> Rates:
-        """Over the last minute, or since it began where that is less."""
+        """See `span_s`."""
         since = now_s - self.began_s - SPAN_S
         sums = [0, 0, 0]
         for second, counted in self._lately:
             if second >= since:
                 sums = [a + b for a, b in zip(sums, counted, strict=True)]
-        span_s = max(1.0, min(SPAN_S, now_s - self.began_s))
-        return Rates(**{name: total / span_s for name, total in zip(_COUNTED, sums, strict=True)})
+        over_s = span_s(now_s - self.began_s)
+        return Rates(**{name: total / over_s for name, total in zip(_COUNTED, sums, strict=True)})
 
     def reuse(self, brought: Mapping[str, int]) -> Reuse:
         """`brought`: tokens that came from each tier below the devices, of what was cached."""

@@ -55,8 +55,8 @@ _GC_PORTIONS = (2_000, 5, 100)  # new objects, passes of those, and of the latte
 KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
 
 
-Pages = Callable[[Front], Mapping[str, Mount]]
-"""Makes the pages of another room about a front, by path."""
+Pages = Callable[[Front | Together], Mapping[str, Mount]]
+"""Makes the pages of another room about a front, or about all of a port, by path."""
 
 
 class Server:
@@ -123,7 +123,7 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     router = _router(settings, around)
     router.bound_index(index_bytes(1 if around.siblings is None else os.cpu_count() or 1))
     fleet, prompts = Fleet(settings, router, time.monotonic), Prompts()
-    front = _mounted(Front(settings, router, fleet, prompts, time.monotonic, around.recorder), around.pages)
+    front = Front(settings, router, fleet, prompts, time.monotonic, around.recorder)
     specs = _in_turn([_checked(spec) for spec in read_specs(settings.engines)], around.siblings)
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
     agents: list[AgentConfig] = []
@@ -134,11 +134,11 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
         fleet.add_embedded(config)
     remotes = [RemoteNode(address, read_secret(settings), router, fleet, prompts) for address in settings.nodes]
     memory = _Memory(front, router, around)
+    front.mounts = Mounts({} if around.pages is None else around.pages(memory.together or front))
     door = await _bound(settings, memory.together or front, is_shared=memory.together is not None)
     async with asyncio.TaskGroup() as tasks:
         works = [fleet.tick(), *memory.works(), *(fleet.keep(c) for c in agents), *(r.keep() for r in remotes)]
-        if tiers is not None:
-            works.append(tiers.keep())
+        works += [] if tiers is None else [tiers.keep()]
         chores = [tasks.create_task(work) for work in works]
         try:
             if not are_compiled():
@@ -162,12 +162,6 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
             fleet.close()
             if tiers is not None:
                 tiers.close()
-
-
-def _mounted(front: Front, pages: Pages | None) -> Front:
-    if pages is not None:
-        front.mounts = Mounts(pages(front))
-    return front
 
 
 def _freeze() -> None:

@@ -18,11 +18,12 @@ import msgspec
 from jevons.base.errors import CapacityError, EngineError, JevonsError, NoWorker, RequestError, TooLate
 from jevons.base.ids import RequestId
 from jevons.config import Settings
+from jevons.control.joined import NOBODY, Part
 from jevons.control.ledger import HERE
 from jevons.control.lived import Lived
 from jevons.control.router import Router
 from jevons.facts.snapshot import FleetSnapshot
-from jevons.facts.view import View
+from jevons.facts.view import View, Workers
 from jevons.policy.route import Placement
 from jevons.serve.admission import Admission
 from jevons.serve.call import CHAT, COMPLETIONS, Call, Clock, Placements
@@ -87,6 +88,16 @@ class Front:
 
     def view(self, seen: int | None = None) -> View:
         """The same for a page that asks twice a second. `seen`: see `Router.columns`."""
+        return self._view(self.router.columns(seen))
+
+    def part(self, workers: Workers = NOBODY) -> Part:
+        """The same, to be joined with what siblings see."""
+        watch, now_s = self.placements.watch, self.now_s()
+        since_s = now_s - watch.began_s
+        ttft, itl = watch.ttft.counts(since_s).tolist(), watch.itl.counts(since_s).tolist()
+        return Part(view=self._view(workers), began_s=watch.began_s, ttft=ttft, itl=itl)
+
+    def _view(self, workers: Workers) -> View:
         watch, now_s = self.placements.watch, self.now_s()
         since_s = now_s - watch.began_s
         return View(
@@ -95,7 +106,7 @@ class Front:
             began=f"{watch.began_s:.6f}",
             now_s=since_s,
             policy=self.router.policy,
-            workers=self.router.columns(seen),
+            workers=workers,
             requests=watch.requests(),
             scatter=watch.scatter(),
             ttft=watch.ttft.times(since_s, watch.slo.ttft_s),

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import uvloop
 
 from jevons.base.errors import JevonsError
 from jevons.config import Settings
-from jevons.serve.app import picking, serving
+from jevons.serve.app import Pages, picking, serving
 from jevons.serve.kept import Kept
 from jevons.serve.siblings import Siblings
 from jevons.serve.stdio import stdin_closed, tell
@@ -35,18 +36,24 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None  # file of what is known
     picker: str | None = None  # HOST:PORT where gateways are told their endpoints, by all frontends
     picker_tls: str | None = None  # see `gateway.Listen`
+    catalog: str | None = None  # file of what the page's prices come from, besides what is shipped
     log_level: int
 
 
-async def run(config: FrontendConfig, ready: int) -> None:
+PagesOf = Callable[[Path | None], Pages]
+"""Makes pages, by the file of their catalog."""
+
+
+async def run(config: FrontendConfig, ready: int, pages_of: PagesOf) -> None:
     """Serve until who started us, or a signal, wants us to end."""
+    pages = pages_of(None if config.catalog is None else Path(config.catalog))
     siblings = Siblings(config.number, time.monotonic)
     await siblings.connect(socket.socket(fileno=config.fd))
     kept = None if config.state is None else Kept(Path(config.state), saves=config.number == 0)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with contextlib.AsyncExitStack() as open_now:
-        server = await open_now.enter_async_context(serving(config.settings, None, kept, siblings))
+        server = await open_now.enter_async_context(serving(config.settings, None, kept, siblings, pages))
         if config.picker is not None:
             tls = None if config.picker_tls is None else Path(config.picker_tls)
             await open_now.enter_async_context(picking(server, config.settings, config.picker, tls, is_shared=True))
@@ -58,14 +65,15 @@ async def run(config: FrontendConfig, ready: int) -> None:
             end.cancel()
 
 
-def main() -> None:
+def main(pages_of: PagesOf) -> None:
+    """The process. Other rooms make its pages, so theirs is the module that is run: `cli.frontend`."""
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=FrontendConfig)
     ready = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not mix with the line we promise
     logging.basicConfig(level=config.log_level, format=f"%(asctime)s {config.number} %(name)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        uvloop.run(run(config, ready))
+        uvloop.run(run(config, ready, pages_of))
     except* JevonsError as errors:
         tell(ready, Failed("; ".join(str(error) for error in _leaves(errors))))
         sys.exit(1)
@@ -76,7 +84,3 @@ def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     for error in errors.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,6 @@ from jevons.serve.substrate import Process
 
 log = logging.getLogger("jevons.frontends")
 
-MODULE = "jevons.serve.frontend"
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # waits before starting one again, one after another
 STABLE_S = 30.0  # one that lived so long starts from the first wait again
 STOP_S = 5.0  # beyond what running answers get to end, for what is kept to be written
@@ -58,9 +57,11 @@ def check(settings: Settings) -> None:
 class Beside(NamedTuple):
     """What frontends do besides serving their port."""
 
+    module: str  # that is run as each: it calls `frontend.main`
     state: Path | None = None  # file of what is known
     picker: str | None = None  # HOST:PORT where gateways are told their endpoints
     picker_tls: Path | None = None  # see `gateway.Listen`
+    catalog: Path | None = None  # see `FrontendConfig`
 
 
 async def run_frontends(settings: Settings, count: int, beside: Beside) -> None:
@@ -175,9 +176,10 @@ class Frontends:
                 state=None if beside.state is None else str(beside.state),
                 picker=beside.picker,
                 picker_tls=None if beside.picker_tls is None else str(beside.picker_tls),
+                catalog=None if beside.catalog is None else str(beside.catalog),
                 log_level=logging.getLogger().level,
             )
-            process = await Process.start(MODULE, config, f"frontend {number}", (end.fileno(),))
+            process = await Process.start(beside.module, config, f"frontend {number}", (end.fileno(),))
         try:
             self._ready[number].set()
             return f"process {process.pid} ended with code {await process.wait()}"

@@ -14,9 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jevons.base.ids import WorkerId
+from jevons.control.joined import Part, columns, joined
 from jevons.control.sharing import SharingRouter
 from jevons.facts.snapshot import FleetSnapshot, FrontendSnapshot
 from jevons.facts.state import WorkerState
+from jevons.facts.view import View
 from jevons.serve.front import TEXT, Front
 from jevons.serve.http import Reply, Request
 from jevons.serve.hub import COUNTED
@@ -25,11 +27,12 @@ from jevons.serve.place import PLACED
 from jevons.serve.siblings import Siblings
 from jevons.wire.gossip import HUB
 
-METRICS, SNAPSHOT, WORKERS, STATE, HELD = "metrics", "snapshot", "workers", "state", "held"
+METRICS, SNAPSHOT, VIEW, WORKERS, STATE, HELD = "metrics", "snapshot", "view", "workers", "state", "held"
 PAGE_S = 1.0
 _SHARE = 100  # that takes at most this part of the time
 STATE_S = 5.0  # a million blocks of one worker are read, sent and read again in 1 s
 
+_PART: msgspec.msgpack.Decoder[Part] = msgspec.msgpack.Decoder(Part)
 _OWN: msgspec.msgpack.Decoder[FrontendSnapshot] = msgspec.msgpack.Decoder(FrontendSnapshot)
 
 
@@ -61,7 +64,14 @@ class Together:
         self._siblings.answers |= {
             METRICS: lambda _: self.keep_page(),
             SNAPSHOT: lambda _: msgspec.msgpack.encode(self._own_snapshot()),
+            VIEW: lambda _: msgspec.msgpack.encode(self._front.part()),
         }
+
+    async def view(self, seen: int | None = None) -> View:
+        """What a page shows of all. `seen`: see `control.joined.columns`."""
+        others = [_PART.decode(part) for part in (await self._siblings.gather(VIEW)).values()]
+        workers = columns(self._router.columns, os.getpid(), seen)
+        return joined(self._front.part(workers), others, self._router.chips())
 
     async def keep(self) -> None:
         """Have the hub know what is counted here and the others what is measured, until cancelled."""

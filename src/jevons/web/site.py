@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from typing import Protocol
@@ -40,7 +40,7 @@ GUARDS = {
 class Source(Protocol):
     """What a page shows: a server, or a rehearsal under way."""
 
-    def view(self, seen: int | None = None) -> View: ...
+    def view(self, seen: int | None = None) -> View | Awaitable[View]: ...
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -85,13 +85,19 @@ def _file(name: str, asked: Asked) -> Page:
     return Page(200, _KINDS[name.rpartition(".")[2]], body, GUARDS)
 
 
-def _data(source: Source, catalog: Catalog, can: Sequence[str]) -> Callable[[Asked], Page]:
+def _data(source: Source, catalog: Catalog, can: Sequence[str]) -> Mount:
     money = Money(catalog)
 
-    def answer(asked: Asked) -> Page:
+    def told(view: View) -> Page:
+        return json_page(Told(view, money.cost_of(view), can))
+
+    async def told_later(view: Awaitable[View]) -> Page:
+        return told(await view)
+
+    def answer(asked: Asked) -> Page | Awaitable[Page]:
         only(asked, "GET", "HEAD")
         view = source.view(_seen(asked.query))
-        return json_page(Told(view, money.cost_of(view), can))
+        return told(view) if isinstance(view, View) else told_later(view)
 
     return answer
 
