@@ -113,6 +113,13 @@ def test_what_is_written_reads_as_the_same_scenario(tmp_path: Path) -> None:
     assert read_scenario(file) == msgspec.structs.replace(scenario, traffic=beside)
 
 
+def test_a_worker_that_did_not_tell_how_many_it_runs_at_once_runs_as_many_as_others_do(tmp_path: Path) -> None:
+    scenario, _ = scenario_of(read_record(write(tmp_path / "r", [worker("w0", max_running=None)])))
+
+    assert scenario.fleet[0].max_running == 256
+    assert "max_running" not in as_toml(scenario)
+
+
 def lived(scenario: Scenario, folder: Path, rows: list[RecordedRow]) -> list[RecordedRow]:
     """The rows as if the twin had been a server."""
     (folder / REQUESTS).write_bytes(lines(*rows))

@@ -139,14 +139,13 @@ def _group(record: Recorded, worker: RecordedWorker, fitted: Fitted) -> Group:
         raise ConfigError(f"record {record.folder}: worker {worker.id}: must have told its blocks, it did not")
     p = fitted.prices
     own = worker.kind == "reference"
-    return Group(
+    group = Group(
         instances=len(fitted.workers),
         names=fitted.workers,
         role=worker.role,  # type: ignore[arg-type]  # checked when it was read
         block_size=worker.block_size,
         blocks=worker.blocks,
         step_tokens=worker.step_tokens,
-        max_running=worker.max_running or Group.max_running,
         engine="jevons" if own else "vllm",
         prices=StepPrices(
             per_step_s=p.per_step_s,
@@ -155,6 +154,7 @@ def _group(record: Recorded, worker: RecordedWorker, fitted: Fitted) -> Group:
             per_decode_s=p.per_decode_s,
         ),
     )
+    return group if worker.max_running is None else msgspec.structs.replace(group, max_running=worker.max_running)
 
 
 def rehearse(folder: Path, scenario: Scenario, catalog: Catalog, calibration: Calibration) -> Fidelity:
