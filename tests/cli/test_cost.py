@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from jevons.cli import main
+from jevons.cli.cost import _label
+from jevons.cli.plans import figure_name
 from jevons.config.scenario import shipped
+from jevons.econ.cost import Terms
 
 H200S = ("--fleet", "2x4xh200", "--model", "llama-3.1-70b", "--traffic", "chat", "--requests", "60")
 LPX = ("vr-lpx", "--requests", "200")
@@ -53,6 +56,13 @@ def test_the_same_seed_gives_the_same_numbers_and_each_is_an_interval_around_its
     assert money["mtok_cached"]["base"] < money["mtok_input"]["base"] < money["mtok_output"]["base"]
     assert money["tornado"][0]["name"] in ("utilisation", "step_time/h200")
     assert first.json["trust"][0]["chip"] == "h200"
+
+
+@pytest.mark.parametrize("name", Terms.__struct_fields__)
+def test_what_prices_hang_on_is_told_in_words(name: str) -> None:
+    for told in (_label(name), figure_name(name)):
+        assert "_" not in told
+        assert " " in told
 
 
 @pytest.mark.parametrize(("basis", "usd"), [("own", 1.22), ("rent", 2.9)])

@@ -35,6 +35,8 @@ _LABELS = {
     "rent_usd_per_hour": "an hour, rented",
     "capex_usd": "price",
     "all_in_w": "watts",
+    "pue": "power of the site over that of its chips (PUE)",
+    "availability": "hours that a chip can be used, of all",
     "usd_per_kwh": "electricity, $/kWh",
     "colo_usd_per_kw_month": "room, $/kW a month",
     "life_years": "life, years",

@@ -28,8 +28,13 @@ _FIGURES = {
     "step_time": "steps of {}, measured over predicted,",
     "all_in_w": "W of {} with all around it",
     "delay_months": "months until the later chips come",
-    "pue": "PUE",
+    "pue": "power of the site over that of its chips (PUE)",
     "usd_per_kwh": "$ a kWh",
+    "availability": "share of hours that a chip can be used",
+    "colo_usd_per_kw_month": "$ a month for room for a kW",
+    "life_years": "years that chips are used",
+    "wacc": "cost of capital, a year,",
+    "capex_overhead": "network, storage and installation, as a factor of what racks cost,",
 }
 
 
