@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.twin.test_calibrate import POINTS
 from tests.twin.test_record import lines, lived, talks, worker, write
 
 from jevons.base.errors import ConfigError
 from jevons.cli.calibrate import command as calibrate
 from jevons.cli.validate import command as validate
+from jevons.config.calibration import read_calibration
 from jevons.config.scenario import read_scenario
 from jevons.facts.trace import REQUESTS
 from jevons.twin.record import read_record, scenario_of
@@ -51,3 +53,32 @@ def test_points_or_a_record_not_both_nor_neither(record: Path) -> None:
                 CliRunner().invoke(command, options, catch_exceptions=False)
     with pytest.raises(ConfigError, match="needs --out"):
         CliRunner().invoke(calibrate, ["--points", "p.csv"], catch_exceptions=False)
+
+
+def test_pictures_of_a_record_are_made_where_it_is_held_to_something(record: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="pictures need Plotly: pip install 'jevons[charts]'")
+    options = ["--record", str(record), "--html", str(tmp_path / "page.html")]
+    with pytest.raises(ConfigError, match="`jevons validate --record` shows a record"):
+        CliRunner().invoke(calibrate, options, catch_exceptions=False)
+    assert not (record / "fleet.toml").exists()
+
+
+def test_a_calibration_is_shown_beside_what_was_held_out(tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="pictures need Plotly: pip install 'jevons[charts]'")
+    file, page, out = tmp_path / "points.csv", tmp_path / "page.html", tmp_path / "mine.toml"
+    with file.open("w") as text:
+        text.write("id,system,model,precision,parallelism,input_len,output_len,batch/concurrency,metric,value,unit\n")
+        for p in POINTS:
+            text.write(
+                f"{p.id},{p.system},{p.model},{p.precision},{p.parallelism},{p.input_len},{p.output_len},{p.users},"
+                f"{p.metric},{p.value},{p.unit}\n"
+            )
+    options = ["--points", str(file), "--out", str(out), "--html", str(page)]
+
+    CliRunner().invoke(calibrate, options, catch_exceptions=False)
+
+    shown = page.read_text()
+    assert "What mine.toml predicts beside what was measured" in shown
+    assert "of those never fitted, half are within" in shown
+    assert "Predicted against measured: s" in shown
+    assert read_calibration(out).effects

@@ -10,12 +10,14 @@ import click
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
+from jevons.cli.pictures import Files, files, picture_options
 from jevons.config import scenario
 from jevons.config.calibration import as_toml
-from jevons.config.catalog import read_catalog
-from jevons.config.points import read_points
+from jevons.config.catalog import Catalog, read_catalog
+from jevons.config.points import Point, read_points
 from jevons.twin.calibrate import calibrate
 from jevons.twin.record import Fitted, read_record, scenario_of, together
+from jevons.twin.validate import validate
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -26,7 +28,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--record", type=_FOLDER, multiple=True, help="Folder of `jevons serve --record`; several of one fleet.")
 @click.option("--out", type=_FILE, help="TOML file to write; of a record, fleet.toml in its folder by default.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
-def command(points: Path | None, record: tuple[Path, ...], out: Path | None, catalog: Path | None) -> None:
+@picture_options
+def command(
+    points: Path | None, record: tuple[Path, ...], out: Path | None, catalog: Path | None, **pages: Path | None
+) -> None:
     """Learn how fast hardware is from what was measured on it.
 
     From points, the shares of data sheets that are reached: seven of ten are fitted; the rest, and each chip left out
@@ -37,14 +42,27 @@ def command(points: Path | None, record: tuple[Path, ...], out: Path | None, cat
     """
     if (points is None) == (not record):
         raise ConfigError("calibrate: give either --points or --record")
+    shown = files(pages["html"], pages["png"])
     if record:
+        if shown:
+            raise ConfigError("--html and --png: of --points; `jevons validate --record` shows a record")
         _from_record(record, out or record[0] / "fleet.toml")
         return
     assert points is not None, "one of them is given"
     if out is None:
         raise ConfigError("calibrate: --points needs --out, the file to write")
     stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {points.name}")
-    out.write_text(as_toml(calibrate(read_points(points), read_catalog(catalog), stamp, _told)))
+    _from_points(read_points(points), read_catalog(catalog), out, stamp, shown)
+
+
+def _from_points(points: Sequence[Point], catalog: Catalog, out: Path, stamp: tuple[str, str], shown: Files) -> None:
+    found = calibrate(points, catalog, stamp, _told)
+    out.write_text(as_toml(found))
+    if shown:
+        from jevons.cli.pictures.validate import notes, pictures
+
+        rows = validate(points, catalog, found)
+        shown.write(f"What {out.name} predicts beside what was measured", notes(rows, out.name), pictures(rows))
 
 
 def _from_record(folders: Sequence[Path], out: Path) -> None:
