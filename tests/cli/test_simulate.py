@@ -130,7 +130,7 @@ def test_the_first_time_says_why_it_takes_long(
     ("args", "says"),
     [
         ((), "give a scenario, or --fleet, --model and --trace or --traffic"),
-        (("nowhere",), "scenario 'nowhere': neither a file nor one of mi455x, mixed, mocker"),
+        (("nowhere",), "scenario 'nowhere': neither a file nor one of day, day-fixed, mi455x, mixed, mocker"),
         (("mocker", "--router", "fastest"), "router: must be one of kv, round_robin, least_loaded, random"),
         (("mocker", "--traffic", "gossip"), "traffic.kind: must be one of chat, rag, code, agents, documents, video"),
         (("mocker", "--trace", "t.jsonl", "--traffic", "chat"), "--trace and --traffic: give one of them"),

@@ -149,7 +149,7 @@ def test_a_file_that_is_no_scenario_is_named(tmp_path: Path, text: bytes, says: 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read: No such file"):
         read_scenario(tmp_path / "nowhere.toml")
-    with pytest.raises(ConfigError, match=r"'nowhere': neither a file nor one of mi455x, .*, vr-nvl72"):
+    with pytest.raises(ConfigError, match=r"'nowhere': neither a file nor one of day, .*, vr-nvl72"):
         shipped("nowhere")
 
 

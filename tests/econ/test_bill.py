@@ -46,6 +46,18 @@ def bill(of: Usage, *prices: str) -> Bill:
     return make_bill(of, CATALOG, Basis.OWN, dict(read_price(text) for text in prices))
 
 
+def test_an_instance_costs_what_it_was_paid_for() -> None:
+    """10 chips at $3.60, there for a quarter of the time; they draw nothing else of the time, and room is for all."""
+    always, partly = bill(usage(), "rubin=3.6"), bill(usage(replace(GROUP, paid_share=0.25)), "rubin=3.6")
+    base = bases(always.figures())
+
+    assert partly.usd_per_hour(base) == pytest.approx(9.0)
+    assert partly.usd_per_mtok(base) == pytest.approx(always.usd_per_mtok(base) / 4)
+    assert partly.joules_per_output_token(base) == pytest.approx(always.joules_per_output_token(base) / 4)
+    assert partly.it_w(base) == always.it_w(base)
+    assert partly.break_even_usd_per_hour("rubin", always.usd_per_mtok, base) == pytest.approx(4 * 3.6)
+
+
 def test_who_pays_for_what_by_hand() -> None:
     """10 chips at $3.60 are $1 in 100 s; half of that is asked for, so all costs count double: $2.
 

@@ -188,6 +188,8 @@ def _against_rows(against: Against) -> Iterator[_Row]:
 def _lines(found: Priced) -> Iterator[str]:
     chips = " and ".join(f"{count(number)} {name}" for name, number in found.chips.items())
     yield f"{chips}, {_BASES[found.basis]}; {count(found.requests)} requests, {found.met_slo:.1%} within the SLO"
+    if found.paid_share < 1.0:
+        yield f"paid {found.paid_share:.1%} of their hours: from start to stop; the others are for other work to pay"
     for name, figure in found.missing.items():
         yield f"no price: {figure} is not known: give --usd-per-hour {name}=LOW:BASE:HIGH, or --against SCENARIO"
     if found.power is None:

@@ -42,6 +42,7 @@ class Priced(msgspec.Struct, frozen=True, kw_only=True):
     basis: Basis
     requests: int
     chips: dict[str, int]
+    paid_share: float  # of the hours of all these, where instances start and stop
     output_tokens_per_s: float
     goodput_per_s: float
     met_slo: float
@@ -76,6 +77,7 @@ def priced(report: Report, catalog: Catalog, wanted: Wanted) -> Priced:
         basis=wanted.basis,
         requests=report.requests,
         chips=usage.chips,
+        paid_share=usage.paid_share,
         output_tokens_per_s=report.output_tokens_per_s,
         goodput_per_s=report.goodput_per_s,
         met_slo=report.met_slo,

@@ -116,6 +116,12 @@ def _show(report: Report) -> None:
         f"({report.met_slo:.1%} of all), instances busy {report.utilisation:.1%} of the time",
         f"{_reused(report)}, {report.preemptions} preemptions",
     ]
+    if report.up:
+        all_hours = report.instances * report.simulated_s / 3600
+        lines.append(
+            f"{report.instance_hours:,.1f} instance-hours paid, {report.instance_hours / all_hours:.1%} of all: "
+            f"{min(up for _, up in report.up)} to {max(up for _, up in report.up)} instances up"
+        )
     if report.joules_per_output_token is not None:
         lines.append(f"about {report.joules_per_output_token:.3g} J per output token, chips alone")
     for trust in report.trust:

@@ -90,7 +90,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     power_w: Positive | None = None  # that a chip may draw; None: its TDP
     uplink_bytes_per_s: Positive | None = None  # of a domain of chips to others, that all in it share; None: no limit
     step_scale: Positive = 1.0  # measured over predicted step times, where that is known
-    up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long
+    up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long; with `scaling`, all but the first time
 
 
 class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,6 +123,15 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     power_w: Positive | None = None  # that a chip may draw from then on, where they are capped; None: its TDP
 
 
+class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Instances start and stop by what is asked of them: see `policy.scale`. All of the fleet is up at first."""
+
+    every_s: Positive = 60.0  # from look to look
+    least: Count = 1  # of each role; at most there are the instances of the fleet
+    headroom: Annotated[float, Meta(ge=0)] = 0.3  # more than is asked for, as a share of it
+    hold_s: Annotated[float, Meta(ge=0)] = 600.0  # so long fewer must have been enough before one is stopped
+
+
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fleet: Annotated[list[Group], Meta(min_length=1)]
     traffic: Traffic
@@ -135,6 +144,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     event_loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of KV events that are lost on their way
     event_replay: bool = True  # what was lost is asked for when the next event shows it; False: it is never heard of
     slo: Slo = Slo()
+    scaling: Scaling | None = None  # None: all instances are there all the time
     events: list[Event] = []
     seed: Annotated[int, Meta(ge=0)] = 0
 
@@ -195,6 +205,12 @@ def _check(scenario: Scenario) -> None:
         raise ConfigError("fleet: instances with an ffn_chip compute no prompts; add prefill ones")
     for number, group in enumerate(scenario.fleet):
         _check_group(f"fleet[{number}]", group, scenario.model)
+    if scenario.scaling is not None:
+        _check_scaling(scenario, scenario.scaling)
+    _check_events(scenario)
+
+
+def _check_events(scenario: Scenario) -> None:
     for event in scenario.events:
         if event.first + event.count > scenario.instances:
             raise ConfigError(
@@ -203,6 +219,20 @@ def _check(scenario: Scenario) -> None:
             )
         if event.power_w is not None and event.what != "cap":
             raise ConfigError(f"events: power_w is for 'cap' alone, got {event.what!r}")
+
+
+def _check_scaling(scenario: Scenario, scaling: Scaling) -> None:
+    roles = [group.role for group in scenario.fleet]
+    if len(set(roles)) < len(roles):
+        raise ConfigError(f"scaling: must have one group of each role, got {', '.join(roles)}; merge those alike")
+    for number, group in enumerate(scenario.fleet):
+        if group.instances < scaling.least:
+            raise ConfigError(
+                f"scaling.least: must be at most fleet[{number}].instances, {group.instances}, got {scaling.least}"
+            )
+    for event in scenario.events:
+        if event.what != "cap":
+            raise ConfigError(f"events: must be 'cap' where scaling decides who is up, got {event.what!r}")
 
 
 def _check_group(where: str, group: Group, model: str) -> None:
@@ -237,11 +267,13 @@ def _check_chips(where: str, group: Group, given: list[str]) -> None:
 
 def as_toml(scenario: Scenario) -> str:
     """The file that reads as this; what is as usual is left out."""
-    tables = {"traffic": scenario.traffic, "slo": scenario.slo}
+    tables: dict[str, msgspec.Struct] = {"traffic": scenario.traffic, "slo": scenario.slo}
+    if scenario.scaling is not None:
+        tables["scaling"] = scenario.scaling
     told = _told(scenario)
     lines = [f"{key} = {json.dumps(value)}" for key, value in told.items() if key not in (*tables, "fleet", "events")]
     for name, table in tables.items():
-        if _told(table):
+        if _told(table) or name == "scaling":
             lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in _told(table).items())]
     for name in ("fleet", "events"):
         for each in getattr(scenario, name):

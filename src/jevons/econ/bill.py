@@ -1,11 +1,12 @@
 """What the tokens of a fleet cost, from what it did in a rehearsal.
 
-Who pays. Every instance is paid every second. A share of that is the price of memory (`memory_price_share` of a chip,
-times the part of its memory that holds what may be asked again): all tokens pay it alike, for each leaves its keys and
-values there, and a cached input token pays nothing else. The rest is paid by seconds of computing: input tokens that
-were not cached pay those of prompts, at the prices by which the router places them, output tokens all others. Seconds
-in which nothing was computed are paid by both in the same proportion. Bringing blocks from a tier below goes on beside
-computing and takes none of these seconds; reading what was cached is part of the tokens that attend to it.
+Who pays. Every instance is paid every second, or where instances start and stop from its start until it is stopped. A
+share of that is the price of memory (`memory_price_share` of a chip, times the part of its memory that holds what may
+be asked again): all tokens pay it alike, for each leaves its keys and values there, and a cached input token pays
+nothing else. The rest is paid by seconds of computing: input tokens that were not cached pay those of prompts, at the
+prices by which the router places them, output tokens all others. Seconds in which nothing was computed are paid by both
+in the same proportion. Bringing blocks from a tier below goes on beside computing and takes none of these seconds;
+reading what was cached is part of the tokens that attend to it.
 
 How much is asked for. The rehearsal is the peak that the fleet is built for; over the year `utilisation` of it is asked
 for. How busy instances are in the rehearsal is no factor on top: its tokens are counted over all of its seconds.
@@ -59,7 +60,7 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def usd_per_hour(self, of: Mapping[str, Amount]) -> Amount:
-        """All instances, as many as are needed if steps take as long as they may."""
+        """All that is paid by the mean, as many instances as are needed if steps take as long as they may."""
         return self._sum(of, lambda group: 1.0)
 
     def usd_per_year(self, of: Mapping[str, Amount]) -> Amount:
@@ -93,15 +94,12 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
 
     def it_w(self, of: Mapping[str, Amount]) -> Amount:
         """At the power for which room is built: an upper bound of what is drawn."""
-        return sum(
-            of[f"all_in_w/{name}"] * count * self._steps(group, of)
-            for group in self.usage.groups
-            for name, count in group.chips.items()
-        )
+        return self._watts(of, lambda group: 1.0)
 
     def joules_per_output_token(self, of: Mapping[str, Amount]) -> Amount:
-        """From the grid, cooling included; at the power for which room is built."""
-        return joules_per_token(power_w=self.it_w(of) * of["pue"], tokens_per_s=self._output_per_s)
+        """From the grid, cooling included; at the power for which room is built, of chips while they are paid."""
+        power_w = self._watts(of, lambda group: group.paid_share)
+        return joules_per_token(power_w=power_w * of["pue"], tokens_per_s=self._output_per_s)
 
     def tokens_per_s_per_mw(self, of: Mapping[str, Amount]) -> Amount:
         """Of output, of each megawatt of IT."""
@@ -118,7 +116,9 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         """
         asked = self.usage.output_tokens / self.usage.seconds * SECONDS_PER_HOUR * of["utilisation"]
         others = self._sum(of, lambda group: 1.0, without=chip)
-        needed = sum(group.chips.get(chip, 0) * self._steps(group, of) for group in self.usage.groups)
+        needed = sum(
+            group.chips.get(chip, 0) * group.paid_share * self._steps(group, of) for group in self.usage.groups
+        )
         return (usd_per_mtok(of) / 1e6 * asked - others) / needed
 
     @property
@@ -128,10 +128,18 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     def _sum(self, of: Mapping[str, Amount], share: Callable[[GroupUsage], Amount], without: str = "") -> Amount:
         """Dollars an hour, of each group so much."""
         return sum(
-            self.hours[name].usd(of) * count * self._steps(group, of) * share(group)
+            self.hours[name].usd(of) * count * group.paid_share * self._steps(group, of) * share(group)
             for group in self.usage.groups
             for name, count in group.chips.items()
             if name != without
+        )
+
+    def _watts(self, of: Mapping[str, Amount], share: Callable[[GroupUsage], float]) -> Amount:
+        """Of IT, of each group so much."""
+        return sum(
+            of[f"all_in_w/{name}"] * count * self._steps(group, of) * share(group)
+            for group in self.usage.groups
+            for name, count in group.chips.items()
         )
 
     def _steps(self, group: GroupUsage, of: Mapping[str, Amount]) -> Amount:

@@ -16,6 +16,7 @@ class GroupUsage(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float | None  # of chips alone; None: not known
     trust: str  # in the step times; see perf.calibration, or "given"
     rate_p90_error: float | None  # of predicted throughput on measurements held out; None: nothing of its kind was
+    paid_share: float = 1.0  # of the time, that its instances were started and not stopped, by the mean
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,3 +38,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
             for name, count in group.chips.items():
                 found[name] = found.get(name, 0) + count
         return found
+
+    @property
+    def paid_share(self) -> float:
+        """Of the hours of all chips, by the mean."""
+        chips = [sum(group.chips.values()) for group in self.groups]
+        paid = sum(group.paid_share * count for group, count in zip(self.groups, chips, strict=True))
+        return paid / sum(chips)

@@ -12,11 +12,12 @@ from jevons.perf.room import room_tokens, weight_bytes
 from jevons.twin.fleet import USUAL_TOKENS, Made
 
 
-def account(made: Made, engines: Records, simulated_s: float, is_capped: bool) -> GroupUsage:
+def account(made: Made, engines: Records, simulated_s: float, paid_s: float, is_capped: bool) -> GroupUsage:
     """What one group did.
 
     Args:
         engines: of its instances, `twin.engine.ENGINE`.
+        paid_s: instance-seconds, at most those of all instances all the time.
         is_capped: what its chips may draw changed on the way: what they drew is not known by its mean.
     """
     busy_s = float(engines["busy_s"].sum())
@@ -27,9 +28,10 @@ def account(made: Made, engines: Records, simulated_s: float, is_capped: bool) -
         busy_s=busy_s,
         prompt_s=_prompt_s(made, engines, busy_s),
         cache_share=_cache_share(made, engines, busy_s / simulated_s),
-        energy_j=None if is_capped else _energy_j(made, engines, busy_s, simulated_s),
+        energy_j=None if is_capped else _energy_j(made, engines, busy_s, paid_s),
         trust="given" if made.calibrated is None else str(made.calibrated.trust),
         rate_p90_error=None if error is None else error.p90,
+        paid_share=paid_s / (simulated_s * len(engines)),
     )
 
 
@@ -84,7 +86,7 @@ def _pool_share(engine: Engine, pool_tokens: float) -> float:
     return min(1.0, free * pool_tokens / tokens / memory) if tokens else 0.0
 
 
-def _energy_j(made: Made, engines: Records, busy_s: float, simulated_s: float) -> float | None:
+def _energy_j(made: Made, engines: Records, busy_s: float, paid_s: float) -> float | None:
     """Chips alone, at the power of their mean iteration or idle; None where that is not known."""
     engine, chip = made.engine, made.chip
     if engine is None or chip is None or chip.tdp_w is None or is_unlike(made):
@@ -96,4 +98,4 @@ def _energy_j(made: Made, engines: Records, busy_s: float, simulated_s: float) -
     assert drawn is not None, "its TDP is known"
     idle_w = chip.tdp_w.value * engine.group.chips * GUESS_IDLE_SHARE
     power_w = min(drawn.power_w, (made.group.power_w or np.inf) * engine.group.chips)
-    return float(power_w * busy_s + idle_w * (simulated_s * len(engines) - busy_s))
+    return float(power_w * busy_s + idle_w * (paid_s - busy_s))

@@ -25,6 +25,7 @@ from jevons.twin.account import account, chips_of, kind_of
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
 from jevons.twin.hearing import grow_withheld, unheard
+from jevons.twin.instances import Instances
 from jevons.twin.jumps import ITL_BINS, itl_s
 from jevons.twin.segments import room_left
 from jevons.twin.spread import QUANTILES, Distribution, Spread
@@ -63,12 +64,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     met_slo: float  # share of requests
     reuse_fraction: dict[str, float]  # of prompt tokens, by tier
     predicted_reuse: float
-    utilisation: float  # share of time that instances computed
+    utilisation: float  # share of time that is paid, that instances computed
     preemptions: int
     iterations: int
     joules_per_output_token: float | None
     groups: list[GroupUsage]
     trust: list[GroupTrust]
+    instance_hours: float = 0.0  # paid: of each instance from its start until it is stopped
+    up: list[tuple[float, int]] = []  # from when on how many were up, where instances start and stop
 
     @property
     def usage(self) -> Usage:
@@ -156,6 +159,7 @@ class Run:
         self._brought = {name: 0 for name in self._tier_names if name}  # tokens, by tier
         self._block, self._most_named = block, 1
         self._arrival_numbers: Ints | None = None
+        self._instances = Instances(scenario, made, hub, lambda: _make_room(hub))
 
     def go(self) -> None:
         for _ in self.going():
@@ -163,13 +167,13 @@ class Run:
 
     def going(self, pause_s: float = np.inf) -> Iterator[float]:
         """Run to the end. Yields the time after every `pause_s` of it, when all results so far have been told."""
-        waiting, due_s = list(self._happenings()), pause_s
+        waiting, due_s, instances = list(self._happenings()), pause_s, self._instances
         pieces = self._checked(arrivals(self._scenario.traffic, self._scenario.seed))
         piece, following = next(pieces), next(pieces, None)
         self._give(piece, 0)
         base = 0
         while True:
-            until_s = min(due_s, waiting[0][0].at_s if waiting else np.inf)
+            until_s = min(due_s, instances.next_s, waiting[0][0].at_s if waiting else np.inf)
             why = kernel.run(self.hub.record, until_s, following is None)
             if why == kernel.GROW:
                 _make_room(self.hub)
@@ -179,6 +183,8 @@ class Run:
                 self._take_results()
                 yield due_s
                 due_s = np.inf if following is None and self._is_quiet() else due_s + pause_s
+            elif why == kernel.TIME and until_s == instances.next_s:
+                instances.go_on(is_over=following is None and self._is_quiet())
             elif why == kernel.TIME:
                 self._happens(*waiting.pop(0))
             elif why == kernel.REFUSED:
@@ -211,7 +217,7 @@ class Run:
         """What, and to whom."""
         first, found = 0, [(event, self._whom(event)) for event in self._scenario.events]
         for m in self._made:
-            if m.group.up_after_s > 0:
+            if m.group.up_after_s > 0 and self._scenario.scaling is None:
                 up = Event(m.group.up_after_s, "up", 0)
                 found.append((up, np.arange(first, first + m.group.instances, dtype=np.int32)))
             first += m.group.instances
@@ -294,6 +300,10 @@ class Run:
         """Its groups, in the order of the hub."""
         return self._made
 
+    def paid_s(self, until_s: float) -> Reals:
+        """Of each instance in the hub, seconds for which it was paid. [instances]"""
+        return self._instances.paid_s(until_s)
+
     def _take_results(self) -> None:
         count = int(self.hub.number("results_end"))
         results = self.hub["results"][:count]
@@ -323,7 +333,8 @@ class Run:
     def report(self, wall_s: float, cpu_s: float) -> Report:
         sums, engines = self._sums, self.hub["engines"]
         simulated_s, met = self._last_s, self._met
-        groups = list(self._groups(simulated_s))
+        paid_s = self.paid_s(simulated_s)
+        groups = list(self._groups(simulated_s, paid_s))
         return Report(
             title=self._scenario.title,
             requests=sums["requests"],
@@ -346,20 +357,23 @@ class Run:
             met_slo=met / max(1, sums["requests"]),
             reuse_fraction=self._reuse(),
             predicted_reuse=sums["predicted_cached"] / max(1, sums["prompt"]),
-            utilisation=float(engines["busy_s"].sum()) / (simulated_s * len(engines)),
+            utilisation=float(engines["busy_s"].sum() / paid_s.sum()),
             preemptions=int(engines["preempted"].sum()),
             iterations=int(engines["iterations"].sum()),
             joules_per_output_token=_joules(groups, sums["output"]),
             groups=groups,
             trust=[_trust(m) for m in self._made],
+            instance_hours=float(paid_s.sum()) / 3600.0,
+            up=self._instances.counts,
         )
 
-    def _groups(self, simulated_s: float) -> Iterator[GroupUsage]:
+    def _groups(self, simulated_s: float, paid_s: Reals) -> Iterator[GroupUsage]:
         first = 0
         for m in self._made:
-            of = self.hub["engines"][first : first + m.group.instances]
+            here = slice(first, first + m.group.instances)
             first += m.group.instances
-            yield account(m, of, simulated_s, bool(self._later))
+            paid = float(paid_s[here].sum())
+            yield account(m, self.hub["engines"][here], simulated_s, paid, bool(self._later))
 
     def _reuse(self) -> dict[str, float]:
         """Shares of prompt tokens."""

@@ -86,9 +86,18 @@ class Watched:
             placed=watch.finished + open_now,
             under_way=open_now,
             finished=watch.finished,
-            chip_s={chip: count * now_s for chips in self._chips for chip, count in chips.items()},
+            chip_s=self._chip_s(),
             saved_chip_s=watch.saved_chip_s(),
         )
+
+    def _chip_s(self) -> dict[str, float]:
+        """Paid until now, by kind."""
+        paid_s, found = self._run.paid_s(self._now_s)[self._at], dict[str, float]()
+        for group, chips in enumerate(self._chips):
+            share = float(paid_s[self._group_of[self._at] == group].mean())
+            for chip, number in chips.items():
+                found[chip] = found.get(chip, 0.0) + number * share
+        return found
 
     def _workers(self, seen: int | None) -> Workers:
         engines, pools = self._run.hub["engines"][self._at], self._run.hub["pools"][self._at]

@@ -14,7 +14,7 @@ _SHARES = (np.arange(2000) + 0.5) / 2000
 
 
 def pictures(scenario: Scenario, report: Report, watch: Watch) -> list[Picture]:
-    return [_latencies(scenario, report, watch), _course(scenario, watch.course()), _reuse(report)]
+    return [_latencies(scenario, report, watch), _course(scenario, report, watch.course()), _reuse(report)]
 
 
 def notes(report: Report) -> list[str]:
@@ -43,9 +43,9 @@ def _latencies(scenario: Scenario, report: Report, watch: Watch) -> Picture:
     return cdf("How long requests took", Axis(label="time", unit="s", is_log=True), series, limits, about)
 
 
-def _course(scenario: Scenario, course: Course) -> Picture:
+def _course(scenario: Scenario, report: Report, course: Course) -> Picture:
     at_s = course.at_s
-    ups = instances_up(scenario)
+    ups = report.up or instances_up(scenario)
     end_s = float(at_s[-1])
     times = [*(at for at, _ in ups if at <= end_s), end_s]
     counts = [up for at, up in ups if at <= end_s]
