@@ -38,6 +38,14 @@ def test_what_waits_is_to_be_done_within_an_interval() -> None:
     assert one(asked(replace(BUSY, queued_s=540.0))).reason == "computing needs 6.25 instances"
 
 
+def test_who_is_starting_does_half_of_what_one_does_that_is_up() -> None:
+    """4 up and 4 starting do as much as 6 that are up."""
+    waits = asked(replace(BUSY, queued_s=540.0), up=4)
+
+    assert one(replace(waits, starting=4)) == one(replace(waits, up=6))
+    assert one(waits).count == 10
+
+
 def test_memory_must_hold_what_is_under_way() -> None:
     wanted = one(asked(replace(BUSY, held_tokens=720_000.0)))
 

@@ -92,7 +92,8 @@ def _for_computing(asked: Asked, rule: Rule) -> float:
     answers_s = work.tokens_per_s * work.token_s
     if share <= 0.0:
         return math.inf
-    waits_s = max(0.0, work.queued_s + (work.prompt_s - asked.up) * kind.start_s)
+    there = asked.up + asked.starting / 2  # until others are: who is starting has half of that to go, by the mean
+    waits_s = max(0.0, work.queued_s + (work.prompt_s - there) * kind.start_s)
     return (work.prompt_s + answers_s + waits_s / rule.every_s) * (1.0 + rule.headroom) / share
 
 
