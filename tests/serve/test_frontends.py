@@ -142,6 +142,9 @@ def test_any_of_two_shows_the_page_of_both(tmp_path: Path) -> None:
         views = [shown(running) for _ in range(16)]
 
         assert b"<title>" in running.get("/ui")
+        rehearsed = post(running.url + "/ui/what-if", {"policy": "random"}, {"content-type": "application/json"})
+        assert (rehearsed["now"]["requests"], rehearsed["then"]["requests"]) == (16, 16)
+        assert not any("missing" in note for note in rehearsed["notes"])
         assert len({view["began"] for view in views}) == 1
         for view in views:
             assert (view["placed"], view["finished"], view["under_way"]) == (16, 16, 0)
@@ -152,7 +155,7 @@ def test_any_of_two_shows_the_page_of_both(tmp_path: Path) -> None:
 
 def shown(running: Jevons) -> dict[str, Any]:
     told = json.loads(running.get("/ui/data"))
-    assert told["can"] == ["chat"]
+    assert told["can"] == ["chat", "what-if"]
     view: dict[str, Any] = told["view"]
     return view
 

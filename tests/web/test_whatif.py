@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from jevons.base.errors import ConfigError, RequestError
@@ -33,11 +32,11 @@ def row(id: str, at_ms: float, wait_for: str | None = None) -> Answered:
         output_tokens=4,
         placement=Placement(WorkerId("w0"), "kv", 0.001, 0, ""),
         cached_tokens=None,
-        at_s=at_ms / 1e3,
+        arrived_s=at_ms / 1e3,
         first_s=None,
         done_s=0.02,
         leader=None if wait_for is None else (RequestId(wait_for), 0.01),
-        blocks=np.arange(4),
+        blocks=bytes(range(32)),
         left=None,
     )
 
@@ -62,6 +61,12 @@ class Quiet:
 def ask(lived: Lived, body: Any, content_type: str = "application/json") -> Any:
     asked = Asked("POST", "", msgspec.json.encode(body), content_type)
     return msgspec.json.decode(asyncio.run(WhatIf(Quiet(lived), CATALOG)(asked)).body)
+
+
+def test_requests_that_frontends_did_not_tell_are_said_to_be_missing() -> None:
+    told = ask(lived(worker("w0"))._replace(silent=2), {"policy": "random"})
+
+    assert "Of 2 frontends that did not answer in time, requests are missing." in told["notes"]
 
 
 def test_a_trace_begins_with_its_first_request_and_waits_for_nobody_who_is_not_in_it(tmp_path: Path) -> None:

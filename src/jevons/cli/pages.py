@@ -23,8 +23,6 @@ def live_pages(file: Path | None) -> Pages:
     catalog = read_catalog(file)
 
     def pages(server: Front | Together) -> Mapping[str, Mount]:
-        # Of several frontends each has a part of the last minutes: rehearsed alone, the fleet would have less to do.
-        what_if = {"what-if": WhatIf(server, catalog)} if isinstance(server, Front) else {}
-        return site(server, catalog, {"chat": chat, **what_if})
+        return site(server, catalog, {"chat": chat, "what-if": WhatIf(server, catalog)})
 
     return pages

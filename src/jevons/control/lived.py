@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash, RequestId
@@ -23,8 +25,9 @@ from jevons.policy.route import Placement
 BLOCK = 16  # tokens behind an id
 _MOST_TALKS = 65_536  # conversations that may go on: those answered last
 _ID = (1 << 36) - 1  # of a block's name: copies of a trace are told apart by the bits above
+PORTION = 500  # requests: told within 1 or 2 ms
 LATELY_S, LATELY_BYTES = 600.0, 32 << 20  # what `Lately` keeps at most
-GUESS_ANSWERED_BYTES = 800  # of an `Answered` besides its blocks: itself, an array, a placement and its reason
+ANSWERED_BYTES = 700  # measured, of an `Answered` besides its blocks: itself, a placement and its reason, its entry
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,23 +51,24 @@ class Answered(msgspec.Struct, gc=False, frozen=True):
     output_tokens: int
     placement: Placement
     cached_tokens: int | None
-    at_s: float  # since the record began
-    first_s: float | None  # since it arrived
-    done_s: float
+    arrived_s: float
+    first_s: float | None  # after that
+    done_s: float  # after that
     leader: tuple[RequestId, float] | None  # whom it goes on from, and how long after that
-    blocks: Ints  # second halves of the names of its full blocks
+    blocks: bytes  # second halves of the names of its full blocks, 8 bytes each
     left: int | None  # id of what is left
 
     @property
     def size_bytes(self) -> int:
-        return GUESS_ANSWERED_BYTES + self.blocks.nbytes
+        return ANSWERED_BYTES + len(self.blocks)
 
-    def row(self) -> RecordedRow:
-        leader, ids = self.leader, (self.blocks.byteswap() & _ID).tolist()
+    def row(self, began_s: float) -> RecordedRow:
+        """Its times count from `began_s`, of the clock that it was told by."""
+        leader, ids = self.leader, (np.frombuffer(self.blocks, np.int64).byteswap() & _ID).tolist()
         return RecordedRow(
             input_length=self.prompt_tokens,
             output_length=self.output_tokens,
-            timestamp=ms(self.at_s),
+            timestamp=ms(self.arrived_s - began_s),
             hash_ids=ids if self.left is None else [*ids, self.left],
             request_id=self.id,
             wait_for=[] if leader is None else [leader[0]],
@@ -81,21 +85,16 @@ class Answered(msgspec.Struct, gc=False, frozen=True):
 
 
 class Rows:
-    """Makes rows of what is answered; who goes on with a conversation waits for what was said.
+    """Makes rows of what is answered; who goes on with a conversation waits for what was said."""
 
-    Args:
-        began_s: times of rows count from then.
-    """
-
-    def __init__(self, began_s: float) -> None:
-        self._began_s = began_s
+    def __init__(self) -> None:
         # The last full block of prompts that were answered: of which request, and when.
         self._talks: OrderedDict[int, tuple[RequestId, float, int]] = OrderedDict()
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> Answered:
         """A request is over, and its client has all of it. Times in seconds, of one clock."""
         names, left = _named(a, salt)
-        blocks = names[1::2].copy()  # the second half of each name is enough to know a block by
+        blocks = names[1::2]  # the second half of each name is enough to know a block by
         prompt: list[int] = blocks[: len(a.prompt) // BLOCK].tolist()
         leader = self._leader(prompt, len(a.prompt), arrived_s)
         if prompt:
@@ -109,11 +108,11 @@ class Rows:
             a.output_tokens,
             a.placement,
             a.cached_tokens,
-            arrived_s - self._began_s,
+            arrived_s,
             None if a.first_s is None else a.first_s - arrived_s,
             done_s - arrived_s,
             leader,
-            blocks,
+            blocks.tobytes(),
             left,
         )
 
@@ -126,11 +125,24 @@ class Rows:
         return None
 
 
+class Wanted(msgspec.Struct, frozen=True):
+    """Of what `Lately` keeps: done since then, from this number on."""
+
+    since_s: float
+    number: int = 0
+
+
+class Portion(msgspec.Struct, frozen=True):
+    next: int  # number to ask for
+    answered: list[Answered]  # none: that was all
+
+
 class Lately:
     """What was answered in the last minutes, bounded in time and memory. What it costs, each request pays."""
 
-    def __init__(self, began_s: float) -> None:
-        self._rows = Rows(began_s)
+    def __init__(self) -> None:
+        self._rows = Rows()
+        self._gone = 0  # let go; those that are kept have the numbers from there on
         self._kept: deque[tuple[float, Answered]] = deque()  # when it was done
         self._size_bytes = 0
 
@@ -141,10 +153,18 @@ class Lately:
         self._size_bytes += answered.size_bytes
         while self._size_bytes > LATELY_BYTES or self._kept[0][0] < done_s - LATELY_S:
             self._size_bytes -= self._kept.popleft()[1].size_bytes
+            self._gone += 1
 
     def since(self, at_s: float) -> list[Answered]:
         """Requests done since then, in the order they were."""
         return [answered for done_s, answered in self._kept if done_s >= at_s]
+
+    def portion(self, asked: Wanted) -> Portion:
+        """The same by portions: of a whole that is not told at once."""
+        numbered = islice(enumerate(self._kept, self._gone), max(0, asked.number - self._gone), None)
+        recent = ((number, answered) for number, (done_s, answered) in numbered if done_s >= asked.since_s)
+        found = list(islice(recent, PORTION))
+        return Portion(found[-1][0] + 1 if found else asked.number, [answered for _, answered in found])
 
 
 class LivedWorker(NamedTuple):
@@ -168,6 +188,7 @@ class Lived(NamedTuple):
     policy: str
     workers: list[LivedWorker]
     answered: list[Answered]
+    silent: int = 0  # frontends that did not tell theirs in time
 
 
 def _named(a: Finished, salt: str) -> tuple[Ints, int | None]:

@@ -115,7 +115,7 @@ class Placements:
         self.on_room: Callable[[], None] | None = None  # told when a worker may have more room, if somebody waits
         self.now_s = now_s
         self.watch = Watch(now_s())
-        self.lately = Lately(now_s())
+        self.lately = Lately()
 
     def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""

@@ -41,7 +41,7 @@ class Recorder:
         self._policy = policy
         self._folder = folder
         self._now_s, self._began_s = now_s, now_s()
-        self._rows = Rows(self._began_s)
+        self._rows = Rows()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._files = {name: (folder / name).open("xb", buffering=0) for name in (WORKERS, STEPS, REQUESTS)}
@@ -62,7 +62,7 @@ class Recorder:
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> None:
         """A request is over, and its client has all of it. Times in seconds, of the recorder's clock."""
-        self._write(REQUESTS, self._rows.answered(a, salt, arrived_s, done_s).row())
+        self._write(REQUESTS, self._rows.answered(a, salt, arrived_s, done_s).row(self._began_s))
 
     def close(self) -> None:
         for file in self._files.values():

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from jevons.base.ids import WorkerId
 from jevons.control.joined import Part, columns, joined
+from jevons.control.lived import Lived, Portion, Wanted
 from jevons.control.sharing import SharingRouter
 from jevons.facts.snapshot import FleetSnapshot, FrontendSnapshot
 from jevons.facts.state import WorkerState
@@ -27,11 +28,14 @@ from jevons.serve.place import PLACED
 from jevons.serve.siblings import Siblings
 from jevons.wire.gossip import HUB
 
-METRICS, SNAPSHOT, VIEW, WORKERS, STATE, HELD = "metrics", "snapshot", "view", "workers", "state", "held"
+METRICS, SNAPSHOT, VIEW, LIVED = "metrics", "snapshot", "view", "lived"
+WORKERS, STATE, HELD = "workers", "state", "held"
 PAGE_S = 1.0
 _SHARE = 100  # that takes at most this part of the time
 STATE_S = 5.0  # a million blocks of one worker are read, sent and read again in 1 s
 
+_WANTED: msgspec.msgpack.Decoder[Wanted] = msgspec.msgpack.Decoder(Wanted)
+_PORTION: msgspec.msgpack.Decoder[Portion] = msgspec.msgpack.Decoder(Portion)
 _PART: msgspec.msgpack.Decoder[Part] = msgspec.msgpack.Decoder(Part)
 _OWN: msgspec.msgpack.Decoder[FrontendSnapshot] = msgspec.msgpack.Decoder(FrontendSnapshot)
 
@@ -64,6 +68,7 @@ class Together:
         self._siblings.answers |= {
             METRICS: lambda _: self.keep_page(),
             SNAPSHOT: lambda _: msgspec.msgpack.encode(self._own_snapshot()),
+            LIVED: self._portion,
             VIEW: lambda _: msgspec.msgpack.encode(self._front.part()),
         }
 
@@ -72,6 +77,24 @@ class Together:
         others = [_PART.decode(part) for part in (await self._siblings.gather(VIEW)).values()]
         workers = columns(self._router.columns, os.getpid(), seen)
         return joined(self._front.part(workers), others, self._router.chips())
+
+    async def lived(self, seconds: float) -> Lived:
+        """What all answered in the last so many seconds, in the order in which it was done."""
+        own, since_s = self._front.lived(seconds), self._front.now_s() - seconds
+        answered, silent = list(own.answered), 0
+        for number in sorted(self._siblings.peers):
+            wanted = Wanted(since_s)
+            while (told := await self._siblings.ask(number, LIVED, msgspec.msgpack.encode(wanted))) is not None:
+                portion = _PORTION.decode(told)
+                if not portion.answered:
+                    break
+                answered += portion.answered
+                wanted = Wanted(since_s, portion.next)
+            silent += told is None
+        return own._replace(answered=sorted(answered, key=lambda each: each.arrived_s + each.done_s), silent=silent)
+
+    def _portion(self, wanted: bytes) -> bytes:
+        return msgspec.msgpack.encode(self._front.placements.lately.portion(_WANTED.decode(wanted)))
 
     async def keep(self) -> None:
         """Have the hub know what is counted here and the others what is measured, until cancelled."""

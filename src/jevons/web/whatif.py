@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -37,7 +37,7 @@ _SAID_BYTES = 4_000  # of what a process says when it fails
 class Server(Protocol):
     """Whose traffic it is."""
 
-    def lived(self, seconds: float) -> Lived: ...
+    def lived(self, seconds: float) -> Lived | Awaitable[Lived]: ...
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,13 +121,16 @@ class WhatIf:
         return question
 
     async def _answer(self, question: Question) -> Answer:
-        lived = self._server.lived(question.minutes * 60)
+        found = self._server.lived(question.minutes * 60)
+        lived = found if isinstance(found, Lived) else await found
         if not lived.answered:
             raise RequestError(f"what-if: no request was answered in the last {question.minutes:g} min", status=409)
         with tempfile.TemporaryDirectory(prefix="jevons-what-if-") as name:
             folder = Path(name)
             rows = await asyncio.to_thread(write_trace, folder, lived.answered)
             notes = ["Caches begin empty in both rehearsals; live they were warm."]
+            if lived.silent:
+                notes.append(f"Of {lived.silent} frontends that did not answer in time, requests are missing.")
             now, why = _as_it_is(lived, None)
             if why is not None:
                 notes.append(f"The fleet as it is cannot be rehearsed: {why}.")
@@ -140,11 +143,10 @@ class WhatIf:
 
 def write_trace(folder: Path, answered: Sequence[Answered]) -> list[RecordedRow]:
     """Requests in a trace of their own: times from its first one, and who waits for nobody in it comes at its time."""
-    rows = [each.row() for each in answered]
+    began_s = min(each.arrived_s for each in answered)
+    rows = [each.row(began_s) for each in answered]
     there = {row.request_id for row in rows}
-    first_ms = min(row.timestamp or 0.0 for row in rows)
     for row in rows:
-        row.timestamp = (row.timestamp or 0.0) - first_ms
         row.wait_for = [id for id in row.wait_for if id in there]
         row.delay = row.delay if row.wait_for else None
     (folder / REQUESTS).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
