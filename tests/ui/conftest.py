@@ -77,12 +77,12 @@ def picture(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
 
 
 @contextmanager
-def served(folder: Path, count: int, *options: str) -> Iterator[Jevons]:
+def served(folder: Path, count: int, *options: str, frontends: int = 1) -> Iterator[Jevons]:
     """`jevons serve` before a mock fleet with these options."""
     file = folder / "engines"
     fleet = Running("mock", "--count", str(count), "--port", "0", "--out", str(file), *options)
     file.write_text("".join(f"{line},chip=h100\n" for line in file.read_text().split()))
-    server = Jevons("--no-state", "--engine", f"@{file}")
+    server = Jevons("--no-state", "--engine", f"@{file}", "--frontends", str(frontends))
     try:
         _await_up(server, count)
         yield server

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.processes import Jevons
-from tests.ui.conftest import MANY, load, rehearsed
+from tests.ui.conftest import MANY, load, rehearsed, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -201,6 +202,25 @@ def test_it_says_when_the_server_is_gone_and_when_it_is_back(server: Jevons, ope
 def test_calm_is_respected(server: Jevons, open_page: Open) -> None:
     page = open_page(server.url + "/ui", reduced_motion="reduce")
     assert "every 2 s" in page.locator("#link").inner_text()
+
+
+def test_several_frontends_have_one_page(tmp_path: Path, open_page: Open, picture: Picture) -> None:
+    with served(tmp_path, 8, "--prefill-tokens-per-s", "4000", frontends=2) as server:
+        page = open_page(server.url + "/ui")
+        with load(server, 4):
+            page.wait_for_function("() => document.querySelectorAll('#rows tbody tr').length > 20", timeout=60_000)
+            page.wait_for_timeout(5_000)
+            picture(page, "frontends")
+        assert "by 2 frontends" in page.locator("#title").inner_text()
+        assert figure(page, "Workers") == "8 up"
+        page.get_by_label("Policy").select_option("round_robin")
+        page.get_by_role("button", name="Rehearse").click()
+        page.locator("#if-result table").wait_for(timeout=200_000)
+        told = page.locator("#if-result thead").inner_text()
+        answered = sum(frontend["placements"] for frontend in server.snapshot()["frontends"])
+        assert int(re.findall(r"[\d,]+", told)[0].replace(",", "")) == answered
+        picture(page, "frontends-what-if")
+        page.close()
 
 
 def test_a_rehearsal_has_the_same_page(open_page: Open, picture: Picture) -> None:
