@@ -16,7 +16,7 @@ from jevons.config.catalog import read_catalog
 from jevons.config.scenario import make_scenario
 from jevons.config.wants import Budget, Wants, make_wants
 from jevons.twin.offers import load_of, offers_of
-from jevons.twin.plan import plan
+from jevons.twin.plan import Search, plan
 from jevons.twin.planned import Plan, Tried, front
 from jevons.twin.run import simulate
 
@@ -138,6 +138,22 @@ def test_experts_go_to_sram_where_its_given_price_is_low() -> None:
     assert flip.at > 0.01
     assert "lpu3" not in flip.to
     assert 'ffn_chip = "lpu3"' in found.scenario
+
+
+@pytest.mark.parametrize("lower", [0.02, 0.05])
+def test_a_lower_price_of_a_chip_never_makes_a_plan_dearer(lower: float) -> None:
+    cheap, dear = planned(split(lower)), planned(split(2 * lower))
+    assert cheap.best is not None
+    assert dear.best is not None
+    assert cheap.best.usd_per_hour <= dear.best.usd_per_hour
+
+
+def test_nothing_of_the_same_chips_and_roles_keeps_the_promise_for_less(usual: Plan) -> None:
+    search = Search(wants(), CATALOG, CALIBRATION, lambda tried: None)
+    best = search.plan().best
+    assert best is not None
+    counts = search._counts_of(best)
+    assert not any(search.rehearse(fleet).keeps for fleet in search._instead(counts))
 
 
 def test_experts_stay_where_the_given_price_is_high() -> None:

@@ -77,6 +77,7 @@ class Search:
 
     def plan(self) -> Plan:
         found, bound = self._finalists()
+        found += self._alike(found)
         found += self._tiered(found)
         found.sort(key=lambda each: (each.usd_per_hour, each.name))
         best = found[0] if found else None
@@ -127,6 +128,35 @@ class Search:
             if sized is not None:
                 found.append(self.rehearse(sized))
         return found, bound
+
+    def _alike(self, found: Sequence[Tried]) -> list[Tried]:
+        """What less money than the cheapest fleet takes buys of kinds with the same chips and role, while any keeps it.
+
+        The bound knows no difference between kinds that it needs one instance of: rehearsals do.
+        """
+        better: list[Tried] = []
+        while found or better:
+            best = self._counts_of(min([*found, *better], key=lambda each: (each.usd_per_hour, each.name)))
+            cheaper = next((each for each in self._instead(best) if self.rehearse(each).keeps), None)
+            if cheaper is None:
+                break
+            better.append(self.rehearse(self._shrink(cheaper, lambda needs: needs.usd_per_hour)))
+        return better[-1:]
+
+    def _instead(self, counts: Counts) -> list[Counts]:
+        """Fleets with another kind in the place of one, as many as cost less, that serve by the bound."""
+        usd, found = self.needs(counts).usd_per_hour, list[Counts]()
+        for old, new in product(counts, range(len(self.kinds))):
+            kinds = self.kinds[old], self.kinds[new]
+            if new in counts or kinds[0].role != kinds[1].role or kinds[0].chips.keys() != kinds[1].chips.keys():
+                continue
+            rest = {kind: count for kind, count in counts.items() if kind != old}
+            left = usd * (1 - 1e-9) - self.needs(rest).usd_per_hour
+            fleet = rest | {new: int(left / self.needs({new: 1}).usd_per_hour)}
+            needs = self.needs(fleet)
+            is_less = fleet[new] > 0 and needs.usd_per_hour < usd and self._serves(fleet)
+            found += [fleet] if is_less and not excesses(needs, self.limits, self.offers) else []
+        return sorted(found, key=lambda each: self.needs(each).usd_per_hour)
 
     def _tiered(self, found: Sequence[Tried]) -> list[Tried]:
         """The cheapest fleet with each tier that is offered, under those who compute prompts."""
