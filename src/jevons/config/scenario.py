@@ -75,7 +75,6 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     attention: Count = 1  # copies of attention
     ffn_chip: str = ""  # feed-forward layers and experts are on chips of this kind, attention on `chip`
     ffn_chips: Count = 1
-    microbatches: Count = 2
     role: Literal["both", "prefill", "decode"] = "both"
     block_size: Count = 64  # tokens
     blocks: Count | None = None  # None: what memory holds besides the weights
