@@ -94,7 +94,7 @@ STORED = BlocksStored(hashes=[5], tokens=[1, 2], block_size=2)
         ({"ts": 0.0, "events": [STORED_MAP], "data_parallel_rank": 0}, STORED),
         ([0.0, [["BlockStored", [5], None, [1, 2], 2, None]], 0], STORED),  # SGLang: by position, ends at lora_id
         ([0.0, [["BlockStored", [5], None, [1, 2], 2, 3, "GPU"]], 0], BlocksStored(
-            hashes=[5], tokens=[1, 2], block_size=2, medium="GPU", adapter="#3")),
+            hashes=[5], tokens=[1, 2], block_size=2, medium="GPU", adapter_number=3)),
         ([0.0, [["BlockRemoved", [5, -7], "CPU"]], None], BlocksRemoved(hashes=[5, -7], medium="CPU")),
         ([0.0, [{"type": "BlockRemoved", "block_hashes": [b"x" * 32]}], 0], BlocksRemoved(hashes=[b"x" * 32])),
         ([0.0, [["AllBlocksCleared"]], 0], AllCleared()),
