@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--tpot", type=float, default=0.05)
     parser.add_argument("--share", type=float, default=0.9)
     parser.add_argument("--requests", type=int)
-    parser.add_argument("--finalists", type=int, default=6)
+    parser.add_argument("--finalists", type=int, default=12)
     given = parser.parse_args()
 
     def row(name: str, **more: Any) -> Tried | None:

@@ -91,6 +91,24 @@ def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:
     assert enough.best.power_w <= needs
 
 
+def test_a_limit_that_the_best_fleet_is_within_finds_it_again(usual: Plan) -> None:
+    assert usual.best is not None
+    assert usual.best.power_w is not None
+    within = planned(replace(wants(), limits=Budget(power_w=usual.best.power_w)))
+    assert within.best is not None
+    assert within.best.usd_per_hour <= usual.best.usd_per_hour
+    assert within.best.power_w is not None
+    assert within.best.power_w <= usual.best.power_w
+
+
+def test_no_more_is_told_to_be_needed_than_a_fleet_that_was_found_takes(usual: Plan) -> None:
+    assert usual.best is not None
+    assert usual.best.power_w is not None
+    short = planned(replace(wants(), limits=Budget(power_w=usual.best.power_w * 0.99)))
+    told = [each.needs for each in short.short_of if each.limit == "power_w"]
+    assert short.best is not None or min(told) <= usual.best.power_w
+
+
 def test_chips_that_are_there_too_late_are_not_bought() -> None:
     late = wants(available=[{"chip": "h200", "since": "2027-06"}], at="2027-01")
     offers, why_not = offers_of(late, CATALOG)

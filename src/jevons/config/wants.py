@@ -85,7 +85,7 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     tiers: list[OfferedTier] = []
     memory_share: Share = 0.9
     most_kinds: Count = 2  # of instances in one fleet
-    finalists: Count = 6  # that are rehearsed
+    finalists: Count = 12  # that are rehearsed
     seed: Annotated[int, Meta(ge=0)] = 0
 
     @property

@@ -30,6 +30,7 @@ from jevons.twin.run import simulate
 
 _GROW = 1.25
 _SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
+_BEYOND = 2.0  # times a limit, within which what keeps the promise may become small enough again
 _HALVINGS = 10  # of the share of a load that limits allow
 _MOST_STEPS = 12  # of growing: to 15 times as many; more of the same do not help then
 _HOUR_S = 3600.0
@@ -194,9 +195,12 @@ class Search:
         return replace(self.market, kinds=kinds)
 
     def _more(self, at: int) -> float:
-        """How many times more instances of a kind it takes than the bound says."""
+        """How many times more instances of a kind it takes than the bound says; as few as of any other of its role.
+
+        One other tells nothing: the bound may be wrong of its chip alone.
+        """
         alike = [more for kind, more in self._learned.items() if self.kinds[kind].role == self.kinds[at].role]
-        return self._learned.get(at, min(alike, default=1.0))
+        return self._learned.get(at, min(alike) if len(alike) > 1 else 1.0)
 
     def _learn(self, counts: Counts) -> None:
         """Of a fleet that just keeps its promise."""
@@ -218,14 +222,18 @@ class Search:
             None where the limits, or `most`, allow none.
         """
         counts = self._grow(start, cost, most)
-        if counts is not None:
-            counts = self._shrink(counts, cost)
-            self._learn(counts)
-        return counts
+        if counts is None:
+            return None
+        counts = self._shrink(counts, cost)
+        for name in Limits.__struct_fields__:  # the cheapest may still exceed what one that is dearer does not
+            if any(each.limit == name for each in self._excesses(counts)):
+                counts = self._shrink(counts, lambda needs, of=name: getattr(needs, of) or math.inf)  # type: ignore[misc]
+        self._learn(counts)
+        return None if self._excesses(counts) else counts
 
     def _grow(self, counts: Counts, cost: Callable[[Needs], float], most: float) -> Counts | None:
         for _ in range(_MOST_STEPS):
-            if cost(self.needs(counts)) > most or excesses(self.needs(counts), self.limits, self.offers):
+            if cost(self.needs(counts)) > most or self._beyond(counts) > _BEYOND:
                 return None
             tried = self.rehearse(counts)
             if tried.keeps:
@@ -261,14 +269,21 @@ class Search:
 
     def _neighbours(self, counts: Counts, step: int, cost: Callable[[Needs], float]) -> list[Counts]:
         """Fewer of one kind, or more of it for fewer of another, where that is cheaper and no less by the bound."""
-        now, found = cost(self.needs(counts)), []
+        now, beyond, found = cost(self.needs(counts)), self._beyond(counts), []
         for changes in product((-2 * step, -step, 0, step), repeat=len(counts)):
             new = {kind: count + change for (kind, count), change in zip(counts.items(), changes, strict=True)}
             if min(new.values()) < 1 or cost(self.needs(new)) >= now or not self._serves(new):
                 continue
-            if not excesses(self.needs(new), self.limits, self.offers):
+            if self._beyond(new) <= beyond:
                 found.append(new)
         return sorted(found, key=lambda each: cost(self.needs(each)))
+
+    def _excesses(self, counts: Counts) -> list[Excess]:
+        return excesses(self.needs(counts), self.limits, self.offers)
+
+    def _beyond(self, counts: Counts) -> float:
+        """How many times the limit it exceeds most; 1 within all."""
+        return max((each.needs / each.has if each.has else math.inf for each in self._excesses(counts)), default=1.0)
 
     def _serves(self, counts: Counts) -> bool:
         """By the bound."""
@@ -407,8 +422,12 @@ class Search:
         counts = cheapest(self._corrected(), least=name)
         if counts is None:
             return None
-        sized = self.size({kind: count for kind, count in enumerate(counts) if count}, cost)
-        return None if sized is None else self.needs(sized)
+        self.size({kind: count for kind, count in enumerate(counts) if count}, cost)
+        fleets = (dict(key) for key, each in self.tried.items() if each.keeps)
+        within = (
+            needs for fleet in fleets if not self._excesses(fleet) and math.isfinite(cost(needs := self.needs(fleet)))
+        )
+        return min(within, key=cost, default=None)
 
 
 def _nothing(wants: Wants, offers: dict[str, Offer], why_not: dict[str, str]) -> str:
