@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.config.tables import read_table
 from jevons.facts.hardware import Confidence, Figure, Positive
 
 _SHARES = ("compression_", "active_fraction", "utilisation", "most_utilisation", "inference_share")
@@ -51,13 +51,9 @@ def read_outlook(name: str) -> OutlookFile:
         ConfigError: names the file, the field, the value and the rule.
     """
     path = Path(name) if Path(name).exists() else _shipped(name)
+    table = read_table(path, "outlook")
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text())
         return msgspec.convert(table, OutlookFile)
-    except OSError as error:
-        raise ConfigError(f"outlook {path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"outlook {path}: not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"outlook {path}: {error}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.config.tables import read_table, replace_in
 from jevons.facts.llm import Precision
 
 Count = Annotated[int, Meta(ge=1)]
@@ -161,12 +161,7 @@ def read_scenario(path: Path, changes: dict[str, Any] | None = None) -> Scenario
     Raises:
         ConfigError: names the file, the field, the value and the rule.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"scenario {path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"scenario {path}: not TOML: {error}") from error
+    table = read_table(path, "scenario")
     scenario = make_scenario(table, str(path), changes)
     trace = scenario.traffic.trace
     if trace and not (changes or {}).get("traffic.trace") and not Path(trace).is_absolute():
@@ -177,14 +172,7 @@ def read_scenario(path: Path, changes: dict[str, Any] | None = None) -> Scenario
 
 def make_scenario(table: dict[str, Any], where: str, changes: dict[str, Any] | None = None) -> Scenario:
     """A scenario from its fields. Raises ConfigError, see `read_scenario`."""
-    for name, value in (changes or {}).items():
-        *parents, last = name.split(".")
-        inner = table
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"scenario {where}: {parent}: must be a table, got {inner!r}")
-        inner[last] = value
+    replace_in(table, changes, f"scenario {where}")
     try:
         scenario = msgspec.convert(table, Scenario)
         _check(scenario)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from msgspec import Meta
 
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Count, Positive, Share, StoreTier, Traffic
+from jevons.config.tables import read_table, replace_in
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.llm import Precision
 
@@ -103,12 +103,7 @@ def read_wants(path: Path, changes: dict[str, Any] | None = None) -> Wants:
     Raises:
         ConfigError: names the file, the field, the value and the rule.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"plan {path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"plan {path}: not TOML: {error}") from error
+    table = read_table(path, "plan")
     wants = make_wants(table, str(path), changes)
     trace = wants.traffic.trace
     if trace and not (changes or {}).get("traffic.trace") and not Path(trace).is_absolute():
@@ -119,14 +114,7 @@ def read_wants(path: Path, changes: dict[str, Any] | None = None) -> Wants:
 
 def make_wants(table: dict[str, Any], where: str, changes: dict[str, Any] | None = None) -> Wants:
     """From its fields. Raises ConfigError, see `read_wants`."""
-    for name, value in (changes or {}).items():
-        *parents, last = name.split(".")
-        inner = table
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"plan {where}: {parent}: must be a table, got {inner!r}")
-        inner[last] = value
+    replace_in(table, changes, f"plan {where}")
     try:
         wants = msgspec.convert(table, Wants)
         _check(wants)

@@ -1,0 +1,31 @@
+"""TOML files as tables, with some of their values replaced: what all of our files have in common."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from jevons.base.errors import ConfigError
+
+
+def read_table(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file. Raises ConfigError: it cannot be read, or is none; `what` says in it what the file is of."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path}: not TOML: {error}") from error
+
+
+def replace_in(table: dict[str, Any], changes: dict[str, Any] | None, where: str) -> None:
+    """Set values by dotted name, such as `traffic.rate`. Raises ConfigError: a parent is no table."""
+    for name, value in (changes or {}).items():
+        *parents, last = name.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{where}: {parent}: must be a table, got {inner!r}")
+        inner[last] = value
