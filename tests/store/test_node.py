@@ -430,6 +430,10 @@ def test_a_peer_that_dies_costs_a_reason_and_one_that_returns_is_used_again(
     until(lambda: b.look(0, 3) == [Tier.PEER] * 3, WAIT_S, "the peer's blocks are known")
     os.kill(here.process.pid, signal.SIGSTOP)
     b.node.ask(Bring(1_000, [name(0)], [BlockId(0)]))
+    # Killed before the keeper asks it, the peer's blocks would be "missing", rightly. Each of these answers takes one
+    # more turn of the keeper's loop at least, and the third turn after it hears of a fetch sends that to the peer.
+    for _ in range(8):
+        assert b.look(0, 3) == [Tier.PEER] * 3
     here.stop()
     answer = b.answers.get(timeout=WAIT_S)
 
