@@ -100,6 +100,27 @@ def test_the_table_tells_base_and_interval_what_matters_and_the_trust(cost: Any)
         assert text in ended.out
 
 
+def test_memory_below_the_chips_is_a_line_of_its_own_for_each_node(cost: Any, tmp_path: Path) -> None:
+    """Three instances, two of which share a node: two nodes of 1 TB each."""
+    scenario = tmp_path / "tiered.toml"
+    scenario.write_text("""
+model = "llama-3.1-8b"
+[traffic]
+kind = "chat"
+requests = 60
+[[fleet]]
+chip = "h200"
+instances = 3
+tier = { name = "dram", size_bytes = 1e12, bytes_per_s = 50e9, instances = 2 }
+""")
+    found, told = cost(str(scenario), "--json").json["money"], cost(str(scenario)).out
+
+    assert found["tiers"]["dram"]["size_bytes"] == 2e12
+    assert 0 < found["tiers"]["dram"]["year"]["base"] < found["fleet_year"]["base"]
+    assert "dram_usd_per_gb" in [swing["name"] for swing in found["tornado"]]
+    assert "of that, 2 TB of dram" in told
+
+
 def test_a_chip_without_a_price_is_named_and_has_a_break_even_instead(cost: Any, tmp_path: Path) -> None:
     small = tmp_path / "small.toml"
     small.write_text(shipped("vr-nvl72").read_text().replace("requests = 20000", "requests = 200"))

@@ -43,6 +43,9 @@ _LABELS = {
     "wacc": "cost of capital",
     "capex_overhead": "network, storage, installation",
     "memory_price_share": "memory's share of prices",
+    "dram_usd_per_gb": "memory of hosts, $/GB",
+    "flash_usd_per_gb": "drives, $/GB",
+    "object_usd_per_gb_month": "object store, $/GB a month",
 }
 
 
@@ -146,6 +149,8 @@ def _money_rows(money: Money) -> Iterator[_Row]:
     for name, hour in money.chip_hours.items():
         yield f"an hour of {name}", hour, short_dollars
     yield "a year of the fleet", money.fleet_year, short_dollars
+    for name, tier in money.tiers.items():
+        yield f"  of that, {si(tier.size_bytes, 'B')} of {name}", tier.year, short_dollars
     yield "a million output tokens, which pay for all", money.mtok, short_dollars
     for label, interval in (
         ("  … or, each its own: input, computed", money.mtok_input),

@@ -3,10 +3,11 @@
 Who pays. Every instance is paid every second, or where instances start and stop from its start until it is stopped. A
 share of that is the price of memory (`memory_price_share` of a chip, times the part of its memory that holds what may
 be asked again): all tokens pay it alike, for each leaves its keys and values there, and a cached input token pays
-nothing else. The rest is paid by seconds of computing: input tokens that were not cached pay those of prompts, at the
-prices by which the router places them, output tokens all others. Seconds in which nothing was computed are paid by both
-in the same proportion. Bringing blocks from a tier below goes on beside computing and takes none of these seconds;
-reading what was cached is part of the tokens that attend to it.
+nothing else. So it is with all that memory below the chips' costs. The rest is paid by seconds of computing: input
+tokens that were not cached pay those of prompts, at the prices by which the router places them, output tokens all
+others. Seconds in which nothing was computed are paid by both in the same proportion. Bringing blocks from a tier below
+goes on beside computing and takes none of these seconds; reading what was cached is part of the tokens that attend to
+it.
 
 How much is asked for. The rehearsal is the peak that the fleet is built for; over the year `utilisation` of it is asked
 for. How busy instances are in the rehearsal is no factor on top: its tokens are counted over all of its seconds.
@@ -25,6 +26,8 @@ import msgspec
 from jevons.econ.cost import HOURS_PER_YEAR, SECONDS_PER_HOUR, ChipHour
 from jevons.econ.draws import Amount, Result
 from jevons.econ.power import joules_per_token, tokens_per_s_per_mw
+from jevons.econ.tiers import figures_of
+from jevons.econ.tiers import usd_per_hour as tier_usd_per_hour
 from jevons.facts.economics import Economics
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.usage import GroupUsage, Usage
@@ -55,16 +58,22 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         for group in self.usage.groups:
             if group.trust != "given":
                 found[_steps(group)] = step_time(group.rate_p90_error)
+        for tier in self.usage.tier_bytes:
+            found |= figures_of(tier, self.economics)
         for name in ("utilisation", "memory_price_share", "pue"):
             found[name] = getattr(self.economics, name)
         return found
 
     def usd_per_hour(self, of: Mapping[str, Amount]) -> Amount:
         """All that is paid by the mean, as many instances as are needed if steps take as long as they may."""
-        return self._sum(of, lambda group: 1.0)
+        return self._chips(of, lambda group: 1.0) + self._tiers(of)
 
     def usd_per_year(self, of: Mapping[str, Amount]) -> Amount:
         return self.usd_per_hour(of) * HOURS_PER_YEAR
+
+    def tier_usd_per_year(self, tier: str, of: Mapping[str, Amount]) -> Amount:
+        """Of memory below the chips', as much as these instances have."""
+        return tier_usd_per_hour(tier, self.usage.tier_bytes[tier], of) * HOURS_PER_YEAR
 
     def usd_per_mtok(self, of: Mapping[str, Amount]) -> Amount:
         """Of output, which pays for everything: the definition of InferenceX."""
@@ -72,17 +81,17 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
 
     def usd_per_mtok_cached(self, of: Mapping[str, Amount]) -> Amount:
         """Of input that was not computed again: its place in memory."""
-        usd = self._sum(of, lambda group: of["memory_price_share"] * group.cache_share)
+        usd = self._chips(of, lambda group: of["memory_price_share"] * group.cache_share) + self._tiers(of)
         return self._each(usd, self.usage.input_tokens + self.usage.output_tokens, of) * 1e6
 
     def usd_per_mtok_input(self, of: Mapping[str, Amount]) -> Amount:
         """Of what had to be computed; there was some."""
-        usd = self._sum(of, lambda group: _compute(group, of) * _prompts(group))
+        usd = self._chips(of, lambda group: _compute(group, of) * _prompts(group))
         computed = self.usage.input_tokens - self.usage.cached_tokens
         return self.usd_per_mtok_cached(of) + self._each(usd, computed, of) * 1e6
 
     def usd_per_mtok_output(self, of: Mapping[str, Amount]) -> Amount:
-        usd = self._sum(of, lambda group: _compute(group, of) * (1.0 - _prompts(group)))
+        usd = self._chips(of, lambda group: _compute(group, of) * (1.0 - _prompts(group)))
         return self.usd_per_mtok_cached(of) + self._each(usd, self.usage.output_tokens, of) * 1e6
 
     def usd_per_request(self, of: Mapping[str, Amount]) -> Amount:
@@ -115,7 +124,7 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         The chip itself need have no price.
         """
         asked = self.usage.output_tokens / self.usage.seconds * SECONDS_PER_HOUR * of["utilisation"]
-        others = self._sum(of, lambda group: 1.0, without=chip)
+        others = self._chips(of, lambda group: 1.0, without=chip) + self._tiers(of)
         needed = sum(
             group.chips.get(chip, 0) * group.paid_share * self._steps(group, of) for group in self.usage.groups
         )
@@ -125,7 +134,15 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     def _output_per_s(self) -> float:
         return self.usage.output_tokens / self.usage.seconds
 
-    def _sum(self, of: Mapping[str, Amount], share: Callable[[GroupUsage], Amount], without: str = "") -> Amount:
+    def _tiers(self, of: Mapping[str, Amount]) -> Amount:
+        """Dollars an hour of memory below the chips', of as many instances as are needed."""
+        return sum(
+            tier_usd_per_hour(tier, size_bytes, of) * group.paid_share * self._steps(group, of)
+            for group in self.usage.groups
+            for tier, size_bytes in group.tier_bytes.items()
+        )
+
+    def _chips(self, of: Mapping[str, Amount], share: Callable[[GroupUsage], Amount], without: str = "") -> Amount:
         """Dollars an hour, of each group so much."""
         return sum(
             self.hours[name].usd(of) * count * group.paid_share * self._steps(group, of) * share(group)

@@ -12,10 +12,18 @@ from jevons.econ.tornado import Swing, tornado
 from jevons.facts.hardware import Figure
 
 
+class TierMoney(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one kind of memory below the chips', of all nodes."""
+
+    size_bytes: float
+    year: Interval  # dollars, part of the fleet's
+
+
 class Money(msgspec.Struct, frozen=True, kw_only=True):
     """Dollars."""
 
     chip_hours: dict[str, Interval]  # of one chip, by kind
+    tiers: dict[str, TierMoney]  # memory below the chips'
     fleet_hour: Interval
     fleet_year: Interval
     mtok: Interval  # a million output tokens, which pay for everything
@@ -41,6 +49,7 @@ def money(bill: Bill, draws: Draws) -> Money:
     is_computed = usage.input_tokens > usage.cached_tokens
     return Money(
         chip_hours={name: interval_of(hour.usd, hour.figures, draws) for name, hour in bill.hours.items()},
+        tiers={name: _tier(bill, name, size, draws) for name, size in usage.tier_bytes.items()},
         fleet_hour=interval_of(bill.usd_per_hour, _of_what_is_there(figures), draws),
         fleet_year=interval_of(bill.usd_per_year, _of_what_is_there(figures), draws),
         mtok=interval_of(bill.usd_per_mtok, figures, draws),
@@ -51,6 +60,11 @@ def money(bill: Bill, draws: Draws) -> Money:
         good_request=interval_of(bill.usd_per_good_request, figures, draws) if usage.met else None,
         tornado=[swing for swing in tornado(bill.usd_per_mtok, figures) if swing.width > 0],
     )
+
+
+def _tier(bill: Bill, name: str, size_bytes: float, draws: Draws) -> TierMoney:
+    year = interval_of(lambda of: bill.tier_usd_per_year(name, of), bill.figures(), draws)
+    return TierMoney(size_bytes=size_bytes, year=year)
 
 
 def power(bill: Bill, draws: Draws) -> Power | None:

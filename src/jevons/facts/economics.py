@@ -32,6 +32,10 @@ class Economics(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     own_price_spread: Figure  # of published costs of an owned hour, as a factor
     rent_price_spread: Figure  # of published rents
     memory_price_share: Figure  # of what a chip costs with all around it
+    # What memory below the chips' costs; a GB is 1e9 bytes.
+    dram_usd_per_gb: Figure  # of a server's memory, to buy
+    flash_usd_per_gb: Figure  # of a server's drives, to buy
+    object_usd_per_gb_month: Figure  # in an object store, by the month
     # What people ask for.
     price_elasticity: Figure  # percent more tokens for a percent less, as a positive number
     capability_price_decline_per_year: Figure  # of what costs the same capability, as a factor

@@ -17,6 +17,7 @@ class GroupUsage(msgspec.Struct, frozen=True, kw_only=True):
     trust: str  # in the step times; see perf.calibration, or "given"
     rate_p90_error: float | None  # of predicted throughput on measurements held out; None: nothing of its kind was
     paid_share: float = 1.0  # of the time, that its instances were started and not stopped, by the mean
+    tier_bytes: dict[str, float] = {}  # memory below the chips' of all its nodes, by tier
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         for group in self.groups:
             for name, count in group.chips.items():
                 found[name] = found.get(name, 0) + count
+        return found
+
+    @property
+    def tier_bytes(self) -> dict[str, float]:
+        """Memory below the chips', by tier, in the order of groups."""
+        found: dict[str, float] = {}
+        for group in self.groups:
+            for name, size_bytes in group.tier_bytes.items():
+                found[name] = found.get(name, 0.0) + size_bytes
         return found
 
     @property

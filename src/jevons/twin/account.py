@@ -32,6 +32,7 @@ def account(made: Made, engines: Records, simulated_s: float, paid_s: float, is_
         trust="given" if made.calibrated is None else str(made.calibrated.trust),
         rate_p90_error=None if error is None else error.p90,
         paid_share=paid_s / (simulated_s * len(engines)),
+        tier_bytes=_tier_bytes(made),
     )
 
 
@@ -55,6 +56,12 @@ def chips_of(made: Made) -> dict[str, int]:
         assert group.draft is not None, "who has a drafter says on which chips"
         found[group.draft.chip] = found.get(group.draft.chip, 0) + made.drafts.drafter.group.chips
     return {name: count * group.instances for name, count in found.items()}
+
+
+def _tier_bytes(made: Made) -> dict[str, float]:
+    """Of all its nodes; one that fewer instances share than may has all of it."""
+    tier = made.group.tier
+    return {} if tier is None else {tier.name: tier.size_bytes * -(-made.group.instances // tier.instances)}
 
 
 def _prompt_s(made: Made, engines: Records, busy_s: float) -> float:
