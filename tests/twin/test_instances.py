@@ -46,6 +46,19 @@ def test_over_a_day_fewer_instance_hours_keep_the_promise() -> None:
     assert scaled.groups[0].paid_share == pytest.approx(scaled.instance_hours / 4 / (scaled.simulated_s / 3_600))
 
 
+def test_each_start_and_stop_is_told_with_its_reason() -> None:
+    report = simulate(scenario(DAY | {"seconds": 40_000.0}), CATALOG, CALIBRATION)
+
+    before = 4
+    for change in report.changes:
+        assert (change.role, change.before) == ("both", before)
+        before = change.wanted
+    assert len(report.changes) > 1
+    rises = [change for change in report.changes if change.wanted > change.before]
+    assert rises
+    assert all("computing needs" in change.reason or "memory needs" in change.reason for change in report.changes)
+
+
 def test_starting_and_draining_are_paid_too() -> None:
     report = simulate(scenario(DAY | {"seconds": 40_000.0}), CATALOG, CALIBRATION)
 

@@ -262,6 +262,54 @@ def test_a_tier_is_bought_where_it_saves_more_than_it_costs() -> None:
     assert dear.best.parts == without.parts
 
 
+DAY = {"kind": "documents", "shape": "diurnal", "rate": 0.4, "seconds": 60_000.0}
+
+
+def day(**more: Any) -> Wants:
+    """A load that rises to several times what it is at night."""
+    asked: dict[str, Any] = {
+        "model": "llama-3.1-70b",
+        "traffic": DAY,
+        "chips": ["h100"],
+        "tensor": [4],
+        "roles": ["both"],
+        "basis": "rent",
+        "slo": {"ttft_s": 10.0, "tpot_s": 0.05},
+        "finalists": 1,
+    }
+    return wants(**asked | more)
+
+
+def test_where_hours_are_rented_a_day_costs_less_on_instances_that_stop() -> None:
+    found = planned(day())
+    assert found.best is not None
+    assert found.scaled is not None
+    assert found.scaled.pays, found.scaled.reason
+    assert found.scaled.met >= found.slo.share
+    assert found.scaled.usd_per_hour < found.best.usd_per_hour
+    share = found.scaled.instance_hours / found.scaled.all_instance_hours
+    each_usd = found.best.usd_per_hour / found.best.parts[0].instances
+    most = found.scaled.all_instance_hours / (found.load.span_s / 3600)
+    assert found.scaled.usd_per_hour == pytest.approx(each_usd * share * most, rel=0.01)
+    assert "[scaling]" in found.scaled.scenario
+
+
+def test_bought_chips_save_the_power_alone_that_they_do_not_draw() -> None:
+    found = planned(day(basis="own"))
+    assert found.best is not None
+    assert found.scaled is not None
+    saved = 1 - found.scaled.usd_per_hour / found.best.usd_per_hour
+    assert 0.001 < saved < 0.03
+    assert "power alone: chips are bought" in found.scaled.reason
+
+
+def test_steady_work_has_nothing_to_start_and_stop(usual: Plan) -> None:
+    assert usual.scaled is not None
+    assert not usual.scaled.pays
+    assert not usual.scaled.usd_per_hour
+    assert "× the mean: what is there is needed" in usual.scaled.reason or "too short to tell" in usual.scaled.reason
+
+
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "traces" / "mooncake_conversation_trace.jsonl"
 
 

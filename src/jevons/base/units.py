@@ -39,3 +39,9 @@ def short_dollars(value: float) -> str:
         if abs(value) >= size:
             return f"${value / size:.3g}{letter}" if abs(value) < 1e15 else f"${value:.3g}"
     return f"${value:,.0f}" if abs(value) >= 100 else f"${value:.2f}" if abs(value) >= 1 else f"${value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """`13:05:00` since the beginning."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

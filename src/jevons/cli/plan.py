@@ -25,7 +25,7 @@ from jevons.econ.purchase import Excess
 from jevons.econ.rivals import Sureness
 from jevons.facts.hardware import Figure
 from jevons.twin.plan import plan
-from jevons.twin.planned import Plan, Tried
+from jevons.twin.planned import Plan, Scaled, Tried
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MOST_FLIPS = 4
@@ -84,7 +84,7 @@ def command(
     tell = (lambda tried: None) if as_json else _tell
     found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
     if out is not None and found.best is not None:
-        _write(out, found.scenario)
+        _write(out, found.scaled.scenario if found.scaled is not None and found.scaled.pays else found.scenario)
     if shown:
         from jevons.cli.pictures.plan import notes, pictures
 
@@ -173,6 +173,8 @@ def _lines(found: Plan) -> Iterator[Any]:
     yield _sure(found)
     if found.sureness is not None:
         yield from _flips(found.sureness)
+    if found.scaled is not None:
+        yield from _scaled(found.scaled)
     yield from _trusted(found.best)
     yield f" {found.rehearsals} fleets rehearsed; by the bound alone none is below {_usd(found.bound_usd_per_hour)}/h"
     for why in sorted(set(found.why_not.values())):
@@ -212,6 +214,20 @@ def _flips(sure: Sureness) -> Iterator[str]:
         yield " what would flip it, if it were"
     for flip in sure.flips[:_MOST_FLIPS]:
         yield f" {flip_line(flip)}"
+
+
+def _scaled(found: Scaled) -> Iterator[str]:
+    """What starting and stopping saves, or why it does not."""
+    if not found.pays:
+        yield f" starting and stopping instances does not pay: {found.reason}"
+    else:
+        yield f" starting and stopping instances pays: {found.reason}"
+    if found.usd_per_hour:
+        yield (
+            f"  {found.name}, {found.least_up} to {found.most_up} up: {found.instance_hours:,.1f} of "
+            f"{found.all_instance_hours:,.1f} instance-hours, ${found.usd_per_hour:,.2f}/h by the mean, "
+            f"${found.usd_per_million_output_tokens:.3g}/Mtok; {found.met:.1%} kept, headroom {found.headroom:.0%}"
+        )
 
 
 def _trusted(best: Tried) -> Iterator[str]:

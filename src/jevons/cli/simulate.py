@@ -14,6 +14,7 @@ from rich.table import Table
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds, si
 from jevons.cli.pictures import files, picture_options
+from jevons.cli.scalings import scalings
 from jevons.cli.scenarios import scenario_of, scenario_options, tell_of_compiling
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
@@ -122,6 +123,7 @@ def _show(report: Report) -> None:
             f"{report.instance_hours:,.1f} instance-hours paid, {report.instance_hours / all_hours:.1%} of all: "
             f"{min(up for _, up in report.up)} to {max(up for _, up in report.up)} instances up"
         )
+    lines += scalings(report)
     if report.joules_per_output_token is not None:
         lines.append(f"about {report.joules_per_output_token:.3g} J per output token, chips alone")
     for trust in report.trust:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
-from jevons.config.scenario import Count, Positive, Share, StoreTier, Traffic
+from jevons.config.scenario import Count, Positive, Scaling, Share, StoreTier, Traffic
 from jevons.config.tables import read_table, replace_in
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.llm import Precision
@@ -84,6 +84,8 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     roles: tuple[Literal["both", "split"], ...] = ("both", "split")
     tiers: list[OfferedTier] = []
     memory_share: Share = 0.9
+    scaling: Scaling = Scaling(hold_s=900.0)  # how instances start and stop where load rises and falls
+    up_after_s: Annotated[float, Meta(ge=0)] = 300.0  # starting one takes so long; ASSUMED
     most_kinds: Count = 2  # of instances in one fleet
     finalists: Count = 12  # that are rehearsed
     seed: Annotated[int, Meta(ge=0)] = 0

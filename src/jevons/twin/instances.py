@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from jevons.base.compiled import Ints, Reals, Records
@@ -28,6 +29,16 @@ _USUAL_TOKENS = 2_048  # that each of them attends to, before any was seen
 _STOPPED, _STARTING, _UP, _DRAINING = range(4)
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision that started or stopped instances."""
+
+    at_s: float
+    role: str
+    before: int  # up or starting
+    wanted: int
+    reason: str
+
+
 class Instances:
     """All of a rehearsal; without `scaling` they are paid all the time and nothing happens to them here.
 
@@ -42,6 +53,7 @@ class Instances:
         self._state: Ints = np.full(count, _UP)
         self._ready_s: Reals = np.full(count, np.inf)
         self.counts: list[tuple[float, int]] = []  # from when on how many were up
+        self.changes: list[Change] = []
         self._roles: list[_Role] = []
         self._look_s, self._hold_s = np.inf, 0.0
         self._rule: Rule | None = None
@@ -94,6 +106,11 @@ class Instances:
         asked = [role.asked(self._state, self._rule) for role in self._roles]
         for role, wanted in zip(self._roles, scale(asked, self._rule), strict=True):
             role.keep(now_s, wanted.needed, self._hold_s)
+            before = sum(self._state[who] in (_STARTING, _UP) for who in role.numbers)
+            if before != wanted.count:
+                self.changes.append(
+                    Change(at_s=now_s, role=wanted.role, before=before, wanted=wanted.count, reason=wanted.reason)
+                )
             self._change(role, wanted.count, now_s)
         self._look_s += self._rule.every_s
 

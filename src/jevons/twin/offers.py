@@ -26,6 +26,7 @@ from jevons.perf.calibration import Calibration, Trust
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.fleet import make_groups, split_decode_s
 
+PARTS = 24  # of the time, such as hours of a day
 _IN_SRAM = "lpu"  # the kind of chips whose weights are in SRAM
 
 
@@ -47,6 +48,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     longest_tokens: int  # of one prompt with its answer
+    peak: float = 1.0  # answers' tokens that are asked for in the busiest of `PARTS` parts of the time, over their mean
 
 
 def load_of(traffic: Traffic, seed: int, share: float) -> Load:
@@ -60,7 +62,7 @@ def load_of(traffic: Traffic, seed: int, share: float) -> Load:
     """
     seen: set[int] = set()
     sums, last_s, requests = np.zeros(3), 0.0, 0  # prompt, context × output, output
-    asked = []  # computed, pairs
+    asked, outputs = [], []  # computed, pairs; when, tokens of the answer
     longest = 0
     for piece in arrivals(traffic, seed):
         if len(piece.afters):
@@ -68,6 +70,7 @@ def load_of(traffic: Traffic, seed: int, share: float) -> Load:
         prompt, output = (piece.requests[name].astype(float) for name in ("prompt", "output"))
         held, longest = _held(piece, seen), max(longest, int((prompt + output).max()))
         asked.append(np.stack([prompt - held, (prompt**2 - held**2) / 2]))
+        outputs.append(np.stack([piece.requests["at_s"], output]))
         sums += [prompt.sum(), ((prompt + output / 2) * output).sum(), output.sum()]
         requests, last_s = requests + len(piece.requests), float(piece.requests["at_s"][-1])
     tokens, pairs = np.concatenate(asked, axis=1)
@@ -92,7 +95,14 @@ def load_of(traffic: Traffic, seed: int, share: float) -> Load:
         input_tokens=round(prompt_sum),
         output_tokens=round(output_sum),
         longest_tokens=longest,
+        peak=_peak(np.concatenate(outputs, axis=1), last_s),
     )
+
+
+def _peak(outputs: Reals, last_s: float) -> float:
+    """Of tokens at their times, [2, requests]."""
+    parts, _ = np.histogram(outputs[0], PARTS, (0.0, last_s), weights=outputs[1])
+    return float(parts.max() / parts.mean())
 
 
 def _held(piece: Piece, seen: set[int]) -> Reals:

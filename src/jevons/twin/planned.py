@@ -66,6 +66,24 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
         return " + ".join(part.name for part in self.parts)
 
 
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """A fleet whose instances start and stop by what is asked of them, beside the same that is there all the time."""
+
+    reason: str  # why it pays, or does not
+    pays: bool = False
+    name: str = ""  # of the fleet; empty: none was rehearsed so
+    headroom: float = 0.0
+    fixed_usd_per_hour: float = 0.0  # all of it all the time
+    usd_per_hour: float = 0.0  # by the mean
+    usd_per_million_output_tokens: float = 0.0
+    instance_hours: float = 0.0
+    all_instance_hours: float = 0.0
+    least_up: int = 0
+    most_up: int = 0
+    met: float = 0.0  # share of requests within both
+    scenario: str = ""  # as a file for `jevons simulate`
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to buy, and why."""
 
@@ -90,6 +108,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sureness: Sureness | None  # of the finalists, in their order
     scenario: str  # the best fleet as a file for `jevons simulate`
     given: dict[str, Figure] = {}  # dollars an hour by chip, where the wants name them
+    scaled: Scaled | None = None  # what starting and stopping would save; None: nothing keeps the promise
 
 
 def part_of(candidate: Candidate, instances: int) -> Part:

@@ -25,7 +25,7 @@ from jevons.twin.account import account, chips_of, kind_of
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
 from jevons.twin.hearing import grow_withheld, unheard
-from jevons.twin.instances import Instances
+from jevons.twin.instances import Change, Instances
 from jevons.twin.jumps import ITL_BINS, itl_s
 from jevons.twin.segments import room_left
 from jevons.twin.spread import QUANTILES, Distribution, Spread
@@ -72,6 +72,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     trust: list[GroupTrust]
     instance_hours: float = 0.0  # paid: of each instance from its start until it is stopped
     up: list[tuple[float, int]] = []  # from when on how many were up, where instances start and stop
+    changes: list[Change] = []  # … and what started and stopped them
 
     @property
     def usage(self) -> Usage:
@@ -365,6 +366,7 @@ class Run:
             trust=[_trust(m) for m in self._made],
             instance_hours=float(paid_s.sum()) / 3600.0,
             up=self._instances.counts,
+            changes=self._instances.changes,
         )
 
     def _groups(self, simulated_s: float, paid_s: Reals) -> Iterator[GroupUsage]:

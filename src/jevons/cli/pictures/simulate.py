@@ -6,10 +6,12 @@ import numpy as np
 
 from jevons.base.units import count, si
 from jevons.charts import Axis, Limit, Line, Picture, Track, cdf, stacked, timeline
+from jevons.cli.scalings import scalings
 from jevons.config.scenario import Scenario
 from jevons.twin.course import Course, Watch, instances_up
 from jevons.twin.run import Report
 
+_MOST_LABELS = 12  # of lines across all tracks: more would hide each other
 _SHARES = (np.arange(2000) + 0.5) / 2000
 
 
@@ -25,6 +27,7 @@ def notes(report: Report) -> list[str]:
         f"A rehearsal of {count(report.requests)} requests on {count(report.instances)} instances of "
         f"{count(report.chips)} chips, simulated, not measured.",
         *trust,
+        *scalings(report),
         "Figures of hardware, each with its source: jevons fleet show NAME.",
     ]
 
@@ -63,12 +66,16 @@ def _course(scenario: Scenario, report: Report, course: Course) -> Picture:
         _reused(course),
         Track(Axis(label="instances up", low=0.0), [_steps("up", times, counts)]),
     ]
-    events = [
+    events = [Limit(c.at_s, f"{c.before} → {c.wanted} {c.role}") for c in report.changes if c.at_s <= end_s]
+    events = events if len(events) <= _MOST_LABELS else []
+    events += [
         Limit(e.at_s, f"{e.what} {e.count}" + (f", {e.power_w:g} W" if e.power_w else ""))
         for e in scenario.events
         if e.at_s <= end_s
     ]
     about = "Each point is the mean of a short part of the time."
+    if len(report.changes) > _MOST_LABELS:
+        about += f" Instances started or stopped {len(report.changes)} times; why is told at the top."
     return timeline("The fleet over time", Axis(label="simulated time", unit="s", low=0.0), tracks, events, about)
 
 
