@@ -15,7 +15,8 @@ from jevons.charts import Axis, Picture, cdf
 from jevons.cli.claims import command as claims
 from jevons.cli.curve import command as curve
 from jevons.cli.demand import command as demand
-from jevons.cli.pictures import bench, compare, cost, site, sweep, validate
+from jevons.cli.fleet import command as fleet
+from jevons.cli.pictures import bench, compare, cost, entry, site, sweep, validate
 from jevons.cli.pricing import Wanted, priced
 from jevons.config.catalog import read_catalog
 from jevons.econ.cost import Basis
@@ -218,3 +219,38 @@ def test_a_long_title_of_an_axis_is_cut_into_lines_and_has_room() -> None:
 
     assert [layout["xaxis"]["title"]["text"].count("<br>") for layout in layouts] == [1, 0]
     assert layouts[0]["margin"]["b"] > layouts[1]["margin"]["b"]
+
+
+def test_a_chip_is_shown_as_a_roofline_whose_corners_are_where_memory_meets_arithmetic() -> None:
+    chip = read_catalog(None).chips["rubin"]
+
+    roofline, links = entry.hardware(chip)
+
+    assert chip.fp8_flops is not None
+    corner = chip.fp8_flops.value / chip.memory_bytes_per_s.value
+    flat = next(trace for trace in roofline.data if trace["name"].startswith("FP8"))
+    assert flat["x"][0] == pytest.approx(corner, rel=1e-4)
+    assert flat["y"] == pytest.approx([chip.fp8_flops.value] * 2, rel=1e-4)
+    assert {"FP4 35 PFLOP/s", "FP8 17.5 PFLOP/s", "memory 22 TB/s"} <= set(names_of(roofline))
+    assert "scale-up, one way: 1.8 TB/s (preliminary)" in names_of(links)
+    assert links.about.endswith("joins 72 chips, which hold 20.7 TB.")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vera-rubin-nvl72", "rubin, memory 288 GB"),
+        ("deepseek-v3", "What a sequence keeps"),
+        ("economics", "price elasticity: 1.1 (0.2 to 2), measured"),
+        ("nvlink5", "Chips that it joins"),
+        ("cmx", "Latency is not known, and left out."),
+        ("lpu3", "Not known: BF16, dense; FP4, dense;"),
+    ],
+)
+def test_whatever_is_shown_has_a_picture_or_ranges_and_says_who_says_so(name: str, told: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(fleet, ["show", name, "--html", str(tmp_path / "page.html")])
+
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text()
+    assert told in page
+    assert "202" in page.partition("<footer>")[2].partition("</footer>")[0]  # sources have dates

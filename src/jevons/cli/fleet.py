@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -13,12 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from jevons.base.errors import ConfigError
-from jevons.base.units import dollars, si
-from jevons.cli.pictures import files, picture_options
+from jevons.base.units import dollars, short_dollars, si
+from jevons.cli.pictures import Files, files, picture_options
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.facts.economics import Bounds, Economics
-from jevons.facts.hardware import Chip, Entry, Figure, Rack, Source
+from jevons.facts.hardware import Chip, Entry, Fabric, Figure, KvStore, Rack, Source
 from jevons.facts.llm import Llm
+
+if TYPE_CHECKING:
+    from jevons.charts import Picture
 
 # Of each figure: what people call it, and how it reads.
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -37,7 +41,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "latency_s": ("latency", partial(si, unit="s")),
     "size_bytes": ("size", partial(si, unit="B")),
     "power_w": ("power", partial(si, unit="W")),
-    "price_usd": ("price", dollars),
+    "price_usd": ("price", short_dollars),
     "own_usd_per_hour": ("an hour, owned", dollars),
     "rent_usd_per_hour": ("an hour, rented", dollars),
 }
@@ -82,16 +86,14 @@ def list_all(file: Path | None, html: Path | None, png: Path | None, as_json: bo
 @command.command("show")
 @click.argument("name")
 @_catalog_option
+@picture_options
 @_json_option
-def show(name: str, file: Path | None, as_json: bool) -> None:
+def show(name: str, file: Path | None, html: Path | None, png: Path | None, as_json: bool) -> None:
     """All that is known of one chip, rack, model, fabric or store, or of `economics`."""
-    catalog = read_catalog(file)
-    tables = (catalog.chips, catalog.racks, catalog.models, catalog.fabrics, catalog.stores)
-    others: dict[str, Economics] = {"economics": catalog.economics}
-    found = next((table[name] for table in (*tables, others) if name in table), None)
-    if found is None:
-        known = ", ".join(each for table in (*tables, others) for each in table)
-        raise ConfigError(f"fleet show: {name!r} is unknown; there are {known}")
+    shown, catalog = files(html, png), read_catalog(file)
+    found = _find(name, catalog)
+    if shown:
+        _draw(shown, name, found, catalog)
     if as_json:
         click.echo(msgspec.json.encode({"name": name, **msgspec.to_builtins(found)}))
         return
@@ -104,8 +106,86 @@ def show(name: str, file: Path | None, as_json: bool) -> None:
     elif isinstance(found, Rack):
         _print_figures(console, *_rack(name, found, catalog))
     else:
-        about = f"{found.vendor}, {found.memory}" if isinstance(found, Chip) else found.title
-        _print_figures(console, *_figures(f"{name}: {about}", found, catalog.sources))
+        _print_figures(console, *_figures(_title(name, found), found, catalog.sources))
+
+
+Found = Llm | Economics | Chip | Rack | Fabric | KvStore
+
+
+def _find(name: str, catalog: Catalog) -> Found:
+    tables: tuple[Mapping[str, Found], ...] = (
+        *(catalog.chips, catalog.racks, catalog.models, catalog.fabrics, catalog.stores),
+        {"economics": catalog.economics},
+    )
+    found = next((table[name] for table in tables if name in table), None)
+    if found is None:
+        known = ", ".join(each for table in tables for each in table)
+        raise ConfigError(f"fleet show: {name!r} is unknown; there are {known}")
+    return found
+
+
+def _draw(shown: Files, name: str, found: Found, catalog: Catalog) -> None:
+    from jevons.cli.pictures.entry import Known, ranges, sequence, sources
+
+    if isinstance(found, Llm):
+        shown.write(name, [f"From {_from(found.source, catalog.sources)}."], [sequence(found)])
+        return
+    known = [Known(label=label, figure=figure, read=read) for label, figure, read in _known(found)]
+    known += [Known(label=label, figure=figure, read=read) for label, figure, read in _of_chips(name, found, catalog)]
+    missing = [label for key, (label, _) in _FIGURES.items() if getattr(found, key, 0) is None]
+    notes = [f"{each.label}: {each.figure.note}" for each in known if each.figure.note]
+    notes += [f"Not known: {'; '.join(missing)}."] if missing else []
+    notes += sources(known, lambda source: _from(source, catalog.sources))
+    shown.write(_title(name, found), notes, [*_pictures(name, found, catalog), *ranges(known)])
+
+
+def _pictures(name: str, found: Economics | Chip | Rack | Fabric | KvStore, catalog: Catalog) -> list[Picture]:
+    from jevons.cli.pictures.entry import bringing, hardware, joined
+
+    match found:
+        case Chip():
+            return hardware(found)
+        case Rack(chip=chip, chips=count):
+            return hardware(catalog.chips[chip], count)
+        case Fabric():
+            return joined({each: chip for each, chip in catalog.chips.items() if chip.fabric == name})
+        case KvStore():
+            return bringing(found)
+        case Economics():
+            return []
+
+
+def _known(record: Entry) -> list[tuple[str, Figure | Bounds, Callable[[float], str]]]:
+    """Its figures, in their order, and how each reads."""
+    found = []
+    for key in record.__struct_fields__:
+        figure = getattr(record, key)
+        if isinstance(figure, Figure | Bounds):
+            label, read = _FIGURES.get(key, (key.replace("_", " "), "{:,.6g}".format))
+            found.append((label, figure, read))
+    return found
+
+
+def _of_chips(name: str, found: Entry, catalog: Catalog) -> list[tuple[str, Figure | Bounds, Callable[[float], str]]]:
+    """What is shown of the chips in a rack or of a fabric."""
+    if isinstance(found, Rack):
+        return [(f"{found.chip}, {label}", figure, read) for label, figure, read in _known(catalog.chips[found.chip])]
+    joined = {each: chip for each, chip in catalog.chips.items() if isinstance(found, Fabric) and chip.fabric == name}
+    label, read = _FIGURES["scale_up_bytes_per_s"]
+    rates = {each: chip.scale_up_bytes_per_s for each, chip in joined.items()}
+    return [(f"{each}, {label}", rate, read) for each, rate in rates.items() if rate is not None]
+
+
+def _title(name: str, found: Economics | Chip | Rack | Fabric | KvStore) -> str:
+    match found:
+        case Economics():
+            return "What money, power and demand hang on"
+        case Rack(chip=chip, chips=count):
+            return f"{name}: {count} x {chip}"
+        case Chip(vendor=vendor, memory=memory):
+            return f"{name}: {vendor}, {memory}"
+        case _:
+            return f"{name}: {found.title}"
 
 
 def _chips(catalog: Catalog) -> Table:
@@ -170,7 +250,7 @@ def _kv_per_token(model: Llm) -> float:
 
 def _rack(name: str, rack: Rack, catalog: Catalog) -> tuple[Table, list[str]]:
     chip = catalog.chips[rack.chip]
-    table, below = _figures(f"{name}: {rack.chips} x {rack.chip}", rack, catalog.sources)
+    table, below = _figures(_title(name, rack), rack, catalog.sources)
     for key in _SUMS:
         figure = getattr(chip, key)
         label, read = _FIGURES[key]

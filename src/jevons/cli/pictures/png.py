@@ -11,6 +11,7 @@ from typing import Any
 from jevons.base.errors import ConfigError
 
 _WIDTH_PX, _SCALE = 900, 2
+_LEAST_PX = 200  # high: a page that is longer is drawn whole
 _LONG_S = 60.0  # a slow machine, cold
 _INSTALL = "pip install 'jevons[charts]'"
 
@@ -53,7 +54,7 @@ async def _drawn(path: str, url: str) -> bytes:
     async with choreographer.Browser(path, headless=True) as browser:
         tab = await browser.create_tab()
         await _ask(tab, "Page.enable")
-        await _ask(tab, "Emulation.setDeviceMetricsOverride", _metrics(900))
+        await _ask(tab, "Emulation.setDeviceMetricsOverride", _metrics(_LEAST_PX))
         is_loaded = tab.subscribe_once("Page.loadEventFired")
         await _ask(tab, "Page.navigate", {"url": url})
         await is_loaded
