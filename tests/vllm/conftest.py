@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.processes import Jevons, free_ports, read, until
+from tests.processes import Jevons, free_row, read, until
 
-SOURCE = Path(__file__).parents[2] / "src"
-INSTALLED = Path(__file__).parents[2] / ".vllm" / "bin" / "vllm"
+ROOT = Path(__file__).parents[2]
+INSTALLED = ROOT / ".vllm" / "bin" / "vllm"
 VLLM_START_S = 240.0  # 27 s eager on 2 idle cores
 DOOR_START_S = 60.0
 STOP_S = 30.0
 BLOCK_SIZE = 32  # CPU attention takes multiples of 32 only
+BLOCK_BYTES = 16 << 10  # of the small model without windows: 2 layers of 32 tokens, keys and values of 32 float32
 BLOCKS = 192  # 6,144 tokens: what the conversations come to and little more, so that old blocks are evicted
 SERVED = "smol"
 MEASURED = pytest.StashKey[list[str]]()
@@ -27,7 +28,6 @@ MEASURED = pytest.StashKey[list[str]]()
 VLLM_ENV = {
     "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, whole ones only; BLOCKS takes less of it
-    "VLLM_CPU_OMP_THREADS_BIND": "0",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOOPBACK_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
@@ -47,8 +47,27 @@ VLLM_FLAGS = [
 
 
 def our_path() -> dict[str, str]:
-    """jevons, for vLLM's interpreter, which has it not installed."""
-    return {"PYTHONPATH": os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    """jevons and these tests, for vLLM's interpreter, which has them not installed."""
+    return {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+
+
+def offloads(blocks: int, blocks_per_chunk: int = 1, is_described: bool = False) -> tuple[str, str]:
+    """Flags of a vLLM that keeps so many blocks of a small model in its host's memory, see `host_memory`.
+
+    Args:
+        is_described: it tells the tokens of what it keeps there.
+    """
+    extra = {
+        "spec_name": "HostMemory",
+        "spec_module_path": "tests.vllm.host_memory",
+        "cpu_bytes_to_use": blocks * BLOCK_BYTES,
+        "blocks_per_chunk": blocks_per_chunk,
+        "self_describing_kv_events": is_described,
+    }
+    config = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    return "--kv-transfer-config", json.dumps(config)
 
 
 class Vllm:
@@ -56,22 +75,28 @@ class Vllm:
 
     Args:
         flags: more of them; where one is given twice, vLLM takes the last.
+        ranks: data-parallel ones, each with a pool of its own.
     """
 
-    def __init__(self, program: Path, model: Path, log: Path, *flags: str) -> None:
-        self._http, self._events, self._replay = free_ports(3)
+    def __init__(self, program: Path, model: Path, log: Path, *flags: str, ranks: int = 1) -> None:
+        self._http, *others = free_row(1 + 2 * ranks)
+        self.events, self._replay = others[0], others[ranks]
         self.url = f"http://127.0.0.1:{self._http}"
-        self.attach = f"{self.url},kv=tcp://127.0.0.1:{self._events},replay=tcp://127.0.0.1:{self._replay}"
+        self.attach = f"{self.url},kv=tcp://127.0.0.1:{self.events},replay=tcp://127.0.0.1:{self._replay}"
+        if ranks > 1:
+            self.attach += f",ranks={ranks}"
+            flags = ("--data-parallel-size", str(ranks), "--api-server-count", "1", *flags)
         # vLLM binds its publisher only where the endpoint has a `*`; to any other it connects, and nobody hears it.
         events = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
-            "endpoint": f"tcp://*:{self._events}",
+            "endpoint": f"tcp://*:{self.events}",
             "replay_endpoint": f"tcp://127.0.0.1:{self._replay}",
             "topic": f"kv@{SERVED}",
         }
         self._command = [str(program), "serve", str(model), "--port", str(self._http), *VLLM_FLAGS]
         self._command += ["--kv-events-config", json.dumps(events), *flags]
+        self._cores = "|".join(["0"] * ranks)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +105,7 @@ class Vllm:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env={**os.environ, **VLLM_ENV, **our_path()},
+                env={**os.environ, **VLLM_ENV, "VLLM_CPU_OMP_THREADS_BIND": self._cores, **our_path()},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -173,8 +198,8 @@ def launch_vllm(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """Starts a vLLM of the tests' own, with more flags; it serves when this returns."""
     servers: list[Vllm] = []
 
-    def launch(*flags: str) -> Vllm:
-        server = Vllm(program(), model_dir, tmp_path_factory.mktemp("vllm") / "log", *flags)
+    def launch(*flags: str, model: Path = model_dir, ranks: int = 1) -> Vllm:
+        server = Vllm(program(), model, tmp_path_factory.mktemp("vllm") / "log", *flags, ranks=ranks)
         servers.append(server)
         server.start()
         server.await_health()

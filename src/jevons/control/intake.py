@@ -468,7 +468,7 @@ class Intake:
         self.beside.tell_groups((e.group, e.block_size, e.kind, e.window) for e in stored if e.medium in (None, "GPU"))
         if any(event.medium in IN_DRAM for event in stored):
             self.beside.tell_dram()
-        for event in batch.events:
+        for event in self._records.in_order(batch.events):
             if isinstance(event, BlocksStored):
                 self._stored(event)
             elif isinstance(event, BlocksRemoved):

@@ -148,28 +148,53 @@ def part_told(n: Records, event: Any) -> int:
 @compiled
 def _apply(s: Records, n: Records) -> int:
     events = view(s.events, s.events_n, EVENT)
-    s.changed_used = s.runs_used = 0
-    for i in range(s.events_used):
-        kind, before = events[i].kind, s.changed_used
-        part = part_told(n, events[i]) if kind != CLEARED else 0
-        if kind == CLEARED:
-            forget_all(n)
-            n.in_dram = n.in_groups = 0
-        elif part > 0:
-            if kind == STORED:
-                _take_beside(s, n, i, part)
-            else:
-                _take_removed_beside(s, n, i, part)
-        elif kind == STORED:
-            _take_stored(s, n, i)
-        else:
-            _take_removed(s, n, i)
-        if kind == CLEARED or s.changed_used > before:
-            _add_run(s, kind)
+    s.changed_used = s.runs_used = begin = 0
+    while begin < s.events_used:
+        end = begin + 1
+        while events[begin].kind == STORED and end < s.events_used and events[end].kind == STORED:
+            end += 1
+        _apply_alike(s, n, begin, end)
+        begin = end
     n.ts = s.ts
     if s.runs_used == 1 and view(s.runs, s.runs_n, INT)[0] == STORED:
         return int(ONE_STORE + s.changed_used)
     return int(s.runs_used)
+
+
+@compiled
+def _apply_alike(s: Records, n: Records, begin: int, end: int) -> None:
+    """Events one after another that all store, or a single other one. What stores in the followed group goes first: it
+    tells tokens, and of a group with a window vLLM tells the names alone that it has kept, perhaps before."""
+    events, beside = view(s.events, s.events_n, EVENT), 0
+    for i in range(begin, end):
+        events[i].part = part_told(n, events[i]) if events[i].kind != CLEARED else 0
+        beside += events[i].part > 0
+    for i in range(begin, end):
+        if events[i].part == 0:
+            _apply_one(s, n, i)
+    for i in range(begin, end if beside > 0 else begin):
+        if events[i].part > 0:
+            _apply_one(s, n, i)
+
+
+@compiled
+def _apply_one(s: Records, n: Records, i: int) -> None:
+    event = view(s.events, s.events_n, EVENT)[i]
+    kind, part, before = event.kind, event.part, s.changed_used
+    if kind == CLEARED:
+        forget_all(n)
+        n.in_dram = n.in_groups = 0
+    elif part > 0:
+        if kind == STORED:
+            _take_beside(s, n, i, part)
+        else:
+            _take_removed_beside(s, n, i, part)
+    elif kind == STORED:
+        _take_stored(s, n, i)
+    else:
+        _take_removed(s, n, i)
+    if kind == CLEARED or s.changed_used > before:
+        _add_run(s, kind)
 
 
 @compiled

@@ -44,6 +44,7 @@ EVENT = np.dtype(
         ("says_full", np.int64),  # it is told that its group keeps all tokens
         ("says_other", np.int64),  # … that it does not: 1 a sliding window, 2 something else
         ("window", np.int64),  # tokens that its group keeps, if it is told to be a sliding window; 0: not told
+        ("part", np.int64),  # tier and group, where that is not the followed one; see `control.naming`
         ("tier", np.int64),  # of `facts.block.Tier`, by number; -1: one that is not kept apart
         ("hash_at", np.int64),
         ("hashes", np.int64),

@@ -6,11 +6,12 @@ What it does, kernels do too (`control.naming`), with the same results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 
 from jevons.base.ids import BlockHash
 from jevons.control.beside import FULL_KINDS, Beside
-from jevons.facts.event import BlocksRemoved, BlocksStored
+from jevons.facts.event import BlocksRemoved, BlocksStored, KvEvent
 from jevons.kv.engine_names import EngineNames
 from jevons.kv.hashing import chain, root
 from jevons.kv.index import Holding
@@ -30,6 +31,16 @@ class Records:
         """Whose blocks they are, "" the model's own; None: of a number that the engine's list does not tell. vLLM's
         numbers begin with 1."""
         return name or ("" if number < 1 else self.adapters.get(number))
+
+    def in_order(self, events: list[KvEvent]) -> Iterator[KvEvent]:
+        """Of those that store, one after another, the followed group's first: they tell tokens, and of a group with a
+        window vLLM tells the names alone that it has kept, perhaps before."""
+        for are_stored, alike in groupby(events, lambda event: isinstance(event, BlocksStored)):
+            if not are_stored:
+                yield from alike
+                continue
+            stored = [event for event in alike if isinstance(event, BlocksStored)]
+            yield from sorted(stored, key=lambda event: self._beside.part(event) > 0)
 
     def stored(self, event: BlocksStored) -> str:
         """Returns what became of its blocks."""
