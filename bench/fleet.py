@@ -6,8 +6,7 @@ The engines are `jevons mock`, a process of its own; the server runs in this one
 first computes a prompt of so many blocks. Then, before the server: all are up and it starts (`start`); nothing happens
 (`idle`); some crash at once (`leave`) and come back (`return`).
 
-A pause is the time between two turns of the loop, as a timer of 1 ms sees it. `cpu` is what the loop's thread computed
-in the longest of them: what is not its own doing but a neighbour's on the machine is in `wall` alone. Linux only.
+Turns of the loop are counted as `bench/turns.py` tells, with what was at work in the longest. Linux only.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from bench.turns import Told, Turns
 
 from jevons.config import make
 from jevons.control.warm import warm
@@ -32,39 +32,7 @@ from jevons.engine.http_client import HttpClient, parse_url
 from jevons.facts.worker import IndexMode
 from jevons.serve.app import Server, serving
 
-TICK_S = 0.001
 BLOCK = 16
-
-
-class Pauses:
-    """The longest times between two turns of the running loop since `begin`."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self.begin()
-
-    def begin(self) -> None:
-        self.wall_s = self.cpu_s = 0.0
-        self.over_5_ms = 0
-        self.skip()
-        self._timer = self._loop.call_later(TICK_S, self._tick)
-
-    def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def skip(self) -> None:
-        """What was computed since the last turn does not count: it was ours."""
-        self._wall_s, self._cpu_s = time.perf_counter(), time.thread_time()
-
-    def _tick(self) -> None:
-        wall_s, cpu_s = time.perf_counter(), time.thread_time()
-        self.wall_s = max(self.wall_s, wall_s - self._wall_s - TICK_S)
-        self.cpu_s = max(self.cpu_s, cpu_s - self._cpu_s)
-        self.over_5_ms += cpu_s - self._cpu_s > 0.005
-        self._wall_s, self._cpu_s = wall_s, cpu_s
-        self._timer = self._loop.call_later(TICK_S, self._tick)
 
 
 @contextmanager
@@ -108,25 +76,21 @@ async def fill(engines: list[str], blocks: int) -> None:
     await asyncio.gather(*(one(number, spec) for number, spec in enumerate(engines)))
 
 
-async def phase(name: str, pauses: Pauses, act: Callable[[], Awaitable[None]], rows: dict[str, Any]) -> None:
+async def phase(name: str, turns: Turns, act: Callable[[], Awaitable[None]], rows: dict[str, Any]) -> None:
     """Do it, and note what it cost."""
-    pauses.begin()
+    turns.begin()
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     await act()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    rows[name] = {
-        "wall_s": wall_s,
-        "cpu_s": cpu_s,
-        "pause_ms": {"wall": pauses.wall_s * 1e3, "cpu": pauses.cpu_s * 1e3, "over_5_ms": pauses.over_5_ms},
-    }
+    rows[name] = {"wall_s": wall_s, "cpu_s": cpu_s, "turns": turns.told()._asdict()}
 
 
-async def until(is_so: Callable[[], bool], pauses: Pauses, timeout_s: float = 60.0) -> None:
+async def until(is_so: Callable[[], bool], turns: Turns, timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not is_so():
-            pauses.skip()
+            turns.skip()
             await asyncio.sleep(0.2)
-    pauses.skip()
+    turns.skip()
 
 
 def knows(server: Server, count: int, blocks: int) -> bool:
@@ -143,14 +107,14 @@ async def measure(args: argparse.Namespace, url: str, engines: list[str]) -> dic
     count, held = len(engines), len(engines) * args.blocks
     settings = make({"engines": engines, "port": 0}, "bench")
     rows: dict[str, Any] = {}
-    pauses = Pauses()
+    turns = Turns()
     async with serving(settings, None) as server:
 
         async def start() -> None:
-            await until(lambda: knows(server, count, held), pauses)
+            await until(lambda: knows(server, count, held), turns)
 
-        await phase("start", pauses, start, rows)
-        pauses.end()
+        await phase("start", turns, start, rows)
+        turns.end()
         cpu_s = time.process_time()
         await asyncio.sleep(args.idle_s)
         rows["idle"] = {"cpu_share": (time.process_time() - cpu_s) / args.idle_s}
@@ -161,14 +125,15 @@ async def measure(args: argparse.Namespace, url: str, engines: list[str]) -> dic
 
         async def leave() -> None:
             await post(url, "/chaos", {"do": "crash", "engines": some})
-            await until(lambda: len(server.router.roster.up()) == count - args.leave, pauses)
+            await until(lambda: len(server.router.roster.up()) == count - args.leave, turns)
 
         async def come_back() -> None:
             await post(url, "/chaos", {"do": "start", "engines": some})
-            await until(lambda: knows(server, count, held - args.leave * args.blocks), pauses)
+            await until(lambda: knows(server, count, held - args.leave * args.blocks), turns)
 
-        await phase("leave", pauses, leave, rows)
-        await phase("return", pauses, come_back, rows)
+        await phase("leave", turns, leave, rows)
+        await phase("return", turns, come_back, rows)
+        turns.end()
     return rows
 
 
@@ -188,11 +153,8 @@ def main() -> None:
         return
     for name in ("start", "leave", "return"):
         row = rows[name]
-        p = row["pause_ms"]
-        print(
-            f"{name:<7} {row['wall_s']:6.2f} s, CPU {row['cpu_s']:6.2f} s; longest pause {p['wall']:6.1f} ms, "
-            f"CPU {p['cpu']:6.1f} ms, {p['over_5_ms']} over 5 ms"
-        )
+        print(f"{name:<7} {row['wall_s']:6.2f} s, CPU {row['cpu_s']:6.2f} s; {Told(**row['turns'])}")
+        print(*(f"          {turn}" for turn in row["turns"]["worst"]), sep="\n")
     told = rows["snapshot"]["cpu_ms"]
     print(f"idle with {args.count} engines: {rows['idle']['cpu_share']:.1%} of a core; a snapshot takes {told:.1f} ms")
 

@@ -10,7 +10,8 @@ from tests import jumping
 from jevons.base.ids import WorkerId
 from jevons.control.roster import Roster
 from jevons.facts.worker import Health
-from jevons.serve.pulse import PROBE_S, REST_S, Pulse, Turnstile
+from jevons.serve.pulse import PROBE_S, REST_S, Pulse
+from jevons.wire.turns import Turnstile
 
 HANG_S = 0.8
 ENGINE = WorkerId("e")

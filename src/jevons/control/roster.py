@@ -21,6 +21,7 @@ class Roster:
         self._on_health = on_health
         self._heard_s: dict[WorkerId, float] = {}
         self._health: dict[WorkerId, Health] = {}
+        self._up = 0
 
     def health(self, worker: WorkerId) -> Health:
         """DOWN if it was never heard of."""
@@ -49,12 +50,12 @@ class Roster:
         """`worker` is known to have ended. Returns whether that changed its health."""
         return self._set(worker, Health.DOWN)
 
-    def suspects(self, now_s: float) -> list[WorkerId]:
-        """Workers that have just become suspect."""
+    def suspects(self, now_s: float, most: int | None = None) -> list[WorkerId]:
+        """Workers that have just become suspect; so many at most, the others another time."""
         late = [w for w, h in self._health.items() if h is Health.UP and now_s - self._heard_s[w] > self._hang_s]
-        for worker in late:
+        for worker in late[:most]:
             self._set(worker, Health.SUSPECT)
-        return late
+        return late[:most]
 
     def silent(self, now_s: float, for_s: float) -> list[WorkerId]:
         """Suspects that have not been heard of for longer than `for_s`."""
@@ -65,12 +66,19 @@ class Roster:
         """Workers that may be given work."""
         return [w for w, h in self._health.items() if h is Health.UP]
 
+    @property
+    def has_up(self) -> bool:
+        """Whether any may."""
+        return self._up > 0
+
     def forget(self, worker: WorkerId) -> None:
-        self._health.pop(worker, None)
+        self._up -= self._health.pop(worker, None) is Health.UP
         self._heard_s.pop(worker, None)
 
     def _set(self, worker: WorkerId, health: Health) -> bool:
-        changed = self.health(worker) is not health
+        before = self.health(worker)
+        changed = before is not health
+        self._up += (health is Health.UP) - (before is Health.UP)
         self._health[worker] = health
         if changed and self._on_health is not None:
             self._on_health(worker, health)

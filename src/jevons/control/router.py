@@ -33,7 +33,7 @@ from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome
 from jevons.facts.state import WorkerState
 from jevons.facts.view import Workers
-from jevons.facts.worker import Health, StepReport, WorkerFacts
+from jevons.facts.worker import Health, IndexMode, StepReport, WorkerFacts
 from jevons.kv.index import ENTRY_BYTES
 from jevons.perf.measured import Load, load_of
 from jevons.policy.admit import USUAL, Promise
@@ -191,6 +191,10 @@ class Router:
             return self._recalled.get(worker)
         source = None if known.intake is None else known.intake.state()
         return WorkerState(worker, source, self._lessons.lately(worker))
+
+    def index_mode(self, worker: WorkerId) -> IndexMode:
+        """How far its blocks are known."""
+        return self._workers[worker].index_mode
 
     def facts(self, worker: WorkerId) -> WorkerFacts:
         return self._workers[worker].facts

@@ -27,7 +27,7 @@ from jevons.control.sharing import SharingRouter
 from jevons.control.warm import warm
 from jevons.engine.openai import EngineSpec, read_specs
 from jevons.facts.page import Mount
-from jevons.facts.worker import Health, IndexMode
+from jevons.facts.worker import IndexMode
 from jevons.serve.embedded import Embedded
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
@@ -51,7 +51,7 @@ from jevons.wire.events import check_endpoint
 log = logging.getLogger("jevons")
 
 GOLDEN = 0.618034  # multiples of it, without their whole part, are spread evenly however many there are
-_GC_PORTIONS = (2_000, 5, 100)  # new objects, passes of those, and of the latter: 0.3, 2 and 50 ms
+_GC_PORTIONS = (500, 5, 400)  # new objects, passes of those, and of the latter: 0.3, 2 and 50 ms
 KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
 
 
@@ -216,9 +216,8 @@ class _Memory:
             self.together.end()
 
     def _known(self) -> int:
-        health = self._router.roster.health
-        workers = self._router.snapshot().workers
-        return sum(health(w.id) is Health.UP and w.index is not IndexMode.NONE for w in workers)
+        roster, router = self._router.roster, self._router
+        return sum(router.index_mode(id) is not IndexMode.NONE for id in roster.up())
 
 
 def _in_turn(specs: list[EngineSpec], siblings: Siblings | None) -> list[EngineSpec]:

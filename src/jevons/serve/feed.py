@@ -59,6 +59,7 @@ async def feed(
             asyncio.get_running_loop().call_later(JOIN_S, missing.set)
 
     while True:
+        await sources.turns.pass_through()
         try:
             source = sources.listen(at.live, on_batch, intake.on_garbage, on_line)
         except EngineError as error:

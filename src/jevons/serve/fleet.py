@@ -24,13 +24,15 @@ from jevons.engine.openai import EngineSpec, OpenAIEngine
 from jevons.facts.worker import Health, WorkerFacts
 from jevons.serve.feed import EventsAt, feed
 from jevons.serve.link import Link, keep_alive
-from jevons.serve.pulse import PROBE_S, Pulse, Turnstile
+from jevons.serve.pulse import PROBE_S, Pulse
 from jevons.wire.channel import AgentConfig
 from jevons.wire.sources import Sources
+from jevons.wire.turns import Turnstile, in_slices
 
 log = logging.getLogger("jevons.fleet")
 
 TICK_S = 0.1
+SUSPECTS_A_TURN = 16  # a thousand engines of a host that stands are all late at once
 PROBE_TIMEOUT_S = 0.5
 POOL_TIMEOUT_S = 5.0  # a page of metrics may be long, and a thousand engines are asked at once
 MEET_S = 3.0  # so long at most a first request waits until all engines are met
@@ -220,7 +222,7 @@ class Fleet:
         self._router = router
         self._sources = Sources()
         self._now_s = now_s
-        self._turns = Turnstile()
+        self._turns = Turnstile()  # of probes; listening and replays have one of their own
         self._unmet: set[WorkerId] = set()  # attached engines not yet known to be there, with what they hold, or not
         self._all_met = asyncio.Event()
         self._all_met.set()
@@ -256,7 +258,7 @@ class Fleet:
         return self._all_met.is_set() and self._has_up()
 
     def _has_up(self) -> bool:
-        return any(self._router.roster.health(id) is Health.UP for id in (*self.links, *self.attached))
+        return self._router.roster.has_up
 
     def spec_of(self, worker: WorkerId) -> EngineSpec | None:
         """Of an attached engine; None: it is ours."""
@@ -299,25 +301,33 @@ class Fleet:
         given_up: set[WorkerId] = set()
         while True:
             await asyncio.sleep(TICK_S)
-            for attached in self.attached.values():
+            async for attached in in_slices(list(self.attached.values())):
                 attached.pulse.look()
             now_s = self._now_s()
-            late = self._router.roster.suspects(now_s)
-            for id in late:
-                log.warning("worker %s: silent for %.1f s, no new work for it", id, self._settings.hang_s)
-                if self._has_up():
-                    self._member(id).give_up_unstarted()
-            for id in self._router.stalled(now_s):
+            while late := self._router.roster.suspects(now_s, SUSPECTS_A_TURN):
+                self._suspect(late)
+                await asyncio.sleep(0)
+            async for id in in_slices(self._router.stalled(now_s)):
                 log.warning("worker %s: does nothing about what waits there, no new work for it", id)
             silent = self._router.roster.silent(now_s, self._settings.dead_s)
-            for id in silent:
+            async for id in in_slices(silent):
                 if id not in given_up:
                     log.warning("worker %s: silent for %.0f s, given up", id, self._settings.dead_s)
-                self._member(id).drop()
+                member = self._member(id)
+                if member is not None:
+                    member.drop()
             given_up = set(silent)
 
-    def _member(self, id: WorkerId) -> Link | Attached:
-        return self.links.get(id) or self.attached[id]
+    def _suspect(self, late: list[WorkerId]) -> None:
+        for id in late:
+            log.warning("worker %s: silent for %.1f s, no new work for it", id, self._settings.hang_s)
+            member = self._member(id)
+            if self._has_up() and member is not None:
+                member.give_up_unstarted()
+
+    def _member(self, id: WorkerId) -> Link | Attached | None:
+        """None: it has left meanwhile."""
+        return self.links.get(id) or self.attached.get(id)
 
     def close(self) -> None:
         for attached in self.attached.values():

@@ -8,7 +8,6 @@ asked something        every PROBE_S, unless something of an answer came meanwhi
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from zlib import crc32
@@ -20,28 +19,6 @@ from jevons.facts.worker import Health
 PROBE_S = 0.2
 SETTLE_S = 0.5  # events come within milliseconds of the answer; whoever is asked again meanwhile is not at rest
 REST_S = 2.0  # below the 5 s after which usual servers close a connection without requests
-
-
-class Turnstile:
-    """Lets one pass in each turn of the event loop: a thousand at once would hold up everybody's streams."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def pass_through(self) -> None:
-        loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        self._waiting.append(turn)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._open)
-        await turn
-
-    def _open(self) -> None:
-        turn = self._waiting.popleft()
-        if not turn.done():
-            turn.set_result(None)
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._open)
 
 
 class Pulse:

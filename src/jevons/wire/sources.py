@@ -4,7 +4,7 @@
 
 A source has a socket of its own because nothing in a message tells who sent it: topics are what users make them. What
 costs is not sockets but waiting for each of them by itself: here a socket that has something is put in a queue, which
-is gone through for TURN_S at most before others have theirs.
+is gone through once in each turn of the event loop, for TURN_S at most. Replays begin, and go on, one in each turn.
 
 The connection is watched: who is there after it broke may be another engine, and what was sent meanwhile is lost.
 """
@@ -25,11 +25,12 @@ from jevons.base.errors import EngineError
 from jevons.control.shapes import Malformed
 from jevons.facts.event import KvPayload
 from jevons.wire.codec import decode_seq, encode_seq
+from jevons.wire.turns import Turnstile
 
 log = logging.getLogger("jevons.events")
 
 HIGH_WATER = 100_000  # messages queued for us before ZMQ drops; vLLM's value
-TURN_S = 0.002  # at most, and one more batch, before the event loop does something else
+TURN_S = 0.001  # at most, and one more batch, before the event loop does something else
 BATCHES_A_TURN = 16  # of one source before another has its turn
 REPLAYS_AT_ONCE = 16
 ASK_AGAIN_S = (0.5,)  # who asks an engine that just ends has its request lost with the connection
@@ -50,6 +51,8 @@ class Sources:
         self._opened: zmq.Context[zmq.Socket[bytes]] | None = None
         self._answering: set[zmq.asyncio.Socket] = set()
         self._replays = asyncio.Semaphore(REPLAYS_AT_ONCE)
+        self.turns = Turnstile()  # for who begins to listen too
+        self._lines: deque[_Line] = deque()  # that have something, first
         self._ready: deque[Source] = deque()
         self._is_draining = False
         self._count = 0
@@ -86,7 +89,7 @@ class Sources:
         socket.set_hwm(HIGH_WATER)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(1000 * _RETRIES_S))
         socket.subscribe(b"")
-        line = None if on_line is None else _Line(socket, on_line)
+        line = None if on_line is None else _Line(self, socket, on_line)
         try:
             if "*" in endpoint:
                 socket.bind(endpoint)
@@ -108,6 +111,7 @@ class Sources:
         no batch. At most REPLAYS_AT_ONCE are under way; others wait for their turn.
         """
         async with self._replays:
+            await self.turns.pass_through()
             for wait_s in _waits(timeout_s):
                 answered = await self._ask(endpoint, start, wait_s, timeout_s, on_batch)
                 if answered is not None:
@@ -142,10 +146,10 @@ class Sources:
             seq = decode_seq(frames[-2])
             if seq == _END_SEQ:
                 return True
-            on_batch(KvPayload(seq, frames[-1]))
             if perf_counter() > turn_ends_s:
-                await asyncio.sleep(0)
+                await self.turns.pass_through()
                 turn_ends_s = perf_counter() + TURN_S
+            on_batch(KvPayload(seq, frames[-1]))
 
     def close(self) -> None:
         """Close all that is open; for the end of the event loop."""
@@ -156,19 +160,30 @@ class Sources:
 
     def _is_ready(self, source: Source) -> None:
         self._ready.append(source)
+        self._drain_soon()
+
+    def _is_told(self, line: _Line) -> None:
+        self._lines.append(line)
+        self._drain_soon()
+
+    def _drain_soon(self) -> None:
+        """Once for all that are found ready in this turn: hundreds are where an engine's host goes."""
         if not self._is_draining:
             self._is_draining = True
-            self._drain()
+            asyncio.get_running_loop().call_soon(self._drain)
 
     def _drain(self) -> None:
         ends_s = perf_counter() + TURN_S
         try:
-            while self._ready:
-                self._serve(self._ready.popleft(), ends_s)
+            while self._lines or self._ready:
+                if self._lines:
+                    self._lines.popleft().look()
+                else:
+                    self._serve(self._ready.popleft(), ends_s)
                 if perf_counter() > ends_s:
                     break
         finally:
-            self._is_draining = bool(self._ready)
+            self._is_draining = bool(self._lines or self._ready)
             if self._is_draining:
                 asyncio.get_running_loop().call_soon(self._drain)
 
@@ -194,16 +209,25 @@ def _waits(timeout_s: float) -> list[float]:
 class _Line:
     """What ZMQ tells of a socket's connections. To ask for it at each batch would cost more than the batch."""
 
-    def __init__(self, socket: zmq.Socket[bytes], on_line: OnLine) -> None:
+    def __init__(self, sources: Sources, socket: zmq.Socket[bytes], on_line: OnLine) -> None:
+        self._sources = sources
+        self._is_queued = False
         self._watched = socket
         self._on_line = on_line
         self._loop = asyncio.get_running_loop()
         self._events = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._fd = int(self._events.getsockopt(zmq.FD))
-        self._loop.add_reader(self._fd, self._look)
-        self._loop.call_soon(self._look)  # as for the source itself
+        self._loop.add_reader(self._fd, self._on_readable)
+        self._loop.call_soon(self._on_readable)  # as for the source itself
 
-    def _look(self) -> None:
+    def _on_readable(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            self._sources._is_told(self)
+
+    def look(self) -> None:
+        """Tell all that there is."""
+        self._is_queued = False
         while not self._events.closed:
             try:
                 told = self._events.recv_multipart(zmq.NOBLOCK)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from jevons.base.ids import WorkerId
+from jevons.control.roster import Roster
+from jevons.facts.worker import Health
+
+A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
+
+
+def test_who_is_late_becomes_suspect_a_few_at_a_time() -> None:
+    roster = Roster(hang_s=1.0)
+    for worker in (A, B, C):
+        roster.heard(worker, 0.0)
+    assert [roster.suspects(2.0, most=2) for _ in range(3)] == [[A, B], [C], []]
+
+
+def test_somebody_is_up_until_the_last_one_is_not() -> None:
+    roster = Roster(hang_s=1.0)
+    assert not roster.has_up
+    for worker in (A, B, C):
+        roster.heard(worker, 0.0)
+    roster.gone(A)
+    roster.forget(A)
+    roster.forget(B)
+    assert roster.has_up
+    roster.heard(C, 0.0, silent_s=2.0)
+    assert roster.health(C) is Health.SUSPECT
+    assert not roster.has_up
