@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 
 from jevons.base.errors import ConfigError
-from jevons.charts import Axis, Picture, cdf, page
+from jevons.charts import Axis, Card, Picture, Span, cdf, page, spans
 from jevons.charts.page import plotly_program
 
 SECONDS = Axis(label="time", unit="s", is_log=True)
@@ -79,3 +80,21 @@ def test_without_plotly_one_line_says_what_to_install(monkeypatch: pytest.Monkey
 
     with pytest.raises(ConfigError, match=r"pip install 'jevons\[charts\]'"):
         page("A", [], [])
+
+
+def test_cards_tell_more_to_who_opens_them_and_escape_what_others_wrote() -> None:
+    text = page("cards", [], [], [Card(head="1 <b>ten</b> times", mark="holds", lines=["Why: it is so.", "By: me."])])
+
+    assert "<details><summary>1 &lt;b&gt;ten&lt;/b&gt; times<b>holds</b></summary><p>Why: it is so.</p>" in text
+
+
+def test_rows_have_a_short_name_on_a_telephone_and_need_less_room_there() -> None:
+    long = "a claim of so many words that a telephone would need three lines for it, one below the other"
+    rows = [Span(name=long, low=0.5, base=1.0, high=2.0, is_told=False, brief="1 holds")] * 4
+    brief = spans("claims", Axis(label="over"), rows)
+    whole = spans("claims", Axis(label="over"), [msgspec.structs.replace(row, brief="") for row in rows])
+
+    narrow, *wider = brief.names
+    assert [name["text"] for name in narrow.placed if "holds" in name["text"]] == ["1 holds"] * 4
+    assert all("claim" in str(names.placed) and "holds" not in str(names.placed) for names in wider)
+    assert narrow.height_px < whole.names[0].height_px - 100

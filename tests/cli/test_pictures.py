@@ -145,7 +145,9 @@ def test_claims_stand_beside_what_is_computed(tmp_path: Path) -> None:
     text = file.read_text()
     assert ended.exit_code == 0
     assert "20.7 TB, holds" in text
-    assert "Sources of the claims" in text
+    assert text.count("<details>") == 2
+    assert "<b>holds: 20.7 TB</b>" in text
+    assert "Sources: " in text.partition("<details>")[2]
 
 
 def test_how_many_times_cheaper_is_a_curve_over_speed_beside_the_claim(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from jevons.charts.bars import Span, Swing, spans, stacked, tornado
 from jevons.charts.curves import Band, Line, cdf, lines
-from jevons.charts.page import page
+from jevons.charts.page import Card, page
 from jevons.charts.picture import Axis, Limit, Picture
 from jevons.charts.points import Point, scatter
 from jevons.charts.timeline import Track, timeline
@@ -16,6 +16,7 @@ from jevons.charts.timeline import Track, timeline
 __all__ = [
     "Axis",
     "Band",
+    "Card",
     "Limit",
     "Line",
     "Picture",

@@ -54,6 +54,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     stated_as: str = "stated"
     stated_high: float | None = None  # the most of what was stated, where that is a range
     is_told: bool = True  # values stand behind the name
+    brief: str = ""  # the name on a telephone, where the whole is too long
 
 
 def tornado(title: str, x: Axis, base: float, swings: Sequence[Swing], about: str = "") -> Picture:
@@ -73,7 +74,8 @@ def tornado(title: str, x: Axis, base: float, swings: Sequence[Swing], about: st
 def spans(title: str, x: Axis, rows: Sequence[Span], limits: Sequence[Limit] = (), about: str = "") -> Picture:
     """Intervals with their base values (●), and what was stated or measured beside them (□)."""
     names = [f"{row.name}: {_told(row, x)}" if row.is_told else row.name for row in rows]
-    panel = _rows(names, row_px=36, above=0.5 if limits else 0.0)
+    briefs = [row.brief or name for row, name in zip(rows, names, strict=True)]
+    panel = _rows(names, row_px=36, above=0.5 if limits else 0.0, briefs=briefs)
     for i, row in enumerate(rows):
         at = float(-i)
         if row.low is not None and row.high is not None:
@@ -84,7 +86,7 @@ def spans(title: str, x: Axis, rows: Sequence[Span], limits: Sequence[Limit] = (
         for value, look in ((row.base, _LOW), (row.stated, _HIGH), (row.stated_high, _HIGH)):
             if value is not None:
                 panel.add(Drawn(x=[value], y=[at], style=look, mode="markers", texts=[f"{read(value, x.unit)}"]))
-        panel.above(at + _BAR / 2, names[i])
+        panel.above(at + _BAR / 2, names[i], row.brief)
     return Sheet(x, [panel], limits).picture(title, about)
 
 
@@ -107,10 +109,17 @@ def stacked(title: str, x: Axis, rows: Mapping[str, Mapping[str, float]], about:
     return Sheet(x, [panel]).picture(title, about)
 
 
-def _rows(names: Sequence[str], tall: float = 1.0, row_px: int = 46, above: float = 0.0) -> Panel:
-    """Room for rows with names above them, of as many lines as the longest has in a window so wide."""
+def _rows(
+    names: Sequence[str], tall: float = 1.0, row_px: int = 46, above: float = 0.0, briefs: Sequence[str] = ()
+) -> Panel:
+    """Room for rows with names above them, of as many lines as the longest has in a window so wide.
+
+    Args:
+        briefs: names on a telephone, where they differ.
+    """
+    shown = {NARROW_PX: briefs or names, MIDDLE_PX: names, WIDE_PX: names}
     lines = {
-        width_px: max((len(wrap(name, int((width_px + LEFT_PX) / CHAR_PX))) for name in names), default=1)
+        width_px: max((len(wrap(name, int((width_px + LEFT_PX) / CHAR_PX))) for name in shown[width_px]), default=1)
         for width_px in (NARROW_PX, MIDDLE_PX, WIDE_PX)
     }
     heights = {width_px: float(row_px + LINE_PX * (count - 1)) for width_px, count in lines.items()}

@@ -13,6 +13,15 @@ from jevons.charts.picture import Picture
 # Whatever a text in it says, a browser that shows the page asks no other host for anything.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """A text that opens: its head is always seen, its lines when somebody asks."""
+
+    head: str
+    mark: str  # a few words, apart from the head
+    lines: Sequence[str]
+
+
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 16px 12px 32px; max-width: 860px; background: #fff; color: #222;
@@ -21,6 +30,12 @@ h1 { font-size: 21px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 16px; margin: 0; }
 figure { margin: 28px 0 0; break-inside: avoid; }
 figcaption p { margin: 2px 0 8px; color: #444; font-size: 14px; }
+details { border: 1px solid #ccc; border-radius: 6px; margin: 8px 0; padding: 8px 10px; font-size: 14px;
+  overflow-wrap: anywhere; }
+summary { cursor: pointer; }
+summary b { display: block; margin: 2px 0 0 16px; }
+details p { margin: 6px 0 0 16px; color: #444; }
+.cards { margin-top: 28px; }
 footer { margin-top: 32px; padding-top: 10px; border-top: 1px solid #ccc; font-size: 13px; color: #444;
   overflow-wrap: anywhere; }
 footer p { margin: 3px 0; }
@@ -50,8 +65,8 @@ const drawn = Promise.all(JSON.parse(document.getElementById("pictures").textCon
 """
 
 
-def page(title: str, notes: Sequence[str], pictures: Sequence[Picture]) -> str:
-    """One HTML file: the pictures, and below them the notes: how far to trust them, and where figures are from.
+def page(title: str, notes: Sequence[str], pictures: Sequence[Picture], cards: Sequence[Card] = ()) -> str:
+    """One HTML file: the pictures, cards, and below them the notes: how far to trust it, and where figures are from.
 
     The same arguments give the same text. About 5 MB, nearly all of it Plotly's program.
 
@@ -74,6 +89,7 @@ def page(title: str, notes: Sequence[str], pictures: Sequence[Picture]) -> str:
         "<noscript><p>The pictures are drawn by a script in this file, which asks no other host for anything.</p>"
         "</noscript>",
         *(_figure(i, picture) for i, picture in enumerate(pictures)),
+        *(['<div class="cards">', *(_card(card) for card in cards), "</div>"] if cards else []),
         "<footer>",
         *(f"<p>{escape(note)}</p>" for note in notes),
         "</footer>",
@@ -96,6 +112,11 @@ def plotly_program() -> str:
     except ImportError as error:
         raise ConfigError("pictures need Plotly, which is not installed: pip install 'jevons[charts]'") from error
     return str(get_plotlyjs())
+
+
+def _card(card: Card) -> str:
+    lines = "".join(f"<p>{escape(line)}</p>" for line in card.lines)
+    return f"<details><summary>{escape(card.head)}<b>{escape(card.mark)}</b></summary>{lines}</details>"
 
 
 def _figure(i: int, picture: Picture) -> str:

@@ -58,6 +58,18 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True):
     is_below: bool = False  # its name stands below it, nowhere else
 
 
+class Row(msgspec.Struct, frozen=True):
+    """A name above a value of y, and a shorter one for a telephone, if there is one."""
+
+    at: float
+    name: str
+    brief: str = ""
+
+    def told(self, width_px: int) -> str:
+        """Cut into lines."""
+        return _in_lines(self.brief if self.brief and width_px == NARROW_PX else self.name, width_px)
+
+
 class Panel:
     """One pair of axes."""
 
@@ -66,7 +78,7 @@ class Panel:
         self.drawn: list[Drawn] = []
         self.across: list[Limit] = []  # values of y that are told apart
         self.row_px: Mapping[int, float] = {}  # where it has rows: of one, by the width that names are placed for
-        self.rows: list[Limit] = []  # names that begin at the left edge, above a value of y
+        self.rows: list[Row] = []  # names that begin at the left edge, above a value of y
 
     def add(self, drawn: Drawn) -> None:
         self.drawn.append(drawn)
@@ -77,8 +89,8 @@ class Panel:
             return self.height_px
         return round(self.row_px[width_px] * ((self.y.high or 0.0) - (self.y.low or 0.0)))
 
-    def above(self, y: float, name: str) -> None:
-        self.rows.append(Limit(y, name))
+    def above(self, y: float, name: str, brief: str = "") -> None:
+        self.rows.append(Row(y, name, brief))
 
 
 class Sheet:
@@ -230,16 +242,16 @@ def _in_lines(text: str, width_px: int) -> str:
     return "<br>".join(plain(part) for part in wrap(text, int((width_px + LEFT_PX) / CHAR_PX)))
 
 
-def _row_box(row: Limit, y: Scale, width_px: int, height_px: int) -> Places:
+def _row_box(row: Row, y: Scale, width_px: int, height_px: int) -> Places:
     """Left, bottom, right, top in pixels."""
-    width, height = text_px(_in_lines(row.name, width_px))
+    width, height = text_px(row.told(width_px))
     bottom = float(y.place([row.at])[0]) * height_px + 1
     return np.array([8 - LEFT_PX, bottom, 8 - LEFT_PX + width, bottom + height])
 
 
-def _row(row: Limit, width_px: int) -> Plain:
+def _row(row: Row, width_px: int) -> Plain:
     at = {"x": 0, "y": row.at, "xref": "x domain", "yref": "y", "xanchor": "left", "yanchor": "bottom"}
-    return at | {"text": _in_lines(row.name, width_px), "xshift": 8 - LEFT_PX, "yshift": 1, **_NAME}
+    return at | {"text": row.told(width_px), "xshift": 8 - LEFT_PX, "yshift": 1, **_NAME}
 
 
 def _trace(d: Drawn, number: str) -> Plain:

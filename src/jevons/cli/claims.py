@@ -41,9 +41,9 @@ def command(numbers: tuple[int, ...], draws: int, seed: int, as_json: bool, **gi
         raise ConfigError(f"claims: there is none of number {unknown[0]}; there are 1 to {len(found)}")
     chosen = [finding for finding in found if not numbers or finding.number in numbers]
     if shown:
-        from jevons.cli.pictures.claims import notes, pictures
+        from jevons.cli.pictures.claims import cards, notes, pictures
 
-        shown.write("What is claimed, computed", notes(chosen), pictures(chosen, ranged))
+        shown.write("What is claimed, computed", notes(chosen), pictures(chosen, ranged), cards(chosen, ranged))
     if as_json:
         click.echo(msgspec.json.encode(chosen))
         return

@@ -13,7 +13,7 @@ from jevons import __version__
 from jevons.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jevons.charts import Picture
+    from jevons.charts import Card, Picture
 
 C = TypeVar("C", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -28,11 +28,11 @@ class Files(msgspec.Struct, frozen=True):
     def __bool__(self) -> bool:
         return self.html is not None or self.png is not None
 
-    def write(self, title: str, notes: Sequence[str], pictures: Sequence[Picture]) -> None:
+    def write(self, title: str, notes: Sequence[str], pictures: Sequence[Picture], cards: Sequence[Card] = ()) -> None:
         """Raises ConfigError: a file cannot be written, or no browser draws."""
         from jevons.charts import page
 
-        text = page(title, [*notes, f"jevons {__version__}"], pictures)
+        text = page(title, [*notes, f"jevons {__version__}"], pictures, cards)
         if self.html is not None:
             _write("--html", self.html, text.encode())
         if self.png is not None:
