@@ -131,6 +131,18 @@ def test_what_is_gone_from_the_device_ends_what_can_be_loaded_unless_it_is_there
     assert house.cached(A) == 48  # two blocks on the device, one to load, then a hole
 
 
+def test_of_chunks_told_by_their_last_block_whole_ones_are_loaded() -> None:
+    house = House()
+    house.tell(A, stored(range(10)), *(event for last in range(1, 10, 2) for event in offloaded(range(last, last + 1))))
+    house.tell(A, removed(range(3, 10)))
+    assert house.cached(A) == 160  # three blocks on the device, the second half of a chunk, three chunks
+    house.tell(A, removed(range(5, 10), medium="CPU"))
+    assert house.cached(A) == 48  # half a chunk: not loaded
+    house.tell(A, removed(range(3)))
+
+    assert house.best() == (A, 64)  # nobody has it on its device
+
+
 def test_copies_are_counted_by_tier() -> None:
     house = House()
     house.tell(A, stored(range(10)), *offloaded(range(10)), *offloaded(range(10)))

@@ -154,7 +154,7 @@ class Vllm:
             self.reap()
 
     def tail(self) -> str:
-        return self._log.read_text(errors="replace")[-4000:]
+        return self._log.read_text(errors="replace")[-20_000:]
 
 
 def group(pid: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from math import gcd
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Beside:
 
     Attributes:
         windows: of each group but the one that is followed, by the engine's number: blocks that it looks back to; FULL.
+        chunk_blocks: that it keeps in its host's memory as one; 0: not known yet.
     """
 
     def __init__(self, names: EngineNames, holding: Holding, on_first: Callable[[], None] | None) -> None:
@@ -48,6 +50,7 @@ class Beside:
         self._holding = holding
         self._on_first = on_first
         self.windows: dict[int, int] = {}
+        self.chunk_blocks = 0
 
     @property
     def in_dram(self) -> int:
@@ -79,6 +82,24 @@ class Beside:
         if not self._names.hub.number("offloads"):
             self._names.hub.set("offloads", 1)
             self._begin()
+
+    def loadable(self, names: Ints, depth: int) -> int:
+        """Blocks of a prompt after the first `depth` that the engine would load from its host's memory.
+
+        vLLM keeps chunks of several blocks there if it is told to, and tells of each its last block alone, not of how
+        many. So all that is known there of any prompt stands at multiples of that; what was seen so far may make it too
+        large, until more is seen. vLLM loads whole chunks, and nothing where less than one is missing.
+        """
+        if self.chunk_blocks == 1:
+            return self._holding.depth_of(names[depth:], Tier.DRAM)
+        ends = self._holding.held(names, Tier.DRAM) + 1
+        self.chunk_blocks = chunk = gcd(self.chunk_blocks, *ends.tolist())
+        if not chunk:
+            return 0
+        known, end = set(ends.tolist()), depth // chunk * chunk
+        while end + chunk in known:
+            end += chunk
+        return end - depth if end - depth >= chunk else 0
 
     def recall(self, windows: dict[int, int], in_dram: int, in_groups: int) -> None:
         """This is what was told of before; what is held is among the names."""

@@ -6,6 +6,7 @@ the index, the least busy ──▶ candidates ──▶ the last of its session
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import product
 from typing import Any, NamedTuple
 
 from jevons.base.ids import WorkerId
@@ -53,6 +54,7 @@ class Candidates:
         self._book = book
         self._is_kv = policy == KV
         self._crew = crew
+        self._chunks = {1}  # blocks that engines keep as one in their hosts' memory; those few sizes that were seen
 
     def gather(self, desk: int, wish: Wish) -> int:
         """Candidates of a desk: of those that are up, else of suspects and stalled ones, for work on a slow worker
@@ -107,8 +109,8 @@ class Candidates:
         """What their other tiers and groups of layers make of candidates, and who is one by these alone. Returns how
         many there are then."""
         sizes = self._book.block_sizes(wish.model, desk)
-        for size in sizes:
-            found, _ = self._book.index.find(names_in(wish.prompt.names(size), Tier.DRAM))
+        for size, chunk in product(sizes, sorted(self._chunks)):
+            found, _ = self._book.index.find(names_in(wish.prompt.names(size)[chunk - 1 :: chunk], Tier.DRAM))
             for number in found.tolist():
                 if (
                     number >= 0
@@ -126,6 +128,7 @@ class Candidates:
         """What its other tiers and groups make of a candidate of whom the followed one has `depth` blocks."""
         size = member.block_size or 0
         held, loaded = member.reach(prompt.names(size), depth)
+        self._chunks.add(max(member.chunk_blocks, 1))
         if loaded == 0 and held == depth:
             return
         share = float(confidence(self._book.hub["workers"][member.number]))

@@ -130,6 +130,11 @@ class Member:
         return 0 if self.intake is None else self.intake.beside.in_dram
 
     @property
+    def chunk_blocks(self) -> int:
+        """Blocks that are kept there as one, see `control.beside`; 0: not known."""
+        return 0 if self.intake is None else self.intake.beside.chunk_blocks
+
+    @property
     def held_blocks(self) -> int:
         """On its device, of the group of layers that is followed."""
         beside = 0 if self.intake is None else self.intake.beside.in_dram + self.intake.beside.in_groups
@@ -146,9 +151,9 @@ class Member:
         """
         if self.windows:
             return reached(self.holding, self.windows, names[:depth]) if depth else 0, 0
-        if depth == len(names) or not self.in_dram:
+        if depth == len(names) or self.intake is None or not self.in_dram:
             return depth, 0
-        return depth, self.holding.depth_of(names[depth:], Tier.DRAM)
+        return depth, self.intake.beside.loadable(names, depth)
 
     @property
     def has_holes(self) -> bool:

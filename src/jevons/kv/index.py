@@ -68,6 +68,12 @@ def _reach(hubs: Records, holder: int, names: Ints, parts: Ints, windows: Places
 
 
 @compiled
+def _held(hubs: Records, holder: int, names: Ints, held: Ints) -> None:
+    for i in range(len(names)):
+        held[i] = overlaps.holds(hubs[0], holder, names[i])
+
+
+@compiled
 def _overlaps(hubs: Records, names: Ints, workers: Places, depths: Places, most: int) -> int:
     h = hubs[0]
     count, whose = overlaps.overlaps(h, names, workers, depths, most), view(h.whose, h.whose_n, SMALL)
@@ -228,6 +234,12 @@ class Holding:
     def depth_of(self, names: Ints, tier: Tier | None = None) -> int:
         """As `depth`, of blocks that are named as the kernels name them; in another tier, if it keeps that here too."""
         return _depth(self._index.hub.record, self.holder, groups.names_in(names, tier or self._tier))
+
+    def held(self, names: Ints, tier: Tier) -> Ints:
+        """Where in `names` are blocks that it holds in a tier."""
+        held = np.zeros(len(names), np.int64)
+        _held(self._index.hub.record, self.holder, groups.names_in(names, tier), held)
+        return np.flatnonzero(held)
 
     def reach(self, names: Ints, windows: Mapping[int, int]) -> int:
         """Leading blocks of `names` after which it can go on by all its groups of layers.
