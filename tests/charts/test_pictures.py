@@ -219,3 +219,13 @@ def _box(name: dict[str, Any], picture: Picture, names: Names) -> Any:
     y = low + share * (high - low) + name["yshift"]
     y -= {"bottom": 0.0, "middle": 0.5, "top": 1.0}[name["yanchor"]] * height
     return np.array([x, y, x + width, y + height])
+
+
+def test_names_of_points_need_not_keep_clear_of_lines_that_nobody_draws() -> None:
+    axes = (Axis(label="speed"), Axis(label="cost", low=0.0))
+    at = [(51.0, 1.67), (55.0, 1.15), (55.7, 1.15), (55.9, 1.32), (66.1, 1.46), (66.4, 1.63)]
+    points = [Point(name=f"fleet {i}: 1 × 8a8 b200 decode + 5", x=x, y=y) for i, (x, y) in enumerate(at)]
+
+    drawn = scatter("fleets", axes, points, better=("high", "low"))
+
+    assert {point.name for point in points} <= {name["text"] for name in drawn.names[-1].placed}

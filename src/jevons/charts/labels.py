@@ -20,6 +20,7 @@ _ANCHORS = tuple((x, y) for y in ("bottom", "top", "middle") for x in ("left", "
 _BELOW = (("center", "top"), ("left", "top"), ("right", "top"))
 _AWAY = tuple((x, y) for y in (26.0, -26.0, 46.0, -46.0, 68.0, -68.0) for x in (24.0, -24.0, 0.0, 52.0, -52.0))
 _GAP_PX = 5.0
+_MARKER = np.array([(x, y) for x in (-4.0, 0.0, 4.0) for y in (-2.5, 0.0, 2.5)])  # within the gap to its own name
 _TRIED = 40  # places along a curve
 _INK, _NAME, _OUTSIDE = 10.0, 1_000.0, 3_000.0  # what it costs to cover four pixels of a curve, a name; to stick out
 
@@ -143,6 +144,8 @@ def evenly(path: Places, count: int) -> Places:
 
 
 def _dense(path: Places) -> Places:
-    """Points along a curve, at most four pixels from one to the next."""
+    """Points along a curve, at most four pixels from one to the next; of a point alone its marker's."""
+    if len(path) == 1:
+        return np.asarray(path[0] + _MARKER)
     length = float(np.hypot(*np.diff(path, axis=0).T).sum()) if len(path) > 1 else 0.0
     return evenly(path, 2 + int(min(length, 20_000.0) / 4.0))

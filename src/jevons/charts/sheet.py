@@ -105,7 +105,8 @@ class Sheet:
         self._data: list[Plain] = []
         self._shapes: list[Plain] = []
         self._axes: Plain = {}
-        self._title = _in_lines(self._x.axis.title, NARROW_PX)
+        together = self._x.axis.title.replace(" (", "\u00a0(")  # a unit never stands alone in a line
+        self._title = _in_lines(together, NARROW_PX).replace("\u00a0", " ")
         self._bottom_px = BOTTOM_PX + LINE_PX * self._title.count("<br>")
         gaps_px = self._gap_px * (len(panels) - 1) + TOP_PX + self._bottom_px
         self._names = [
@@ -173,7 +174,7 @@ class Sheet:
         for limit in panel.across:
             path = np.column_stack([np.linspace(0, 1, 25), np.full(25, y.place([limit.at])[0])])
             wanted.append((Name(plain(limit.name), path, 0.0), FAINT))
-        covered = [self._path(d, y) for d in panel.drawn if (d.mode or d.bar) and not d.may_hide]
+        covered = [part for d in panel.drawn if not d.may_hide for part in self._inked(d, y)]
         covered += [name.path for name, _ in wanted]
         covered += [np.array([[self._x.place([at.at])[0], share] for share in (0.0, 1.0)]) for at in self._along]
         height_px = panel.height_at(width_px)
@@ -199,6 +200,13 @@ class Sheet:
             }
             for p in found
         ]
+
+    def _inked(self, d: Drawn, y: Scale) -> list[Places]:
+        """What names should not cover of it: points that no line joins stand alone."""
+        if not d.mode and not d.bar:
+            return []
+        path = self._path(d, y)
+        return [path[i : i + 1] for i in range(len(path))] if d.mode == "markers" else [path]
 
     def _stops(self, d: Drawn, y: Scale) -> Places:
         """Where a name of it may stand: anywhere along a line."""

@@ -36,7 +36,7 @@ def notes(found: Priced) -> list[str]:
         "them within the SLO. Simulated, not measured.",
         *(f"No price: {figure} is not known." for figure in found.missing.values()),
         *(f"How far to trust it: {each}." for each in told),
-        "Sources of prices and parameters: jevons fleet show NAME, and the catalog's economics.",
+        "Sources of prices and parameters: jevons fleet show NAME, jevons fleet show economics.",
     ]
 
 

@@ -6,12 +6,14 @@ import numpy as np
 
 from jevons.base.units import count, si
 from jevons.charts import Axis, Limit, Line, Picture, Track, cdf, stacked, timeline
+from jevons.charts.picture import Numbers
 from jevons.cli.scalings import scalings
 from jevons.config.scenario import Scenario
 from jevons.twin.course import Course, Watch, instances_up
 from jevons.twin.run import Report
 
 _MOST_LABELS = 12  # of lines across all tracks: more would hide each other
+_LONG_S = 3 * 3600.0  # a rehearsal beyond it is told in hours
 _SHARES = (np.arange(2000) + 0.5) / 2000
 
 
@@ -47,15 +49,16 @@ def _latencies(scenario: Scenario, report: Report, watch: Watch) -> Picture:
 
 
 def _course(scenario: Scenario, report: Report, course: Course) -> Picture:
-    at_s = course.at_s
     ups = report.up or instances_up(scenario)
-    end_s = float(at_s[-1])
-    times = [*(at for at, _ in ups if at <= end_s), end_s]
+    end_s = float(course.at_s[-1])
+    unit, of_unit = ("h", 3600.0) if end_s > _LONG_S else ("s", 1.0)
+    times = [at / of_unit for at in (*(at for at, _ in ups if at <= end_s), end_s)]
+    shown = course.at_s / of_unit
     counts = [up for at, up in ups if at <= end_s]
 
     def track(label: str, **lines: object) -> Track:
         made = [
-            Line(name=name.replace("_", " "), x=at_s, y=np.asarray(y), has_markers=False) for name, y in lines.items()
+            Line(name=name.replace("_", " "), x=shown, y=np.asarray(y), has_markers=False) for name, y in lines.items()
         ]
         return Track(Axis(label=label, low=0.0), made)
 
@@ -63,20 +66,20 @@ def _course(scenario: Scenario, report: Report, course: Course) -> Picture:
         track("requests", running=course.running, queued=course.queued),
         track("output tokens/s", tokens=course.output_tokens_per_s),
         track("requests/s done within the SLO", good=course.good_per_s),
-        _reused(course),
+        _reused(course, shown),
         Track(Axis(label="instances up", low=0.0), [_steps("up", times, counts)]),
     ]
-    events = [Limit(c.at_s, f"{c.before} → {c.wanted} {c.role}") for c in report.changes if c.at_s <= end_s]
+    events = [Limit(c.at_s / of_unit, f"{c.before} → {c.wanted} {c.role}") for c in report.changes if c.at_s <= end_s]
     events = events if len(events) <= _MOST_LABELS else []
     events += [
-        Limit(e.at_s, f"{e.what} {e.count}" + (f", {e.power_w:g} W" if e.power_w else ""))
+        Limit(e.at_s / of_unit, f"{e.what} {e.count}" + (f", {e.power_w:g} W" if e.power_w else ""))
         for e in scenario.events
         if e.at_s <= end_s
     ]
     about = "Each point is the mean of a short part of the time."
     if len(report.changes) > _MOST_LABELS:
-        about += f" Instances started or stopped {len(report.changes)} times; why is told at the top."
-    return timeline("The fleet over time", Axis(label="simulated time", unit="s", low=0.0), tracks, events, about)
+        about += f" Instances started or stopped {len(report.changes)} times; why is told at the end."
+    return timeline("The fleet over time", Axis(label="simulated time", unit=unit, low=0.0), tracks, events, about)
 
 
 def _steps(name: str, times: list[float], values: list[int]) -> Line:
@@ -84,10 +87,10 @@ def _steps(name: str, times: list[float], values: list[int]) -> Line:
     return Line(name=name, x=np.repeat(times, 2)[1:-1], y=np.repeat(values, 2), has_markers=False)
 
 
-def _reused(course: Course) -> Track:
-    lines = [Line(name="in HBM", x=course.at_s, y=course.hbm_share, has_markers=False)]
+def _reused(course: Course, shown: Numbers) -> Track:
+    lines = [Line(name="in HBM", x=shown, y=course.hbm_share, has_markers=False)]
     if np.nansum(course.tier_share) > 0:
-        lines.append(Line(name="from the tier below", x=course.at_s, y=course.tier_share, has_markers=False))
+        lines.append(Line(name="from the tier below", x=shown, y=course.tier_share, has_markers=False))
     return Track(Axis(label="prompt tokens found", is_share=True, low=0.0, high=1.0), lines)
 
 

@@ -39,7 +39,7 @@ def notes(found: Mapping[str, Priced], site_mw: float) -> list[str]:
         f"A site of {site_mw:g} MW, cooling included; rehearsed, not measured. Requests within the SLO: {met}.",
         *(f"Not known, so without a price: {each}." for each in missing),
         *(f"How far to trust it: {each}." for each in told),
-        "Sources of prices and parameters: jevons fleet show NAME, and the catalog's economics.",
+        "Sources of prices and parameters: jevons fleet show NAME, jevons fleet show economics.",
     ]
 
 
