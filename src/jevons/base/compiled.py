@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Places",
     "Reals",
     "Records",
+    "alike",
     "are_compiled",
     "compiled",
     "grown",
@@ -69,6 +70,23 @@ def compiled(function: F) -> F:
     options: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "_nrt": False}
     kernel: F = numba.njit(**options)(function)
     return kernel
+
+
+def alike(kernel: F) -> F:
+    """`kernel`, for calls that always have the same types: Numba looks at them in the first one only. With a hub that
+    look takes longer than a small kernel."""
+    entry: Callable[..., Any] | None = None
+
+    def call(*args: Any) -> Any:
+        nonlocal entry
+        if entry is not None:
+            return entry(*args)
+        found = kernel(*args)
+        [result] = kernel.overloads.values()  # type: ignore[attr-defined]
+        entry = result.entry_point
+        return found
+
+    return cast(F, call)
 
 
 def grown(array: Any, size: int) -> Any:

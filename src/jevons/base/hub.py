@@ -56,6 +56,7 @@ class Hub:
         # take the longer for a kind of the shorter, and warn.
         fields.append((f"after_{len(fields)}", np.int64))
         self.record = np.zeros(1, np.dtype(fields))  # [1] what kernels get
+        self._fields = {name: self.record[name] for name, _ in fields}  # finding one in the record takes longer
         self._arrays: dict[str, Any] = {}
         for name, array in arrays.items():
             self.put(name, array)
@@ -67,17 +68,17 @@ class Hub:
         assert array.ndim == 1, "kernels see arrays of one dimension"
         assert array.flags.c_contiguous, "kernels see contiguous arrays"
         self._arrays[name] = array
-        self.record[name], self.record[f"{name}_n"] = array.ctypes.data, len(array)
+        self._fields[name][0], self._fields[f"{name}_n"][0] = array.ctypes.data, len(array)
 
     def __getitem__(self, name: str) -> Any:
         """The array of that name."""
         return self._arrays[name]
 
     def number(self, name: str) -> Any:
-        return self.record[name][0]
+        return self._fields[name].item()
 
     def set(self, name: str, value: int | float) -> None:
-        self.record[name] = value
+        self._fields[name][0] = value
 
     def grow(self, name: str, size: int) -> None:
         """Room for `size` elements; what is new is zero."""

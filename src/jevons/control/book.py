@@ -5,12 +5,14 @@ The twin fills the same arrays and calls the same kernels, only from its own loo
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from typing import Any, cast
 
 import numpy as np
 
-from jevons.base.compiled import Ints, Records, compiled
+from jevons.base.compiled import Ints, Records, alike, compiled
 from jevons.base.hub import Hub, view
 from jevons.control import board
 from jevons.control.reading import Scratch
@@ -19,81 +21,120 @@ from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
 from jevons.policy.admit import Promise
 from jevons.policy.belief import confirm
-from jevons.policy.route import stream_weight
+from jevons.policy.route import CANDIDATE, stream_weight
 
 _WORKERS, _WAITS, _PAIRS = 16, 256, 1 << 14  # room to begin with
+USUAL_WEIGHT = stream_weight()
+# A candidate's fields, all read at once: each costs as much when it is read from the array.
+ROW = cast(Any, namedtuple("ROW", tuple(CANDIDATE.names or ())))
 
 
+@alike
 @compiled
 def _gather(hubs: Records, desk: int, count: int, names: Ints, model: int, block_size: int) -> int:
     return board.gather(hubs[0], desk, count, names, model, block_size)
 
 
+@alike
 @compiled
 def _pick(hubs: Records, desk: int, model: int) -> int:
     return board.pick(hubs[0], desk, model)
 
 
+@alike
 @compiled
 def _put_alone(hubs: Records, desk: int, worker: int, names: Ints) -> None:
     board.put_alone(hubs[0], desk, worker, names)
 
 
+@alike
 @compiled
 def _put_also(hubs: Records, desk: int, count: int, worker: int) -> None:
     board.put_also(hubs[0], desk, count, worker)
 
 
+@alike
 @compiled
 def _count_arrival(hubs: Records, now_s: float) -> None:
     board.count_arrival(hubs[0], now_s)
 
 
+@alike
 @compiled
-def _want(hubs: Records) -> None:
-    board.want(hubs[0])
+def _arrive(hubs: Records, now_s: float, stream_weight: float, tpot_slo_s: float, output_tokens: float) -> None:
+    h = hubs[0]
+    board.count_arrival(h, now_s)
+    h.stream_weight, h.tpot_slo_s, h.output_tokens = stream_weight, tpot_slo_s, output_tokens
 
 
+@alike
 @compiled
-def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
-    return board.conclude(hubs[0], prompt_tokens, whole, apart)
+def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int, counts: bool) -> tuple[int, int]:
+    there, chosen = board.conclude(hubs[0], prompt_tokens, whole, apart)
+    if counts and (there >= 0 or chosen >= 0):
+        board.want(hubs[0])
+    return there, chosen
 
 
+@alike
 @compiled
-def _wait(hubs: Records, slot: int, worker: int, prompt_tokens: int, cached_tokens: int, names: Ints) -> bool:
+def _wait(  # noqa: PLR0913 — of one request, in one call
+    hubs: Records, slot: int, worker: int, goes_on: int, prompt_tokens: int, cached_tokens: int, names: Ints
+) -> bool:
     h = hubs[0]
     if room(h) < len(names):
         return False
     board.wait(h, slot, worker, prompt_tokens, cached_tokens, names)
+    board.attend(h, goes_on, float(prompt_tokens))
     return True
 
 
+@alike
 @compiled
 def _unwait(hubs: Records, slot: int, worker: int, names: Ints) -> None:
     board.unwait(hubs[0], slot, worker, names)
 
 
+@alike
+@compiled
+def _begin(hubs: Records, slot: int, worker: int, names: Ints, promised: float) -> None:
+    board.unwait(hubs[0], slot, worker, names)
+    board.count_decode(hubs[0], worker, 1, promised)
+
+
+@alike
+@compiled
+def _finish(hubs: Records, worker: int, tokens: int, promised: float) -> None:
+    board.count_decode(hubs[0], worker, -1, promised)
+    board.attend(hubs[0], worker, -float(tokens))
+
+
+@alike
 @compiled
 def _count_decode(hubs: Records, worker: int, change: int, promised: float) -> None:
     board.count_decode(hubs[0], worker, change, promised)
 
 
+@alike
 @compiled
 def _confirm(hubs: Records, worker: int, claimed: int, cached: int) -> None:
     h = hubs[0]
     confirm(view(h.workers, h.workers_n, board.WORKER)[worker], claimed, cached)
 
 
+@alike
 @compiled
 def _attend(hubs: Records, worker: int, tokens: float) -> None:
     board.attend(hubs[0], worker, tokens)
 
 
+@alike
 @compiled
 def _count_answer(hubs: Records, tokens: int) -> None:
     board.count_answer(hubs[0], tokens)
 
 
+@alike
 @compiled
 def _computed(hubs: Records, worker: int, tokens: float) -> None:
     board.computed(hubs[0], worker, tokens)
@@ -216,13 +257,17 @@ class Book:
 
     def count_arrival(self, now_s: float) -> None:
         """See `board.count_arrival`."""
-        _count_arrival(self.hub.record, now_s)
+        _count_arrival(self.hub.record, float(now_s))
+
+    def arrive(self, now_s: float, promise: Promise, output_tokens: int | None) -> None:
+        """`count_arrival` and `promise`, as one."""
+        _arrive(self.hub.record, float(now_s), *_promised(promise, output_tokens))
 
     def promise(self, promise: Promise, output_tokens: int | None) -> None:
         """What the request to be placed next is promised, and how many tokens it may have."""
-        self.hub.set("stream_weight", stream_weight() if promise.ttft_s is None else stream_weight(promise.ttft_s))
-        self.hub.set("tpot_slo_s", inf if promise.tpot_s is None else promise.tpot_s)
-        self.hub.set("output_tokens", inf if output_tokens is None else float(output_tokens))
+        names = ("stream_weight", "tpot_slo_s", "output_tokens")
+        for name, value in zip(names, _promised(promise, output_tokens), strict=True):
+            self.hub.set(name, value)
 
     def answer_tokens(self, limit: int | None) -> float:
         """How long an answer is expected to be that may have so many tokens: as they are by the mean, at most that."""
@@ -253,39 +298,51 @@ class Book:
         _put_also(self.hub.record, desk, count, worker)
         return count, count + 1
 
-    def conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[int, int]:
-        """See `board.conclude`."""
-        return _conclude(self.hub.record, prompt_tokens, whole, apart)
-
-    def want(self) -> None:
-        """See `board.want`."""
-        _want(self.hub.record)
+    def conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[int, int]:
+        """See `board.conclude`. `counts`: it will be placed so, see `board.want`."""
+        return _conclude(self.hub.record, prompt_tokens, whole, apart, counts)
 
     def candidates(self, desk: int, count: int) -> Records:
         """The first so many of a desk."""
         first = desk * int(self.hub.number("desk"))
         return self.hub["candidates"][first : first + count]
 
-    def wait(self, worker: int, prompt_tokens: int, cached_tokens: int, names: Ints) -> int:
-        """A request waits. Returns its number, to be given back by `free`."""
+    def row(self, desk: int, at: int) -> Any:
+        """One of them, its fields as attributes."""
+        return ROW(*self.hub["candidates"][desk * self.hub.number("desk") + at].item())
+
+    def wait(self, worker: int, goes_on: int, prompt_tokens: int, cached_tokens: int, names: Ints) -> int:
+        """A request waits. Returns its number, to be given back by `free`.
+
+        Args:
+            goes_on: where it will be after its first token, see `board.attend`.
+        """
         if not self._slots:
             had = len(self.hub["waits"])
             self.hub.grow("waits", 2 * had)
             self._slots = list(range(2 * had - 1, had - 1, -1))
         slot = self._slots.pop()
-        while not _wait(self.hub.record, slot, worker, prompt_tokens, cached_tokens, names):
+        while not _wait(self.hub.record, slot, worker, goes_on, prompt_tokens, cached_tokens, names):
             self.index.make_room(len(names))
         return slot
 
     def unwait(self, slot: int, worker: int, names: Ints) -> None:
         _unwait(self.hub.record, slot, worker, names)
 
+    def begin(self, slot: int, worker: int, names: Ints, promised: float) -> None:
+        """`unwait`, and it runs there from now on."""
+        _begin(self.hub.record, slot, worker, names, float(promised))
+
+    def finish(self, worker: int, tokens: int, promised: float) -> None:
+        """What ran there, and attended to so many tokens, does no more."""
+        _finish(self.hub.record, worker, tokens, float(promised))
+
     def free(self, slot: int) -> None:
         self._slots.append(slot)
 
     def count_decode(self, worker: int, change: int, promised: float) -> None:
         """See `board.count_decode`."""
-        _count_decode(self.hub.record, worker, change, promised)
+        _count_decode(self.hub.record, worker, change, float(promised))
 
     def confirm(self, worker: int, claimed: int, cached: int) -> None:
         """See `policy.belief.confirm`."""
@@ -293,14 +350,14 @@ class Book:
 
     def attend(self, worker: int, tokens: float) -> None:
         """See `board.attend`."""
-        _attend(self.hub.record, worker, tokens)
+        _attend(self.hub.record, worker, float(tokens))
 
     def count_answer(self, tokens: int) -> None:
         """See `board.count_answer`."""
         _count_answer(self.hub.record, tokens)
 
     def computed(self, worker: int, tokens: float) -> None:
-        _computed(self.hub.record, worker, tokens)
+        _computed(self.hub.record, worker, float(tokens))
 
     def promise_again(self, worker: int, names: Ints) -> None:
         """A worker's holder is another one; what waits there will still be computed."""
@@ -309,3 +366,12 @@ class Book:
 
     def _number_of(self, model: str | None) -> int:
         return board.ANY if model is None else self._models.get(model, -2)
+
+
+def _promised(promise: Promise, output_tokens: int | None) -> tuple[float, float, float]:
+    """Fields of the hub: stream_weight, tpot_slo_s, output_tokens."""
+    return (
+        USUAL_WEIGHT if promise.ttft_s is None else stream_weight(promise.ttft_s),
+        inf if promise.tpot_s is None else promise.tpot_s,
+        inf if output_tokens is None else float(output_tokens),
+    )

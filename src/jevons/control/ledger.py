@@ -31,7 +31,7 @@ from jevons.policy.route import ANEW, BLOCKS, Placement, prompt_load
 HERE = ""  # the node the router runs on
 # Before its first step is measured, an engine may be loading or compiling: GUESS, vLLM's first prompts take as long.
 GUESS_FIRST_S = 30.0
-_NO_NAMES: Ints = np.zeros(0, np.int64)
+NO_NAMES: Ints = np.zeros(0, np.int64)
 
 
 class Named:
@@ -72,7 +72,7 @@ class Prompt:
     def names(self, size: int) -> Ints:
         """Of its blocks that can be reused; none if their size is not known (0)."""
         if not size:
-            return _NO_NAMES
+            return NO_NAMES
         named = self.named(size)
         return named.names[: named.reusable]
 
@@ -260,7 +260,7 @@ class Counted(msgspec.Struct, kw_only=True):
     slot: int  # its number in the book
     prompt_tokens: int
     names: Ints  # of the blocks its worker was to compute
-    hashes: list[BlockHash]  # in the worker's block size; where it is remembered what was placed on it
+    shadowed: Ints  # of all its full blocks; where it is remembered what was placed on its worker
     prompted: Prompted | None = None  # where its events are known to have holes
     promised: float  # usual streams that it counts for besides while it runs
     placed_s: float

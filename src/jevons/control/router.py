@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import inf
 from typing import Any, NamedTuple
 
@@ -21,11 +21,11 @@ from jevons.base.ids import RequestId, WorkerId
 from jevons.control.affinity import Adapters, Last, Sessions
 from jevons.control.beside import promised
 from jevons.control.board import APART, WHOLE
-from jevons.control.book import Book
+from jevons.control.book import ROW, Book
 from jevons.control.candidates import Candidates, Crew, Wish
 from jevons.control.columns import Columns
 from jevons.control.intake import Intake
-from jevons.control.ledger import HERE, Counted, Member, NodeTiers, Placed, Prompt
+from jevons.control.ledger import HERE, NO_NAMES, Counted, Member, NodeTiers, Placed, Prompt
 from jevons.control.lessons import LATE_STEP, Lessons, learn_load
 from jevons.control.lived import LivedWorker, lived_worker
 from jevons.control.roster import Roster
@@ -40,6 +40,7 @@ from jevons.policy.admit import USUAL, Promise
 from jevons.policy.route import Placement, check_policy, prompt_load, usual_streams
 
 RECENT_OUTCOMES = 256
+_NOBODY = nullcontext()  # to go without
 
 
 class _Chosen(NamedTuple):
@@ -241,11 +242,10 @@ class Router:
             NoWorker: none is left.
         """
         wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
-        self._book.count_arrival(now_s)
-        self._book.promise(promise, output_tokens)
+        self._book.arrive(now_s, promise, output_tokens)
         promised = self._promised(promise, output_tokens)
         self._expire_shadows(now_s)
-        with self._without(wish.avoid):
+        with self._without(wish.avoid) if wish.avoid else _NOBODY:
             whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
             ask = _Ask(request, wish.prompt, session, promised, output_tokens, tells_first, now_s)
             return self._count(ask, whole, apart)
@@ -272,7 +272,7 @@ class Router:
             NoWorker: there is none.
         """
         wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
-        with self._without(wish.avoid):
+        with self._without(wish.avoid) if wish.avoid else _NOBODY:
             self._book.promise(promise, output_tokens)
             whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
             return self._ranked(len(tokens), whole, apart, most)
@@ -280,17 +280,17 @@ class Router:
     def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
         """The candidates of both desks, so many each, in order; the turn stays as it was."""
         turn = self._book.hub.number("turn")
-        best, c = self._conclude(prompt_tokens, whole, apart)
+        best, c = self._conclude(prompt_tokens, whole, apart, counts=False)
         self._book.hub.set("turn", turn)
         alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
         order = np.lexsort((alike["worker"], alike["waiting_s"] + alike["answer_s"]))
         found = [self._placement(best, prompt_tokens, c)]
         for at in order[:most]:  # the chosen one is among them, and passed over
-            o = alike[at]
-            if o["worker"] == c["worker"]:
+            o = ROW(*alike[at].item())
+            if o.worker == c.worker:
                 continue
-            tpot_s = float(o["tpot_s"]) if best.after is None else best.tpot_s
-            chosen = _Chosen(self._members[int(o["worker"])], best.after, tpot_s)
+            tpot_s = o.tpot_s if best.after is None else best.tpot_s
+            chosen = _Chosen(self._members[o.worker], best.after, tpot_s)
             found.append(self._placement(chosen, prompt_tokens, o))
         return found[:most]
 
@@ -310,7 +310,7 @@ class Router:
         self._book.promise(promise, None)
         promised = self._promised(promise, None)
         self._expire_shadows(now_s)
-        with self._without(wish.avoid):
+        with self._without(wish.avoid) if wish.avoid else _NOBODY:
             rest = self._candidates.gather(WHOLE, wish)
             apart = 0 if rest else self._candidates.gather(APART, wish)
             return self._count(_Ask(request, wish.prompt, "", promised, None, True, now_s), rest, apart)
@@ -561,40 +561,41 @@ class Router:
     def _count(self, ask: _Ask, whole: int, apart: int) -> Placement:
         """Conclude, and keep account of it."""
         prompt, prompt_tokens = ask.prompt, len(ask.prompt.tokens)
-        chosen, c = self._conclude(prompt_tokens, whole, apart)
-        self._book.want()
-        self._copies += int(self._book.hub.number("is_copy"))
+        chosen, c = self._conclude(prompt_tokens, whole, apart, counts=True)
+        self._copies += self._book.hub.number("is_copy")
         worker, after = chosen.member, chosen.after
         placement = self._placement(chosen, prompt_tokens, c)
         own = prompt_load(prompt_tokens, placement.cached_tokens)
         answer_tokens = self._book.answer_tokens(ask.output_tokens)
-        token_s = chosen.tpot_s / (int(c["requests"]) + 1)  # each step is for all that are in it
+        token_s = chosen.tpot_s / (c.requests + 1)  # each step is for all that are in it
         untold_s = 0.0 if ask.tells_first else answer_tokens * placement.tpot_s
         named = prompt.named(worker.block_size) if worker.block_size else None
-        names = prompt.names(0) if named is None else named.names[int(c["depth"]) :]
+        names = prompt.names(0) if named is None else named.names[c.depth :]
         loaded = 0
         if worker.number in self._book.beside:
-            loaded = worker.reach(prompt.names(worker.block_size or 0), int(c["depth"]))[1]
+            loaded = worker.reach(prompt.names(worker.block_size or 0), c.depth)[1]
             names = promised(names, worker.windows)
         placed = Placed(
             placement=placement,
             member=worker,
             decode=after,
-            slot=self._book.wait(worker.number, prompt_tokens, placement.cached_tokens, names),
+            slot=self._book.wait(
+                worker.number, (after or worker).number, prompt_tokens, placement.cached_tokens, names
+            ),
             names=names,
             prompt_tokens=prompt_tokens,
-            claimed_tokens=(int(c["depth"]) + loaded) * int(c["block_size"]),
-            loaded_tokens=loaded * int(c["block_size"]),
+            claimed_tokens=(c.depth + loaded) * c.block_size,
+            loaded_tokens=loaded * c.block_size,
             session=ask.session,
-            hashes=[] if named is None or worker.shadow is None else named.hashes,
+            shadowed=NO_NAMES if named is None or worker.shadow is None else named.names,
             named=None if prompt.adapter else named,
             prompted=None if named is None or prompt.adapter or not worker.has_holes else named.prompted,
             placed_s=ask.now_s,
             ahead=Load(
-                tokens=float(c["queued_tokens"]) + own.tokens,
-                token_context=float(c["queued_context"]) + own.token_context,
+                tokens=c.queued_tokens + own.tokens,
+                token_context=c.queued_context + own.token_context,
             ),
-            decoding=int(c["decoding"]),
+            decoding=c.decoding,
             promised=ask.promised,
             token_s=token_s,
             device_s=worker.learned.prices.seconds(own) + answer_tokens * token_s,
@@ -614,7 +615,6 @@ class Router:
         if counted.decode is not None:
             counted.decode.promised += 1
             self._book.count_decode(counted.decode.number, 1, counted.promised)
-        self._book.attend((counted.decode or counted.member).number, counted.prompt_tokens)
 
     def _begin(self, counted: Counted, now_s: float) -> None:
         """Its prompt is computed."""
@@ -622,17 +622,22 @@ class Router:
         member = counted.member
         member.signs += 1
         if self._is_current(member):
-            self._unwait(counted)
-            self._book.count_decode(member.number, 1, counted.promised)
+            del member.waiting[counted.slot]
+            self._book.begin(counted.slot, member.number, counted.names, counted.promised)
             if member.shadow is not None:
-                member.shadow.placed(counted.hashes, now_s)
+                member.shadow.placed(counted.shadowed, now_s)
                 self._shadows_expire_s = min(self._shadows_expire_s, member.shadow.expires_s)
             if member.intake is not None and counted.prompted is not None:
                 member.intake.on_prompted(counted.prompted)
 
     def _end_counted(self, counted: Counted) -> None:
         """It counts no more."""
-        if self._is_current(counted.member):
+        member, is_current = counted.member, self._is_current(counted.member)
+        self._book.free(counted.slot)
+        if counted.decode is None and counted.is_running and is_current:
+            self._book.finish(member.number, counted.prompt_tokens, counted.promised)
+            return
+        if is_current:
             if counted.is_running:
                 self._book.count_decode(counted.member.number, -1, counted.promised)
             else:
@@ -643,26 +648,24 @@ class Router:
         drew = counted.decode or counted.member
         if self._is_current(drew):
             self._book.attend(drew.number, -counted.prompt_tokens)
-        self._book.free(counted.slot)
 
-    def _conclude(self, prompt_tokens: int, whole: int, apart: int) -> tuple[_Chosen, Any]:
-        """Who is chosen among the first so many candidates of each desk, and the prompt's candidate."""
-        there, chosen = self._book.conclude(prompt_tokens, whole, apart)
+    def _conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[_Chosen, Any]:
+        """Who is chosen among the first so many candidates of each desk, and the prompt's candidate, as ROW."""
+        there, chosen = self._book.conclude(prompt_tokens, whole, apart, counts=counts)
         if there < 0 and chosen < 0:
             raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
-        desk, at = (WHOLE, chosen) if there < 0 else (APART, there)
-        c = self._book.candidates(desk, at + 1)[at]
-        after, tpot_s = None, float(c["tpot_s"])
+        c = self._book.row(WHOLE, chosen) if there < 0 else self._book.row(APART, there)
+        after, tpot_s = None, c.tpot_s
         if there >= 0 and chosen >= 0:
-            going_on = self._book.candidates(WHOLE, chosen + 1)[chosen]
-            after, tpot_s = self._members[int(going_on["worker"])], float(going_on["tpot_s"])
-        return _Chosen(self._members[int(c["worker"])], after, tpot_s), c
+            going_on = self._book.row(WHOLE, chosen)
+            after, tpot_s = self._members[going_on.worker], going_on.tpot_s
+        return _Chosen(self._members[c.worker], after, tpot_s), c
 
     def _placement(self, chosen: _Chosen, prompt_tokens: int, c: Any) -> Placement:
-        worker, after, cached, seconds = chosen.member, chosen.after, int(c["cached"]), float(c["seconds"])
+        worker, after, cached, seconds = chosen.member, chosen.after, c.cached, c.seconds
         reason = (
-            f"{cached} of {prompt_tokens} tokens cached, {c['queued_tokens']:.0f} queued, "
-            f"{c['decoding']} decoding: first token in {seconds:.3f} s"
+            f"{cached} of {prompt_tokens} tokens cached, {c.queued_tokens:.0f} queued, "
+            f"{c.decoding} decoding: first token in {seconds:.3f} s"
         )
         if after is not None:
             reason += f", the rest on {after.facts.id}"

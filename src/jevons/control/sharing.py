@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.ids import BlockHash, RequestId
-from jevons.control.ledger import Counted, Member
+from jevons.base.compiled import Ints
+from jevons.base.ids import RequestId
+from jevons.control.ledger import NO_NAMES, Counted, Member
 from jevons.control.router import Router
 from jevons.facts.news import BegunThere, DoneThere, MeasuredThere, News, PlacedThere
 from jevons.facts.snapshot import Outcome
 from jevons.facts.state import Measured
-from jevons.kv.hashing import HASH_BYTES
 from jevons.perf.measured import Load
 from jevons.policy.route import Placement
 
@@ -80,10 +80,10 @@ class SharingRouter(Router):
             match each:
                 case PlacedThere():
                     self._hear_placed(there, each, now_s)
-                case BegunThere(number, hashes):
+                case BegunThere(number, names):
                     counted = there.get(number)
                     if counted is not None and not counted.is_running:
-                        counted.hashes = _cut(hashes)
+                        counted.shadowed = _writable(names)
                         self._begin(counted, now_s)
                 case DoneThere():
                     self._hear_done(there, each)
@@ -113,8 +113,7 @@ class SharingRouter(Router):
     def on_answered(self, request: RequestId, now_s: float) -> None:
         placed = self._placed[request]
         if not placed.is_running:
-            has_shadow = placed.member.shadow is not None
-            self._tell(BegunThere(self._numbers[request], b"".join(placed.hashes) if has_shadow else b""))
+            self._tell(BegunThere(self._numbers[request], placed.shadowed.tobytes()))
         super().on_answered(request, now_s)
 
     def done(self, request: RequestId, output_tokens: int | None = None) -> Outcome | None:
@@ -166,14 +165,15 @@ class SharingRouter(Router):
         if member is None:
             self.counts["unknown_worker"] += 1
             return
-        names = np.frombuffer(told.names, np.int64).copy()  # kernels are compiled for arrays that may be written
+        names, decode = _writable(told.names), None if told.decode is None else self._workers.get(told.decode)
+        goes_on = (decode or member).number
         there[told.number] = counted = Counted(
             member=member,
-            decode=None if told.decode is None else self._workers.get(told.decode),
-            slot=self._book.wait(member.number, told.prompt_tokens, told.cached_tokens, names),
+            decode=decode,
+            slot=self._book.wait(member.number, goes_on, told.prompt_tokens, told.cached_tokens, names),
             prompt_tokens=told.prompt_tokens,
             names=names,
-            hashes=[],
+            shadowed=NO_NAMES,
             promised=told.promised,
             placed_s=now_s,
             patience_s=told.patience_s,
@@ -191,5 +191,6 @@ class SharingRouter(Router):
             self._book.confirm(counted.member.number, told.claimed_tokens, told.found_tokens)
 
 
-def _cut(hashes: bytes) -> list[BlockHash]:
-    return [BlockHash(hashes[i : i + HASH_BYTES]) for i in range(0, len(hashes), HASH_BYTES)]
+def _writable(names: bytes) -> Ints:
+    """Kernels are compiled for arrays that may be written."""
+    return np.frombuffer(names, np.int64).copy()

@@ -22,10 +22,10 @@ class PlacedThere(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=Fals
 
 
 class BegunThere(msgspec.Struct, frozen=True, array_like=True, tag="b", gc=False):
-    """Its prompt is computed. `hashes` name all its blocks, 16 bytes each, where the worker sends no events itself."""
+    """Its prompt is computed. `names` are of all its blocks, 8 bytes each, where the worker sends no events itself."""
 
     number: int
-    hashes: bytes = b""
+    names: bytes = b""
 
 
 class DoneThere(msgspec.Struct, frozen=True, array_like=True, tag="d", gc=False):

@@ -19,7 +19,7 @@ class Holdings:
         self._tiers: dict[bytes, dict[BlockHash, int]] = {}
 
     def __len__(self) -> int:
-        return sum(len(table) for table in self._tiers.values())
+        return sum(map(len, self._tiers.values()))
 
     def stored(self, fingerprint: bytes, tier: Tier, names: Iterable[BlockHash]) -> None:
         table, bit = self._tiers.setdefault(fingerprint, {}), _BIT[tier]
