@@ -54,6 +54,20 @@ def test_nothing_that_makes_tokens_cheaper_is_told_as_that() -> None:
     assert found["years"][-1]["price"]["base"] == 1.0
 
 
+def test_the_rebound_is_all_of_the_saving_at_one_and_less_below() -> None:
+    free = ("--without-limit", "chips", "--without-limit", "power", "--elasticity")
+    at_one, below, none = (
+        told(*free, "1")["demand"]["rebound"],
+        told(*free, "0.8")["demand"]["rebound"],
+        told(*(word for lever in LEVERS for word in ("--without", lever)))["demand"]["rebound"],
+    )
+
+    assert at_one["money"]["base"] == pytest.approx(1.0)
+    assert below["money"]["high"] < 1.0
+    assert (below["money_above_one"], below["energy_above_one"]) == (0.0, 0.0)
+    assert none is None
+
+
 def test_an_elasticity_below_one_lets_every_lever_lower_spend() -> None:
     found = told("--elasticity", "0.8", "--without-limit", "chips", "--without-limit", "power")["demand"]
 
@@ -91,10 +105,27 @@ def test_what_reuse_saves_is_measured_in_the_twin(tmp_path: Path) -> None:
     scenario = tmp_path / "small.toml"
     scenario.write_text(SMALL)
 
-    factor = told("--rehearse", str(scenario))["demand"]["parameters"]["reuse_cost_factor"]
+    found = told("--rehearse", str(scenario))
+    known, measured = found["demand"]["parameters"], found["rehearsed"][0]
+    tiers = {tier["tier"]: tier for tier in measured["tiers"]}
 
-    assert 0.0 < factor["value"] < 0.95
-    assert "sessions a second by round robin" in factor["note"]
+    assert 0.0 < known["reuse_cost_factor"]["value"] < 0.95
+    assert known["reuse_cost_factor"]["value"] == measured["round_robin_rate"] / measured["kv_rate"]
+    assert set(tiers) == {"dram", "disk"}
+    assert known["tiering_chip_factor"]["value"] in [tier["chip_factor"] for tier in tiers.values()]
+    for tier in tiers.values():
+        assert tier["chip_factor"] == measured["kv_rate"] / tier["rate"]
+        assert 0.0 < tier["memory_cost"]["low"] < tier["memory_cost"]["value"] < tier["memory_cost"]["high"]
+
+
+def test_a_lever_of_its_own_tells_what_tiers_do_net_of_their_memory() -> None:
+    dear = "tiering_memory_cost=0.9"
+    with_, paid = told()["demand"], told("--set", dear)["demand"]
+    tiering = [next(lever for lever in each["levers"] if lever["name"] == "tiering") for each in (with_, paid)]
+
+    assert tiering[0]["price"]["base"] < 1.0 == tiering[1]["price"]["base"]
+    assert "tiering" not in [lever["name"] for lever in told("--without", "tiering")["demand"]["levers"]]
+    assert {"tiering_chip_factor", "tiering_memory_cost"} <= {swing["name"] for swing in with_["matters"]}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from jevons.econ.demand import (
     most_elasticity,
     outcome,
     rebound,
+    taken_back,
     trend_without_price,
 )
 
@@ -47,6 +48,22 @@ def test_ten_times_cheaper_at_0_8_is_6_3_times_the_volume_and_0_63_times_the_spe
 def test_half_the_tokens_for_each_task_raise_raw_tokens_only_above_one() -> None:
     assert rebound(2.0, 1.5).tokens == pytest.approx(2**0.5)
     assert rebound(2.0, 0.5).tokens == pytest.approx(2**-0.5)
+
+
+def test_ten_times_cheaper_takes_back_132_percent_of_the_saving_at_1_11_and_59_at_0_8() -> None:
+    """0.1 · (12.88 - 1) / 0.9 and 0.1 · (6.31 - 1) / 0.9; at 1 all of it, at 0 none; where nothing is saved none."""
+    each = np.full(4, 0.1)
+
+    assert taken_back(each, 10 ** np.array([1.11, 0.8, 1.0, 0.0])) == pytest.approx([1.320, 0.590, 1.0, 0.0], abs=5e-4)
+    assert taken_back(np.ones(1), np.full(1, 3.0)) == [0.0]
+
+
+@given(st.floats(1.01, 1e3), st.floats(0.02, 3.0))
+def test_more_than_all_is_taken_back_if_and_only_if_spend_rises(cheaper: float, epsilon: float) -> None:
+    shares = taken_back(np.array([1.0 / cheaper]), np.array([cheaper**epsilon]))
+    spend = rebound(cheaper, epsilon).spend
+
+    assert (shares[0] > 1.0) == (spend > 1.0) or spend == pytest.approx(1.0)
 
 
 def test_the_years_and_the_rebound_say_the_same() -> None:

@@ -38,6 +38,15 @@ def test_the_first_year_by_hand() -> None:
     assert found.vendor_usd["NVIDIA"][0, 0] == pytest.approx(70e9)
 
 
+def test_who_has_silicon_of_his_own_pays_less_for_a_token() -> None:
+    """2026: a fifth of hyperscalers' tokens at half the price, 0.9; 2030: 0.6 of them, 0.7. Others pay 1."""
+    found = of()
+
+    assert found.hyperscaler_price[:, 0] == pytest.approx([0.9, 0.85, 0.8, 0.75, 0.7])
+    theirs, others = (found.segment_usd[name][-1, 0] for name in SEGMENTS)
+    assert theirs / others == pytest.approx(0.6 / 0.4 * 0.7)
+
+
 def test_custom_silicon_goes_on_as_it_went() -> None:
     assert custom_share(BY_HAND, SINCE)[:, 0] == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
     assert custom_share({**BY_HAND, "custom_silicon_share_2028": 0.9}, SINCE)[-1, 0] == GUESS_MOST_CUSTOM

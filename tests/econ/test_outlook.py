@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jevons.config.catalog import read_catalog
 from jevons.econ.curve import GUESS_INTERACTIVITY, Served, gains, tokens_per_s
 from jevons.econ.draws import Draws, bases
-from jevons.econ.levers import LEVERS, compression, hardware, other, small_models, sparsity
+from jevons.econ.levers import LEVERS, compression, hardware, other, small_models, sparsity, tiering
 from jevons.econ.outlook import Reading, Setup, look_ahead, parameters, rehearse, sheet_gain
 from jevons.facts.hardware import Figure
 
@@ -49,6 +51,35 @@ def test_a_mixture_saves_arithmetic_alone() -> None:
     way = sparsity(bases(figures()), SINCE)
 
     assert way.cost[-1, 0] == pytest.approx(1 - 0.15 * 0.4 * (1 - 37 / 671), abs=1e-4)
+
+
+def test_a_tier_saves_chips_and_is_paid() -> None:
+    """It reaches 0.4 of spending by the last year: chips × 0.8, and with memory at a tenth of them cost × 0.88."""
+    of = {"tiering_reach": 0.4, "tiering_chip_factor": 0.8, "tiering_memory_cost": 0.1}
+    found = tiering(of, SINCE)
+
+    assert found.chips[-1, 0] == pytest.approx(1 - 0.4 * 0.2)
+    assert found.energy[-1, 0] == found.chips[-1, 0]
+    assert found.cost[-1, 0] == pytest.approx(1 - 0.4 * 0.12)
+    assert found.cost[0, 0] == found.chips[0, 0] == 1.0
+
+
+def test_nobody_buys_memory_that_costs_more_than_the_chips_it_saves() -> None:
+    """Chips × 0.8 with memory at 0.26 of them would be × 1.008."""
+    found = tiering({"tiering_reach": 0.4, "tiering_chip_factor": 0.8, "tiering_memory_cost": 0.26}, SINCE)
+
+    assert (found.cost == 1.0).all()
+    assert (found.chips == 1.0).all()
+
+
+@given(low=st.floats(0.001, 1.0), more=st.floats(1.0, 10.0), chips=st.floats(0.3, 1.1), reach=st.floats(0.01, 1.0))
+def test_dearer_memory_makes_no_task_cheaper(low: float, more: float, chips: float, reach: float) -> None:
+    of = {"tiering_reach": reach, "tiering_chip_factor": chips}
+    cheap, dear = (tiering(of | {"tiering_memory_cost": usd}, SINCE) for usd in (low, low * more))
+
+    assert (dear.cost >= cheap.cost).all()
+    assert (dear.chips >= cheap.chips).all()
+    assert (cheap.cost <= 1.0).all()
 
 
 def test_compression_reaches_mathematics_alone_and_answers_alone() -> None:

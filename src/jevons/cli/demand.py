@@ -11,9 +11,11 @@ import msgspec
 from rich.console import Console
 
 from jevons.base.errors import ConfigError, UnknownFigure
-from jevons.cli.demand_fleets import compare_fleets, compared, reuse_cost_factor
+from jevons.cli.demand_fleets import compare_fleets, compared
 from jevons.cli.demand_tables import Found, show
 from jevons.cli.pictures import files, picture_options
+from jevons.cli.rehearsed import figures_of as rehearsed_figures
+from jevons.cli.rehearsed import rehearse_reuse
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.outlook import OutlookFile, Range, check_shares, read_outlook, read_range
 from jevons.config.prices import rack_of, read_price
@@ -39,7 +41,12 @@ _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_y
 @click.option(
     "--hardware", type=click.Choice(["sheet", "perf", "between", "vendor"]), help="Whose word on Vera Rubin to take."
 )
-@click.option("--rehearse", metavar="SCENARIO", help="Measure in the twin what reuse of KV saves there.")
+@click.option(
+    "--rehearse",
+    metavar="SCENARIO",
+    multiple=True,
+    help="Measure in the twin what placement and memory below the chips save there. Again for a range.",
+)
 @click.option("--single", metavar="SCENARIO", help="One vendor's fleet, to compare with --mixed in the twin.")
 @click.option("--mixed", metavar="SCENARIO", help="A mixed fleet, for the same traffic.")
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE: of --single and --mixed.")
@@ -57,9 +64,10 @@ def command(outlook: str, draws: int, seed: int, catalog: Path | None, as_json: 
     shown = files(given["html"], given["png"])
     asked, known, how = _asked(read_outlook(outlook), given), read_catalog(catalog), Draws(draws, seed)
     figures = figures_of(known, asked)
-    if given["rehearse"] is not None:
-        figures["reuse_cost_factor"] = reuse_cost_factor(given["rehearse"], known)
+    rehearsed = [rehearse_reuse(name, known) for name in given["rehearse"]]
+    figures |= rehearsed_figures(rehearsed)
     found = look(asked, figures, known, how, _mixed(given, known, how))
+    found = msgspec.structs.replace(found, rehearsed=rehearsed)
     if shown:
         from jevons.cli.pictures.demand import notes, pictures
 

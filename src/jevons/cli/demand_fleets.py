@@ -1,9 +1,8 @@
-"""What `jevons demand` asks the twin: how much reuse of KV saves, and one vendor's fleet beside a mixed one."""
+"""What `jevons demand` asks perf and the twin: chips for one model, and one vendor's fleet beside a mixed one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
 
 from jevons.base.errors import ConfigError
 from jevons.cli.scenarios import scenario_of, tell_of_compiling
@@ -16,16 +15,13 @@ from jevons.econ.cost import Basis
 from jevons.econ.curve import Served
 from jevons.econ.draws import Amount, Draws, interval_of
 from jevons.econ.switching import Fleet, Mixed
-from jevons.facts.hardware import Confidence, Figure
+from jevons.facts.hardware import Figure
 from jevons.facts.llm import Precision
-from jevons.perf.calibration import Calibration, Key, family_of, look_up
+from jevons.perf.calibration import Key, family_of, look_up
 from jevons.twin.run import simulate
 
 _MODEL = "deepseek-v3"  # for which chips are compared, and that dense models give way to
 _WEIGHTS: Precision = "fp4"
-_WITHIN_SLO = 0.9  # of requests
-_DOUBLINGS = 12
-_HALVINGS = 6  # of a factor of two: to 1 %
 
 
 def compared(catalog: Catalog) -> Served:
@@ -33,43 +29,6 @@ def compared(catalog: Catalog) -> Served:
     model = catalog.models[_MODEL]
     key = Key(engine="vllm", family=family_of(model), chip="", weights=_WEIGHTS)
     return Served(model=model, shares=look_up(read_calibration(), key).shares, weights=_WEIGHTS)
-
-
-def reuse_cost_factor(name: str, catalog: Catalog) -> Figure:
-    """What tokens cost with KV-aware placement over round robin: the sessions a second that the same fleet holds.
-
-    Raises:
-        ConfigError: the scenario's traffic is a trace, which has no rate; or no rate is held.
-    """
-    scenario = scenario_of(name, {})
-    if not scenario.traffic.kind:
-        raise ConfigError(f"--rehearse: {name!r} must have made-up sessions, whose rate can be raised, not a trace")
-    tell_of_compiling()
-    calibration = read_calibration()
-    rates = [_most_rate(name, router, scenario.traffic.rate, catalog, calibration) for router in ("round_robin", "kv")]
-    note = f"{name}: {rates[0]:.3g} sessions a second by round robin, {rates[1]:.3g} by kv, {_WITHIN_SLO:.0%} in time"
-    return Figure(value=rates[0] / rates[1], source="OURS", confidence=Confidence.DERIVED, note=note)
-
-
-def _most_rate(name: str, router: str, rate: float, catalog: Catalog, calibration: Calibration) -> float:
-    """The most at which so many requests are within the SLO, to a percent."""
-
-    def is_held(at: float) -> bool:
-        scenario = scenario_of(name, {"router": router, "rate": at})
-        return simulate(scenario, catalog, calibration).met_slo >= _WITHIN_SLO
-
-    step = 2.0 if is_held(rate) else 0.5
-    for _ in range(_DOUBLINGS):
-        if is_held(rate * step) != (step > 1.0):
-            break
-        rate *= step
-    else:
-        raise ConfigError(f"--rehearse: {name!r} under {router} has no rate at which {_WITHIN_SLO:.0%} are in time")
-    low, high = sorted((rate, rate * step))
-    for _ in range(_HALVINGS):
-        middle = sqrt(low * high)
-        low, high = (middle, high) if is_held(middle) else (low, middle)
-    return low
 
 
 def compare_fleets(names: tuple[str, str], catalog: Catalog, prices: Mapping[str, Figure], draws: Draws) -> Mixed:

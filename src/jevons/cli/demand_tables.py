@@ -10,9 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jevons.cli.rehearsed import Rehearsed, Tiering
 from jevons.config.outlook import OutlookFile
 from jevons.econ.draws import Interval
-from jevons.econ.market import VENDORS, Market
+from jevons.econ.market import SEGMENTS, VENDORS, Market
 from jevons.econ.outlook import Outlook, Year
 from jevons.econ.switching import Fleet, Switching
 from jevons.econ.tornado import Swing
@@ -27,17 +28,38 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     demand: Outlook
     market: Market
     switching: Switching
+    rehearsed: list[Rehearsed] = []  # what reuse of KV is worth, measured in the twin
 
 
 def show(found: Found, asked: OutlookFile, console: Console) -> None:
     if found.demand.title:
         _say(console, found.demand.title)
+    if found.rehearsed:
+        console.print(_rehearsed(found.rehearsed))
     if "demand" in asked.show:
         _show_demand(found.demand, console)
     if "market" in asked.show:
         _show_market(found.market, console)
     if "switching" in asked.show:
         _show_switching(found.switching, console)
+
+
+def _rehearsed(found: Sequence[Rehearsed]) -> Table:
+    """The last column is of a tier on top of placement."""
+    title = "by the twin; placement: cost by kv over round robin; tiers, over kv without"
+    table = _table(title, "", "placement", "tier", "chips", "memory", "cost")
+    for each in found:
+        for number, tier in enumerate(each.tiers):
+            name, placement = (each.scenario, f"{each.placement:.2f}") if number == 0 else ("", "")
+            table.add_row(name, placement, tier.tier, f"{tier.chip_factor:.2f}", *_paid(tier))
+    return table
+
+
+def _paid(tier: Tiering) -> tuple[str, str]:
+    """The memory's price over the chips', and what both cost over chips alone."""
+    if tier.memory_cost is None or tier.cost_factor is None:
+        return "no price", "not known"
+    return f"{tier.memory_cost.value:.1%}", f"{tier.cost_factor:.2f}"
 
 
 def _say(console: Console, *lines: str) -> None:
@@ -57,6 +79,7 @@ def _show_demand(found: Outlook, console: Console) -> None:
 def _show_market(found: Market, console: Console) -> None:
     last = found.years[-1]
     console.print(_dollars(found))
+    console.print(_buyers(found))
     console.print(_shares(found))
     console.print(_cases(found))
     usd = last.vendors["NVIDIA"].usd.base
@@ -69,6 +92,15 @@ def _dollars(found: Market) -> Table:
     for year in found.years:
         usd = (year.silicon_usd, *(year.vendors[name].usd for name in VENDORS))
         table.add_row(str(year.year), *(ranged(interval.scaled(1e-9)) for interval in usd))
+    return table
+
+
+def _buyers(found: Market) -> Table:
+    title = "by who buys, $ billion; a token's silicon, theirs over everyone else's"
+    table = _table(title, "", *SEGMENTS, "a token, theirs")
+    for year in found.years:
+        usd = (ranged(year.segments[name].scaled(1e-9)) for name in SEGMENTS)
+        table.add_row(str(year.year), *usd, ranged(year.hyperscaler_price))
     return table
 
 
@@ -194,7 +226,11 @@ def _levers(found: Outlook) -> Table:
 
 def _findings(found: Outlook) -> list[str]:
     last, adoption = found.years[-1], found.adoption_per_year
-    lines = [_flip(found), f"adoption at steady prices: {ranged(adoption)} × a year, prices explain the rest"]
+    lines = [
+        _flip(found),
+        *_rebound(found),
+        f"adoption at steady prices: {ranged(adoption)} × a year, prices explain the rest",
+    ]
     if found.most_elasticity is not None:
         lines.append(
             f"above an elasticity of {found.most_elasticity:.2f} they would explain more than all published growth"
@@ -203,6 +239,17 @@ def _findings(found: Outlook) -> list[str]:
         low, high = last.rent_share.low, last.rent_share.high
         lines.append(f"paid above cost while capacity is short: {low:.0%} to {high:.0%} of {last.year}'s spend")
     return lines
+
+
+def _rebound(found: Outlook) -> list[str]:
+    taken, last = found.rebound, found.years[-1].year
+    if taken is None:
+        return []
+    return [
+        f"rebound in {last} without limits: of the saving, more tasks take back",
+        f"  money {_percent(taken.money)} %, above 100 in {taken.money_above_one:.0%} of draws: more is spent",
+        f"  energy {_percent(taken.energy)} %, above 100 in {taken.energy_above_one:.0%}: more is used, as Jevons said",
+    ]
 
 
 def _flip(found: Outlook) -> str:

@@ -15,7 +15,7 @@ from jevons.facts.hardware import Confidence, Figure, Positive
 
 _SHARES = ("compression_", "active_fraction", "utilisation", "most_utilisation", "inference_share")
 _SHARE_ENDS = ("_share", "_reach")
-Lever = Literal["hardware", "reuse", "compression", "sparsity", "small_models", "other"]
+Lever = Literal["hardware", "reuse", "tiering", "compression", "sparsity", "small_models", "other"]
 Limit = Literal["chips", "power"]
 Part = Literal["demand", "market", "switching"]
 

@@ -90,6 +90,20 @@ def rebound(cheaper: float, elasticity: float) -> Rebound:
     return Rebound(volume=volume, spend=volume / cheaper, tokens=volume / cheaper)
 
 
+def taken_back(each: Reals, volume: Reals) -> Reals:
+    """Share of a saving that more use takes back: the rebound. Above 1 more is used than before, which is Jevons'.
+
+    Had as much been done as before, 1 - each would be saved; each · volume is used.
+
+    Args:
+        each: what a task takes over what it took; 0 where it takes no less, for nothing is saved.
+        volume: tasks over those before.
+    """
+    saved = 1.0 - each
+    more = each * (volume - 1.0)
+    return np.asarray(np.divide(more, saved, out=np.zeros_like(more), where=saved > 0.0), dtype=np.float64)
+
+
 def trend_without_price(growth: Reals, price_fall: Reals, elasticity: Reals) -> Reals:
     """The part of a published yearly growth that falling prices do not explain.
 

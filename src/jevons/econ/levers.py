@@ -54,8 +54,22 @@ def hardware(of: Values, since: Reals) -> Course:
 
 
 def reuse(of: Values, since: Reals) -> Course:
-    """Prompts' KV is found again: requests go where it lies, tiers keep it."""
+    """Prompts' KV is found again in chips' memory: requests go where it lies."""
     return _cheaper(1.0 - ramp(since, row(of["reuse_reach"])) * (1.0 - row(of["reuse_cost_factor"])))
+
+
+def tiering(of: Values, since: Reals) -> Course:
+    """Memory below the chips keeps KV that theirs has no room for: fewer chips serve as many, and it must be paid.
+
+    Beside placement: the factor is of chips with KV-aware placement both times. Nobody buys memory that costs more than
+    the chips it saves.
+    """
+    chips = row(of["tiering_chip_factor"])
+    paid = chips * (1.0 + row(of["tiering_memory_cost"]))
+    reached = ramp(since, row(of["tiering_reach"])) * (paid < 1.0)
+    fewer = 1.0 - reached * (1.0 - chips)
+    cost = 1.0 - reached * (1.0 - paid)
+    return Course(cost=cost, chips=fewer, energy=fewer, tokens=np.ones_like(cost))
 
 
 def compression(of: Values, since: Reals) -> Course:
@@ -81,6 +95,7 @@ def small_models(of: Values, since: Reals) -> Course:
 NAMED: dict[str, Lever] = {
     "hardware": hardware,
     "reuse": reuse,
+    "tiering": tiering,
     "compression": compression,
     "sparsity": sparsity,
     "small_models": small_models,

@@ -34,6 +34,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     silicon_usd: Reals  # a year
     vendor_usd: dict[str, Reals]
     segment_usd: dict[str, Reals]
+    hyperscaler_price: Reals  # of a token's silicon, over what everyone else pays
     custom_tokens: Reals  # share of all inference tokens
     custom_units: Reals  # of chips
     custom_revenue: Reals
@@ -49,6 +50,7 @@ class MarketYear(msgspec.Struct, frozen=True, kw_only=True):
     silicon_usd: Interval
     vendors: dict[str, Vendor]
     segments: dict[str, Interval]  # dollars a year
+    hyperscaler_price: Interval  # of a token's silicon, over what everyone else pays
     custom_of_hyperscalers: Interval  # share of their tokens
     custom_tokens: Interval  # shares of all
     custom_units: Interval
@@ -103,6 +105,7 @@ def split(of: Values, spent: Reals, since: Reals) -> Split:
             "hyperscalers": total * (big - custom * (1.0 - price)) / per_token,
             "everyone else": total * (1.0 - big) / per_token,
         },
+        hyperscaler_price=1.0 - custom / big * (1.0 - price),
         custom_tokens=custom,
         custom_units=chips / (chips + 1.0 - custom),
         custom_revenue=revenue,
@@ -154,6 +157,7 @@ def _year(year: int, i: int, splits: tuple[Split, Split], values: tuple[Values, 
         silicon_usd=both(wide.silicon_usd, plain.silicon_usd),
         vendors={name: vendor(name) for name in VENDORS},
         segments={name: both(wide.segment_usd[name], plain.segment_usd[name]) for name in SEGMENTS},
+        hyperscaler_price=both(wide.hyperscaler_price, plain.hyperscaler_price),
         custom_of_hyperscalers=interval(custom_share(values[0], since)[0], float(custom_share(values[1], since)[0, 0])),
         custom_tokens=both(wide.custom_tokens, plain.custom_tokens),
         custom_units=both(wide.custom_units, plain.custom_units),

@@ -20,6 +20,7 @@ from jevons.econ.demand import (
     flip,
     most_elasticity,
     outcome,
+    taken_back,
     trend_without_price,
 )
 from jevons.econ.draws import Amount, Draws, Interval, bases, high_of, interval, low_of
@@ -81,6 +82,18 @@ class LeverEffect(msgspec.Struct, frozen=True, kw_only=True):
     spend: Interval
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """The rebound in the last year: shares of what all levers save that more use takes back, were there no limits.
+
+    Under one, what is used is the limit's size whatever is saved: all is taken back, and says nothing of demand.
+    """
+
+    money: Interval  # at cost
+    energy: Interval
+    money_above_one: float  # share of draws, in which more is spent than without the levers
+    energy_above_one: float
+
+
 class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     """What `jevons demand` finds."""
 
@@ -93,6 +106,7 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     flip_within_limits: float | None  # ... with them; None: at no ε
     limits_raise_spend: bool | None  # where there is no flip: what cheaper tokens do at every ε
     above_one: float  # share of draws with an elasticity above 1
+    rebound: Taken | None  # None: no lever
     adoption_per_year: Interval  # growth left when falling prices are taken out of the published one
     most_elasticity: float | None  # above which that would be below 1
     matters: list[Swing]  # of the last year's spend
@@ -247,6 +261,7 @@ def look_ahead(title: str, figures: Mapping[str, Figure], setup: Setup, draws: D
         flip_within_limits=within,
         limits_raise_spend=None if within is not None else _spend_change(base, setup, LEAST_ELASTICITY) > 0.0,
         above_one=float(np.mean(np.asarray(drawn["price_elasticity"]) > 1.0)),
+        rebound=_taken(drawn, base, msgspec.structs.replace(setup, limits=())) if setup.levers else None,
         adoption_per_year=interval(adoption(drawn)[0], float(adoption(base)[0, 0])),
         most_elasticity=most_elasticity(
             figures["token_demand_growth_per_year"].value, figures["trend_price_decline_per_year"].value
@@ -268,6 +283,19 @@ def _spend_change(base: Values, setup: Setup, elasticity: float) -> float:
         outcome(wants, _shaped(course(base, setup.since, levers)), limits).spend[-1, 0] for levers in (setup.levers, ())
     )
     return float(np.log(with_ / without))
+
+
+def _taken(drawn: Values, base: Values, setup: Setup) -> Taken:
+    def shares(of: Values) -> tuple[Reals, Reals]:
+        volume = rehearse(of, setup).volume[-1] / rehearse(of, setup, ()).volume[-1]
+        way = _shaped(course(of, setup.since, setup.levers))
+        money, energy = (taken_back(*np.broadcast_arrays(each[-1], volume)) for each in (way.cost, way.energy))
+        return money, energy
+
+    wide, plain = shares(drawn), shares(base)
+    money, energy = (interval(a, float(b[0])) for a, b in zip(wide, plain, strict=True))
+    above = [float(np.mean(each > 1.0)) for each in wide]
+    return Taken(money=money, energy=energy, money_above_one=above[0], energy_above_one=above[1])
 
 
 def _year(year: int, i: int, samples: Outcome, plain: Outcome) -> Year:

@@ -17,6 +17,7 @@ BYTES_PER_GB = 1e9
 _BOUGHT = {"dram": "dram_usd_per_gb", "disk": "flash_usd_per_gb"}  # by tier
 _BY_MONTH = {"remote": "object_usd_per_gb_month"}
 _MONEY = ("wacc", "life_years")
+PRICES = (*_BOUGHT.values(), *_BY_MONTH.values())
 
 
 def figures_of(tier: str, economics: Economics) -> dict[str, Figure]:

@@ -14,8 +14,11 @@ class DemandFigures(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True
     mid_interactivity_share: Figure  # of what is spent on tokens
     high_interactivity_share: Figure
     # How far each lever reaches by the last year, as a share of what it could apply to in the first.
-    reuse_cost_factor: Figure  # cost with KV-aware placement and tiers over cost with round robin, all else alike
+    reuse_cost_factor: Figure  # cost with KV-aware placement over cost with round robin, all else alike
     reuse_reach: Figure  # of what is spent
+    tiering_chip_factor: Figure  # chips with memory below them over chips without, KV-aware placement both times
+    tiering_memory_cost: Figure  # of that memory, over what the chips beside it cost
+    tiering_reach: Figure  # of what is spent
     compression_reach: Figure  # share of what is spent on answers that are mathematics or checked like it
     compression_hard_share: Figure  # of those, hard ones
     answer_cost_share: Figure  # of what a task costs, for its answer's tokens
