@@ -234,3 +234,28 @@ def test_more_promises_than_can_be_counted_are_all_settled() -> None:
     assert not overlaps.holds(h, 0, 5)
     assert not overlaps.holds(h, 2, 6)
     assert kernels.hub.number("blocks_known") == 1
+
+
+def test_prompts_lie_in_rows_again_where_others_were_given_back() -> None:
+    kernels, first, others = Kernels(), list(range(100, 140)), list(range(200, 240))
+    for names in (first, others, first):
+        kernels.apply("promise", 1, names)
+        kernels.apply("settle", 1, names)
+    kernels.apply("promise", 2, others)
+
+    assert kernels.hub["blocks"]["key"][:40].tolist() == others
+    assert kernels.hub.number("blocks_used") == 40
+
+
+def test_a_long_prompt_is_kept_apart_from_others_whose_names_share_its_heads() -> None:
+    kernels, draw = Kernels(), np.random.default_rng(7)
+    chains = [draw.integers(-(1 << 62), 1 << 62, 100).tolist() for _ in range(20)]
+    for worker, chain in enumerate(chains):
+        kernels.apply("store", worker % WORKERS, chain)
+    for worker, chain in enumerate(chains[:10]):
+        assert kernels.apply("drop", worker % WORKERS, chain) == 0
+
+    for worker, chain in enumerate(chains):
+        assert overlaps.depth_on(kernels.hub.record[0], worker % WORKERS, np.array(chain)) == (
+            100 if worker >= 10 else 0
+        )

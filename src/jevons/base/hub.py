@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
 from jevons.base.compiled import grown
 
-__all__ = ["Hub", "view"]
+__all__ = ["Hub", "fetch", "view"]
 
 
 def _view(typing: Any, address: Any, count: Any, dtype: Any) -> Any:
@@ -37,6 +37,21 @@ def _view(typing: Any, address: Any, count: Any, dtype: Any) -> Any:
 
 # view(address, count, dtype): the array of so many elements that lies there; for kernels, while its owner lives.
 view: Callable[[Any, Any, Any], Any] = intrinsic(_view)  # type: ignore[assignment]
+
+
+def _fetch(typing: Any, address: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place, flag, ir = builder.inttoptr(args[0], cgutils.voidptr_t), cgutils.int32_t, cgutils.ir  # type: ignore[attr-defined]
+        kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+        builder.call(ask, [place, flag(0), flag(3), flag(1)])  # data, to be read, and again soon
+        return context.get_dummy_value()
+
+    return types.none(types.int64), build
+
+
+# fetch(address): what lies there will be read soon. It changes nothing, and nobody waits for it; it may lie nowhere.
+fetch: Callable[[int], None] = intrinsic(_fetch)  # type: ignore[assignment]
 
 
 class Hub:

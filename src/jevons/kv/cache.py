@@ -19,8 +19,20 @@ from typing import Any
 import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Places, Records, compiled, grown, reserved
-from jevons.base.hub import Hub, view
-from jevons.kv.table import LEAST_HEADS, find_from, head_among, insert_at, key_of, name_of, remove_at, split
+from jevons.base.hub import Hub, fetch, view
+from jevons.kv.table import (
+    AHEAD_ENTRY,
+    AHEAD_HEAD,
+    HEAD_BYTES,
+    LEAST_HEADS,
+    find_from,
+    head_among,
+    insert_at,
+    key_of,
+    name_of,
+    remove_at,
+    split,
+)
 
 POOL = np.dtype(
     [
@@ -40,6 +52,7 @@ PLACE = np.dtype(
         ("newer", np.int32),  # or the next one that is spare; of one in use, _NOBODY - how many use it
     ]
 )
+_PLACE_BYTES = PLACE.itemsize
 BLANK, FULL = -2, -3  # FULL: worth keeping but nobody will ask for it by name
 _NOBODY = -2
 _MOST_HEADS = 1 << 22  # to begin with: 17 MB
@@ -115,6 +128,44 @@ def _find(h: Records, key: int) -> int:
 
 
 @compiled
+def _fetch_head(h: Records, key: int) -> None:
+    fetch(h.place_heads + HEAD_BYTES * head_among(h.place_heads_used, h.place_mask, key))
+
+
+@compiled
+def _fetch_entry(h: Records, key: int) -> None:
+    head = view(h.place_heads, h.place_heads_n, SMALL)[head_among(h.place_heads_used, h.place_mask, key)]
+    fetch(h.places + _PLACE_BYTES * (head - 1))
+
+
+@compiled
+def _fetch_ahead(h: Records, pool: int, names: Ints, at: int, end: int) -> None:
+    """See `kv.entries.fetch_ahead`."""
+    if at + AHEAD_HEAD < end:
+        _fetch_head(h, key_of(names[at + AHEAD_HEAD], pool))
+    if at + AHEAD_ENTRY < end:
+        _fetch_entry(h, key_of(names[at + AHEAD_ENTRY], pool))
+
+
+@compiled
+def _fetch_oldest(h: Records, pool: int, count: int) -> None:
+    """The `count` oldest of the free will lose their names."""
+    places, oldest = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)[pool].oldest
+    place = oldest
+    for _ in range(count):
+        if place < 0:
+            break
+        _fetch_head(h, places[place].key)
+        place = places[place].newer
+    place = oldest
+    for _ in range(count):
+        if place < 0:
+            break
+        _fetch_entry(h, places[place].key)
+        place = places[place].newer
+
+
+@compiled
 def _unname(h: Records, pool: int, place: int) -> None:
     """A free place with a name has it no more."""
     heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
@@ -133,6 +184,7 @@ def users_of(place: Records) -> int:
 def match(h: Records, pool: int, names: Ints, found: Places) -> int:
     """Places of the leading blocks of `names` that are in `pool`, into `found`. Returns how many. Changes nothing."""
     for i in range(len(names)):
+        _fetch_ahead(h, pool, names, i, len(names))
         place = _find(h, key_of(names[i], pool))
         if place < 0:
             return i
@@ -173,6 +225,8 @@ def allocate(h: Records, pool: int, out: Places, first: int, end: int) -> None:
     """Use so many more blocks of `pool`, which are available: their places go to out[first:end]."""
     places, pools = view(h.places, h.places_n, PLACE), view(h.pools, h.pools_n, POOL)
     for i in range(first, end):
+        if (i - first) % AHEAD_HEAD == 0 and pools[pool].blank < end - i:
+            _fetch_oldest(h, pool, min(AHEAD_HEAD, end - i))
         if pools[pool].blank > 0:
             pools[pool].blank -= 1
             place = h.places_spare
@@ -208,6 +262,7 @@ def seal(h: Records, pool: int, table: Places, names: Ints, first: int, end: int
     """Blocks first:end of a sequence are full: those are their names. A second copy of a block stays without one."""
     heads, places = view(h.place_heads, h.place_heads_n, SMALL), view(h.places, h.places_n, PLACE)
     for i in range(first, end):
+        _fetch_ahead(h, pool, names, i, end)
         key = key_of(names[i], pool)
         head = head_among(h.place_heads_used, h.place_mask, key)
         if find_from(heads[head], places, key) < 0:

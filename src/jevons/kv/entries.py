@@ -18,8 +18,19 @@ from typing import Any
 import numpy as np
 
 from jevons.base.compiled import SMALL, Ints, Records, compiled, reserved
-from jevons.base.hub import Hub, view
-from jevons.kv.table import LEAST_HEADS, find_from, head_among, insert_at, key_of, remove_at, split
+from jevons.base.hub import Hub, fetch, view
+from jevons.kv.table import (
+    AHEAD_ENTRY,
+    AHEAD_HEAD,
+    HEAD_BYTES,
+    LEAST_HEADS,
+    find_from,
+    head_among,
+    insert_at,
+    key_of,
+    remove_at,
+    split,
+)
 
 BLOCK = np.dtype(
     {
@@ -53,6 +64,7 @@ PAIR = np.dtype(
         ("coming", np.int16),
     ]
 )
+_BLOCK_BYTES = BLOCK.itemsize
 CROWDS, CROWD = 256, 32  # blocks of which it is kept who got them last, in a row, and how many of those
 
 
@@ -75,7 +87,6 @@ def index_arrays(workers: int, pairs: int) -> tuple[dict[str, Any], dict[str, in
         "set_last": 0,  # the one a block came to have last: the next block probably will, too
         "sweep_at": 0,  # the place of both arrays to look at next for what nobody has any more
         "stamps": 0,  # times something was stored or promised
-        "touched": 0,
         "forgotten": 0,  # see `kv.forget`
         "forget_draws": 0,
     }
@@ -144,6 +155,15 @@ def find_after(h: Records, block: int, name: int) -> int:
 
 
 @compiled
+def find_before(h: Records, block: int, name: int) -> int:
+    """As `find_block`; most likely it is the entry before that of `block`, the one after it in a prompt."""
+    blocks = view(h.blocks, h.blocks_n, BLOCK)
+    if block > 0 and blocks[block - 1].key == name and blocks[block - 1].worker != -1:
+        return block - 1
+    return find_block(h, name)
+
+
+@compiled
 def find_pair(h: Records, block: int, worker: int) -> int:
     """Its entry, or -1."""
     heads, pairs = view(h.pair_heads, h.pair_heads_n, SMALL), view(h.pairs, h.pairs_n, PAIR)
@@ -205,17 +225,23 @@ def _new_block(h: Records, name: int, head: int) -> int:
 
 
 @compiled
-def touch_new(h: Records, names: Ints) -> None:
-    """Read what making entries for `names` will read: all at once, so that waits for memory overlap."""
-    blocks, heads = view(h.blocks, h.blocks_n, BLOCK), view(h.block_heads, h.block_heads_n, SMALL)
-    used, mask, seen = h.block_heads_used, h.block_mask, 0
-    old = used & ((mask | used) >> 1)  # the head that will be split next, and the others after it
-    for name in names:
-        seen ^= heads[head_among(used, mask, name)]
-    for i in range(len(names)):
-        seen ^= blocks[max(heads[head_among(used, mask, names[i])] - 1, 0)].link
-        seen ^= blocks[max(heads[min(old + i, used - 1)] - 1, 0)].link
-    h.touched = seen  # lest the compiler leaves it all out
+def fetch_ahead(h: Records, names: Ints, at: int) -> None:
+    """`names` are looked up one by one, now the one `at`: ask for what is needed then, before it is."""
+    if at + AHEAD_HEAD < len(names):
+        fetch_head(h, names[at + AHEAD_HEAD])
+    if at + AHEAD_ENTRY < len(names):
+        fetch_entry(h, names[at + AHEAD_ENTRY])
+
+
+@compiled
+def fetch_head(h: Records, name: int) -> None:
+    fetch(h.block_heads + HEAD_BYTES * head_among(h.block_heads_used, h.block_mask, name))
+
+
+@compiled
+def fetch_entry(h: Records, name: int) -> None:
+    head = view(h.block_heads, h.block_heads_n, SMALL)[head_among(h.block_heads_used, h.block_mask, name)]
+    fetch(h.blocks + _BLOCK_BYTES * (head - 1))
 
 
 @compiled

@@ -15,11 +15,11 @@ from jevons.kv.entries import (
     block_of,
     drop_block,
     drop_pair,
-    find_after,
+    fetch_ahead,
+    find_before,
     find_block,
     find_pair,
     pair_of,
-    touch_new,
 )
 
 _MOST = (1 << 15) - 1  # copies, or requests under way; more are as many
@@ -79,18 +79,20 @@ def _take(h: Records, worker: int, block: int, copies: int, coming: int) -> int:
 def _add_all(h: Records, worker: int, names: Ints, copies: int, coming: int) -> None:
     block = -1
     h.stamps = (h.stamps + 1) & _STAMPS
-    if len(names) > 1 and find_block(h, names[0]) < 0:
-        touch_new(h, names)
-    for name in names:
-        block = block_of(h, name, block)
+    are_new = len(names) > 1 and find_block(h, names[0]) < 0  # others lie in a row
+    for at in range(len(names)):
+        if are_new:
+            fetch_ahead(h, names, at)
+        block = block_of(h, names[at], block)
         _add(h, worker, block, copies, coming)
 
 
 @compiled
 def _take_all(h: Records, worker: int, names: Ints, copies: int, coming: int) -> int:
+    """Last to first: entries that are given back are used again last come, first served, so they lie in rows again."""
     block, missing = -1, 0
-    for name in names:
-        block = find_after(h, block, name)
+    for at in range(len(names) - 1, -1, -1):
+        block = find_before(h, block, names[at])
         missing += _take(h, worker, block, copies, coming) if block >= 0 else copies + coming
     return missing
 

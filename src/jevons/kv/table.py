@@ -6,6 +6,9 @@
 
 Keys that follow one another have heads that do: the blocks of a made-up prompt are numbered in a row, and are then
 found sixteen to a cache line. Keys that are hashes lose nothing by it.
+
+A large table lies in memory that is far away: a head, and the entry it names, are a wait each. Who looks up many keys
+asks for the head of each `AHEAD_HEAD` before its turn, and for the entry `AHEAD_ENTRY` before, so that waits overlap.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from jevons.base.compiled import Places, Records, compiled
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: spreads consecutive numbers evenly
 _LOW = (1 << 35) - 1
 LEAST_HEADS = 16
+AHEAD_HEAD, AHEAD_ENTRY = 16, 8
+HEAD_BYTES = 4
 
 
 @compiled

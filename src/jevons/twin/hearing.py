@@ -17,7 +17,7 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Records, compiled
 from jevons.base.hub import Hub, view
-from jevons.kv.entries import print_of
+from jevons.kv.entries import fetch_ahead, print_of
 from jevons.kv.holders import drop_one, store_one
 
 WITHHELD = np.dtype(
@@ -91,6 +91,7 @@ def hear(h: Records, now_s: float) -> None:
     names, changes = view(h.log_name, h.log_name_n, INT), view(h.log_change, h.log_change_n, SMALL)
     at_s, at = view(h.log_at_s, h.log_at_s_n, FLOAT), h.log_read
     while at < h.log_end and at_s[at] + h.lag_s <= now_s:
+        fetch_ahead(h, names[: h.log_end], at)
         h.heard += 1
         if abs(changes[at]) <= h.engines_n:  # others are of a tier
             is_lost = h.loss > 0.0 and _chance(h.heard) < h.loss
