@@ -73,6 +73,12 @@ def test_rows_that_are_one_measurement_under_two_names_count_once() -> None:
     assert len(samples_of(twice, CATALOG)) == 2
 
 
+def test_fits_side_by_side_find_the_same() -> None:
+    alone, beside = (calibrate(POINTS[:1], CATALOG, ("", ""), lambda line: None, count) for count in (1, 2))
+
+    assert alone == beside
+
+
 def test_what_measurements_do_not_tell_stays_as_guessed() -> None:
     (effects,) = {fit(samples_of(POINTS[:4], CATALOG), CATALOG, steps=1)["all"]}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from jevons.config import scenario
 from jevons.config.calibration import as_toml
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.points import Point, read_points
+from jevons.perf.calibration import Calibration
 from jevons.twin.calibrate import calibrate
 from jevons.twin.record import Fitted, read_record, scenario_of, together
 from jevons.twin.validate import validate
@@ -28,9 +30,12 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--record", type=_FOLDER, multiple=True, help="Folder of `jevons serve --record`; several of one fleet.")
 @click.option("--out", type=_FILE, help="TOML file to write; of a record, fleet.toml in its folder by default.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="That fit points side by side."
+)
 @picture_options
 def command(
-    points: Path | None, record: tuple[Path, ...], out: Path | None, catalog: Path | None, **pages: Path | None
+    points: Path | None, record: tuple[Path, ...], out: Path | None, catalog: Path | None, processes: int, **pages: Any
 ) -> None:
     """Learn how fast hardware is from what was measured on it.
 
@@ -52,17 +57,18 @@ def command(
     if out is None:
         raise ConfigError("calibrate: --points needs --out, the file to write")
     stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {points.name}")
-    _from_points(read_points(points), read_catalog(catalog), out, stamp, shown)
-
-
-def _from_points(points: Sequence[Point], catalog: Catalog, out: Path, stamp: tuple[str, str], shown: Files) -> None:
-    found = calibrate(points, catalog, stamp, _told)
+    measured, known = read_points(points), read_catalog(catalog)
+    found = calibrate(measured, known, stamp, _told, processes)
     out.write_text(as_toml(found))
     if shown:
-        from jevons.cli.pictures.validate import notes, pictures
+        _show(measured, known, found, out, shown)
 
-        rows = validate(points, catalog, found)
-        shown.write(f"What {out.name} predicts beside what was measured", notes(rows, out.name), pictures(rows))
+
+def _show(points: Sequence[Point], catalog: Catalog, found: Calibration, out: Path, shown: Files) -> None:
+    from jevons.cli.pictures.validate import notes, pictures
+
+    rows = validate(points, catalog, found)
+    shown.write(f"What {out.name} predicts beside what was measured", notes(rows, out.name), pictures(rows))
 
 
 def _from_record(folders: Sequence[Path], out: Path) -> None:

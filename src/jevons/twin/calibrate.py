@@ -8,9 +8,12 @@ groups, so a case is predicted once for each share and not for each unknown.
 
 from __future__ import annotations
 
+import functools
 import math
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from statistics import mean, median
 
 import msgspec
@@ -204,18 +207,25 @@ def _bears(case: Case, field: str, catalog: Catalog) -> bool:
 
 
 def calibrate(
-    points: Sequence[Point], catalog: Catalog, stamp: tuple[str, str], told: Callable[[str], None]
+    points: Sequence[Point],
+    catalog: Catalog,
+    stamp: tuple[str, str],
+    told: Callable[[str], None],
+    processes: int = 1,
 ) -> Calibration:
     """Factors from the points that are not held out, and the errors to expect from those that are.
 
     Args:
         stamp: date and command, for the record.
         told: is told of progress.
+        processes: that fit side by side: all points, and those without each chip.
     """
     fitted = samples_of((point for point in points if not is_check(point)), catalog)
     checks = samples_of((point for point in points if is_check(point)), catalog)
     told(f"fitting {len(fitted)} measurements, {len(checks)} held out")
-    effects = fit(fitted, catalog)
+    chips = _chips(fitted)
+    without = [[sample for sample in fitted if sample.case.key.chip != chip] for chip in chips]
+    effects, *others = _fits([fitted, *without], catalog, processes)
     found = Calibration(
         title=f"{len(fitted)} public end-to-end measurements",
         date=stamp[0],
@@ -227,14 +237,21 @@ def calibrate(
     )
     seen = [sample for sample in checks if trust_in(found, sample.case.key) is Trust.MEASURED]
     off = {Trust.MEASURED: _off(seen, effects, catalog), Trust.TRANSFERRED: Off(), Trust.PROJECTED: Off()}
-    for chip in _chips(fitted):
-        others = fit([sample for sample in fitted if sample.case.key.chip != chip], catalog)
+    for chip, rest in zip(chips, others, strict=True):
         theirs = [sample for sample in (*fitted, *checks) if sample.case.key.chip == chip]
-        alone = _off(theirs, others, catalog)
+        alone = _off(theirs, rest, catalog)
         told(f"without {chip}: " + ", ".join(_told(kind, values) for kind, values in alone.items()))
         _join(off[Trust.TRANSFERRED], alone)
-        _join(off[Trust.PROJECTED], _off([_stripped(sample) for sample in theirs], others, catalog))
+        _join(off[Trust.PROJECTED], _off([_stripped(sample) for sample in theirs], rest, catalog))
     return msgspec.structs.replace(found, errors=_expected(off))
+
+
+def _fits(all_samples: Sequence[list[Sample]], catalog: Catalog, processes: int) -> list[dict[str, Effect]]:
+    fitted = functools.partial(fit, catalog=catalog)
+    if processes == 1:
+        return list(map(fitted, all_samples))
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(fitted, all_samples))
 
 
 Off = dict[str, list[float]]  # errors as shares of what was measured, by what it is
