@@ -4,7 +4,7 @@
 
 The engines are `jevons mock`, a process of its own; the server runs in this one, as `jevons serve` would. Each engine
 first computes a prompt of so many blocks. Then, before the server: all are up and it starts (`start`); nothing happens
-(`idle`); some crash at once (`leave`) and come back (`return`).
+(`idle`); some crash at once (`leave`) and come back (`return`); metrics, snapshot and page are read once (`look`).
 
 Turns of the loop are counted as `bench/turns.py` tells, with what was at work in the longest. Linux only.
 """
@@ -20,12 +20,15 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import uvloop
 from bench.turns import Told, Turns
 
+from jevons.cli.pages import live_pages
 from jevons.config import make
 from jevons.control.warm import warm
 from jevons.engine.http_client import HttpClient, parse_url
@@ -36,10 +39,11 @@ BLOCK = 16
 
 
 @contextmanager
-def fleet(count: int, folder: Path) -> Iterator[tuple[str, list[str]]]:
+def fleet(count: int, folder: Path, blocks: int | None = None) -> Iterator[tuple[str, list[str]]]:
     """Its address, and its engines."""
     file = folder / "engines"
     options = ["mock", "--count", str(count), "--port", "0", "--out", str(file), "--speed", "50"]
+    options += [] if blocks is None else ["--blocks", str(blocks)]
     said = folder / "said"
     with said.open("w") as errors:
         process = subprocess.Popen([sys.executable, "-m", "jevons", *options], stderr=errors)
@@ -108,7 +112,7 @@ async def measure(args: argparse.Namespace, url: str, engines: list[str]) -> dic
     settings = make({"engines": engines, "port": 0}, "bench")
     rows: dict[str, Any] = {}
     turns = Turns()
-    async with serving(settings, None) as server:
+    async with serving(settings, None, pages=live_pages(None)) as server:
 
         async def start() -> None:
             await until(lambda: knows(server, count, held), turns)
@@ -133,6 +137,13 @@ async def measure(args: argparse.Namespace, url: str, engines: list[str]) -> dic
 
         await phase("leave", turns, leave, rows)
         await phase("return", turns, come_back, rows)
+
+        async def look() -> None:
+            for path in ("/metrics", "/snapshot", "/ui/data"):
+                read = partial(urlopen, server.url + path)
+                assert (await asyncio.to_thread(read)).status == 200
+
+        await phase("look", turns, look, rows)
         turns.end()
     return rows
 
@@ -151,7 +162,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(rows))
         return
-    for name in ("start", "leave", "return"):
+    for name in ("start", "leave", "return", "look"):
         row = rows[name]
         print(f"{name:<7} {row['wall_s']:6.2f} s, CPU {row['cpu_s']:6.2f} s; {Told(**row['turns'])}")
         print(*(f"          {turn}" for turn in row["turns"]["worst"]), sep="\n")

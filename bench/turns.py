@@ -109,7 +109,8 @@ class Turns:
         self._wall_most_s = max(self._wall_most_s, wall_s - TICK_S)
         self._cpu.append(cpu_s)
         if cpu_s > LONG_S and (len(self._worst) < SHOWN or cpu_s > self._worst[-1].cpu_s):
-            self._worst.append(Turn(cpu_s, self._gc_s, self._seen.most_common(3)))
+            seen, self._seen = self._seen, Counter()  # samples may come at any time
+            self._worst.append(Turn(cpu_s, self._gc_s, seen.most_common(3)))
             self._worst = sorted(self._worst, reverse=True)[:SHOWN]
         self.skip()
         self._timer = self._loop.call_later(TICK_S, self._tick)

@@ -114,11 +114,11 @@ def test_which_tokenizer_encodes_and_what_it_got_wrong_is_in_the_metrics(model_d
     made, prompts = Tokenizer(model_dir), Prompts()
     prompts.serve(Served("smol", local_encoder(made), None))
     metrics = Metrics(Router(), prompts=prompts)
-    assert 'jevons_tokenizer_fast{model="smol"} 0.0' in metrics.page().decode()
+    assert 'jevons_tokenizer_fast{model="smol"} 0.0' in b"".join(metrics.pieces()).decode()
     made.hasten()
     made.mismatches += 1
 
-    page = metrics.page().decode()
+    page = b"".join(metrics.pieces()).decode()
     assert 'jevons_tokenizer_fast{model="smol"} 1.0' in page
     assert 'jevons_tokenizer_mismatches_total{model="smol"} 1.0' in page
 

@@ -39,5 +39,6 @@ def warm() -> None:
         worker = router.place(RequestId(""), tokens, 0.0).worker
         router.on_step(worker, StepReport(seconds=0.1, tokens=8, token_context=64, decodes=0))
         router.on_first(RequestId(""), 0.0)
+        router.on_cached(RequestId(""), 16, len(tokens))
         router.done(RequestId(""), 1)
     router.leave(WorkerId("both"))

@@ -39,6 +39,7 @@ from jevons.serve.record import Recorder
 from jevons.serve.relay import Relay
 from jevons.serve.reply import ClientGone, Reply
 from jevons.serve.stream import error_event
+from jevons.wire.turns import in_slices
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _POSTED = (CHAT, COMPLETIONS, PLACE, PLACED)
@@ -71,20 +72,23 @@ class Front:
         self._relay = Relay(fleet, self.placements, self.metrics, prompts, settings.request_timeout_s)
         self.mounts = Mounts({})  # pages of other rooms
         self.desk = Desk(router, prompts, self.metrics, self.placements, fleet.spec_of)
-        self._pages: dict[str, Callable[[Reply], None]] = {
+        self._pages: dict[str, Callable[[Reply], Coroutine[Any, Any, None] | None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
             "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),
             "/ready": self._ready,
-            "/metrics": lambda reply: reply.send(200, self.metrics.page(), TEXT),
-            "/snapshot": lambda reply: reply.send(200, msgspec.json.encode(self.snapshot())),
+            "/metrics": self._metrics,
+            "/snapshot": self._snapshot,
         }
 
-    def snapshot(self) -> FleetSnapshot:
-        """The fleet as the router knows it, who waits in front of it, and what encodes prompts here."""
+    async def snapshot(self) -> FleetSnapshot:
+        """The fleet as the router knows it, who waits in front of it, and what encodes prompts here. Other work goes on
+        between its workers.
+        """
+        workers = [worker async for worker in in_slices(self.router.worker_snapshots())]
         encoders = {name: tokenizer.encoder for name, tokenizer in self.prompts.encoders().items()}
         gate = self.placements.gate.snapshot()
         state = {fate: times for fate, times in self.state.items() if times}
-        return msgspec.structs.replace(self.router.snapshot(), tokenizers=encoders, gate=gate, state=state)
+        return msgspec.structs.replace(self.router.snapshot(workers), tokenizers=encoders, gate=gate, state=state)
 
     def view(self, seen: int | None = None) -> View:
         """The same for a page that asks twice a second. `seen`: see `Router.columns`."""
@@ -193,7 +197,9 @@ class Front:
         elif self.mounts.has(request.path):
             await self.mounts.answer(request, reply)
         else:
-            self._page(request, reply)
+            work = self._page(request, reply)
+            if work is not None:
+                await work
 
     def _over(self, path: str, began_s: float, reply: Reply, error: BaseException | None, status: int = 200) -> None:
         """A request has ended: tell the client what went wrong, and count it."""
@@ -206,7 +212,7 @@ class Front:
         self.metrics.requests.labels(endpoint, str(status)).inc()
         self.metrics.seconds.labels(endpoint).observe(self.now_s() - began_s)
 
-    def _page(self, request: Request, reply: Reply) -> None:
+    def _page(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         page = self._pages.get(request.path)
         allowed = ("GET", "HEAD") if page is not None else ("POST",) if request.path in _POSTED else ()
         if not allowed:
@@ -215,7 +221,14 @@ class Front:
         if page is None or request.method not in allowed:
             rule = " or ".join(allowed)
             raise RequestError(f"method: {request.path} takes {rule}, got {request.method}", status=405)
-        page(reply)
+        return page(reply)
+
+    async def _metrics(self, reply: Reply) -> None:
+        pieces = [piece async for piece in in_slices(self.metrics.pieces())]
+        reply.send(200, b"".join(pieces), TEXT)
+
+    async def _snapshot(self, reply: Reply) -> None:
+        reply.send(200, msgspec.json.encode(await self.snapshot()))
 
     def _ready(self, reply: Reply) -> None:
         ready = self.fleet.is_ready

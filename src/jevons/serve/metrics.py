@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from jevons.control.gate import Gate
 from jevons.control.router import Router
-from jevons.facts.snapshot import FleetSnapshot, Outcome
+from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.worker import Health, IndexMode
 from jevons.serve.prompts import Prompts
 from jevons.serve.record import Recorder
@@ -21,6 +22,8 @@ from jevons.serve.record import Recorder
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 # Measured over predicted: 1 is right. Symmetric in the logarithm.
 RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+PORTION = 16  # workers told of at a time: a fraction of a millisecond
+T = TypeVar("T")
 
 
 class Count:
@@ -72,12 +75,13 @@ class Counters:
         """Where there are no labels."""
         self.labels().inc(by)
 
-    def collect(self) -> CounterMetricFamily:
+    def collect(self) -> Iterator[CounterMetricFamily]:
         name, says, labels = self._told
-        family = CounterMetricFamily(name, says, labels=labels)
-        for values, child in self._children.items() if labels else [((), self.labels())]:
-            family.add_metric(values, child.value)
-        return family
+        for some in _portions(self._children.items() if labels else [((), self.labels())]):
+            family = CounterMetricFamily(name, says, labels=labels)
+            for values, child in some:
+                family.add_metric(values, child.value)
+            yield family
 
 
 class Histograms:
@@ -94,12 +98,13 @@ class Histograms:
             child = self._children[value] = Spread(self._bounds)
         return child
 
-    def collect(self) -> HistogramMetricFamily:
+    def collect(self) -> Iterator[HistogramMetricFamily]:
         name, says, labels = self._told
-        family = HistogramMetricFamily(name, says, labels=labels)
-        for value, child in self._children.items():
-            family.add_metric([value], child.buckets(), child.sum)
-        return family
+        for some in _portions(self._children.items()):
+            family = HistogramMetricFamily(name, says, labels=labels)
+            for value, child in some:
+                family.add_metric([value], child.buckets(), child.sum)
+            yield family
 
 
 class Metrics:
@@ -166,9 +171,15 @@ class Metrics:
         if outcome.ttft_s is not None and outcome.predicted_ttft_s > 0:
             self.ttft_ratio.labels(worker).observe(outcome.ttft_s / outcome.predicted_ttft_s)
 
-    def page(self) -> bytes:
-        """The text of /metrics."""
-        return generate_latest(self.registry)
+    def pieces(self) -> Iterator[bytes]:
+        """The text of /metrics, in pieces that take a millisecond at most, made as they are asked for: of a thousand
+        workers it is 7 MB, most of them histograms.
+        """
+        before = ""
+        for family in self.registry.collect():
+            text = generate_latest(_Alone(family))
+            yield text if family.name != before else text.split(b"\n", 2)[2]  # named already
+            before = family.name
 
 
 class _OwnCollector(Collector):
@@ -179,7 +190,25 @@ class _OwnCollector(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
         for one in self._counted:
-            yield one.collect()
+            yield from one.collect()
+
+
+class _Alone:
+    """As a registry that has nothing else."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+def _portions(those: Iterable[T]) -> Iterator[list[T]]:
+    """At least one, if it is empty; of those that are there now."""
+    left = iter(list(those))
+    yield list(islice(left, PORTION))
+    while some := list(islice(left, PORTION)):
+        yield some
 
 
 class _TokenizerCollector(Collector):
@@ -217,6 +246,32 @@ class _GateCollector(Collector):
         yield seconds
 
 
+_GAUGES = {
+    "jevons_worker_up": "1 if the worker is given work.",
+    "jevons_worker_index_exact": "1 if its blocks are known from events without a hole.",
+    "jevons_worker_stalled": "1 if it does nothing about what waits there.",
+    "jevons_worker_index_confidence": "Share of cached tokens predicted that was there.",
+    "jevons_worker_blocks": "Blocks it holds.",
+    "jevons_worker_queued_tokens": "Prompt tokens placed and not computed.",
+    "jevons_worker_requests": "Unfinished requests.",
+    "jevons_worker_prefill_tokens_per_second": "Learned so far.",
+}
+
+
+def _gauged(worker: WorkerSnapshot) -> tuple[float, ...]:
+    """In the order of `_GAUGES`."""
+    return (
+        worker.health is Health.UP,
+        worker.index is IndexMode.EXACT,
+        worker.is_stalled,
+        worker.index_confidence,
+        worker.held_blocks,
+        worker.queued_tokens,
+        worker.requests,
+        worker.prefill_tokens_per_s,
+    )
+
+
 class _FleetCollector(Collector):
     """The router's snapshot as gauges."""
 
@@ -224,56 +279,45 @@ class _FleetCollector(Collector):
         self._router = router
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        snapshot = self._router.snapshot()
+        snapshot = self._router.snapshot([])
         yield GaugeMetricFamily("jevons_index_blocks", "Distinct blocks the index knows.", snapshot.index_blocks)
         forgotten = "Blocks of workers that the index let go because its memory was short."
         yield CounterMetricFamily("jevons_index_forgotten", forgotten, snapshot.index_forgotten)
         yield CounterMetricFamily("jevons_placements", "Requests placed.", snapshot.placements)
         copies = "Prompts computed where their prefix was not, for those who want it next."
         yield CounterMetricFamily("jevons_copies", copies, snapshot.copies)
-        gauges = {
-            "up": GaugeMetricFamily("jevons_worker_up", "1 if the worker is given work.", labels=["worker"]),
-            "exact": GaugeMetricFamily(
-                "jevons_worker_index_exact", "1 if its blocks are known from events without a hole.", labels=["worker"]
-            ),
-            "stalled": GaugeMetricFamily(
-                "jevons_worker_stalled", "1 if it does nothing about what waits there.", labels=["worker"]
-            ),
-            "confidence": GaugeMetricFamily(
-                "jevons_worker_index_confidence", "Share of cached tokens predicted that was there.", labels=["worker"]
-            ),
-            "blocks": GaugeMetricFamily("jevons_worker_blocks", "Blocks it holds.", labels=["worker"]),
-            "queued": GaugeMetricFamily(
-                "jevons_worker_queued_tokens", "Prompt tokens placed and not computed.", labels=["worker"]
-            ),
-            "requests": GaugeMetricFamily("jevons_worker_requests", "Unfinished requests.", labels=["worker"]),
-            "rate": GaugeMetricFamily("jevons_worker_prefill_tokens_per_second", "Learned so far.", labels=["worker"]),
-        }
-        events = CounterMetricFamily("jevons_worker_events", "Blocks of KV events by fate.", labels=["worker", "fate"])
-        pages = CounterMetricFamily(
-            "jevons_worker_tier_pages", "Pages saved, or not brought, by fate.", labels=["worker", "fate"]
-        )
         yield from _tiers(snapshot)
-        for worker in snapshot.workers:
-            for fate, count in worker.tier_counts.items():
-                pages.add_metric([worker.id, fate], count)
-            values = {
-                "up": worker.health is Health.UP,
-                "exact": worker.index is IndexMode.EXACT,
-                "stalled": worker.is_stalled,
-                "confidence": worker.index_confidence,
-                "blocks": worker.held_blocks,
-                "queued": worker.queued_tokens,
-                "requests": worker.requests,
-                "rate": worker.prefill_tokens_per_s,
-            }
-            for name, value in values.items():
-                gauges[name].add_metric([worker.id], float(value))
-            for fate, count in worker.event_counts.items():
-                events.add_metric([worker.id, fate], count)
-        yield from gauges.values()
-        yield events
-        yield pages
+        workers: list[list[WorkerSnapshot]] = [[]]
+        told = self._router.worker_snapshots()
+        while workers[-1] or len(workers) == 1:  # the first gauge is told as they are looked at
+            workers.append(list(islice(told, PORTION)))
+            yield _gauge(0, workers[-1])
+        for number in range(1, len(_GAUGES)):
+            for some in workers:
+                yield _gauge(number, some)
+        for some in workers:
+            events = CounterMetricFamily(
+                "jevons_worker_events", "Blocks of KV events by fate.", labels=["worker", "fate"]
+            )
+            for worker in some:
+                for fate, count in worker.event_counts.items():
+                    events.add_metric([worker.id, fate], count)
+            yield events
+        for some in workers:
+            says = "Pages saved, or not brought, by fate."
+            pages = CounterMetricFamily("jevons_worker_tier_pages", says, labels=["worker", "fate"])
+            for worker in some:
+                for fate, count in worker.tier_counts.items():
+                    pages.add_metric([worker.id, fate], count)
+            yield pages
+
+
+def _gauge(number: int, workers: list[WorkerSnapshot]) -> GaugeMetricFamily:
+    name, says = list(_GAUGES.items())[number]
+    family = GaugeMetricFamily(name, says, labels=["worker"])
+    for worker in workers:
+        family.add_metric([worker.id], float(_gauged(worker)[number]))
+    return family
 
 
 def _tiers(snapshot: FleetSnapshot) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:

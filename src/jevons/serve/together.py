@@ -160,10 +160,10 @@ class Together:
     async def _snapshot(self, reply: Reply) -> None:
         others = await self._siblings.gather(SNAPSHOT)
         frontends = [self._own_snapshot(), *map(_OWN.decode, others.values())]
-        reply.send(200, msgspec.json.encode(_joined(self._front.snapshot(), frontends)))
+        reply.send(200, msgspec.json.encode(_joined(await self._front.snapshot(), frontends)))
 
     def _own_snapshot(self) -> FrontendSnapshot:
-        fleet = self._router.snapshot()
+        fleet = self._router.snapshot([])  # of its own, no workers
         return FrontendSnapshot(
             number=self._siblings.number,
             pid=os.getpid(),
