@@ -11,7 +11,8 @@ TRACE is Mooncake's conversation trace. Both simulate the same machine: Dynamo's
 16,384 blocks of 64 tokens, 8,192 tokens a step, 256 sequences; prefix caches block by block; routing by KV, and round
 robin once.
 Each run is a process of its own, one core, the two sides in turns; seconds are CPU of the whole process but for the
-imports, the trace's reading included. Medians. Without the package only our own numbers are printed.
+imports, the trace's reading included. Medians. Without the package only our own numbers are printed. What could be
+reused at most is told beside: `bench/bounds.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from bench.bounds import Bounds, bounds, read
 
 from jevons.config.scenario import Traffic
 from jevons.twin.arrivals import TRACE_BLOCK, arrivals
@@ -89,6 +91,8 @@ def _row(trace: str, instances: int, router: str, speed: float, runs: int) -> di
         if found:
             row[side] = {name: median(f[name] for f in found) for name in ("cpu_s", "rss_mb", *_QUALITY)}
             row[side]["per_cpu_s"] = median(f["requests"] / f["cpu_s"] for f in found)
+    if router == "kv":
+        row["bounds"] = bounds(read(Path(trace)), instances)._asdict()
     return row
 
 
@@ -104,6 +108,8 @@ def _print(row: dict[str, Any]) -> None:
                 f"{row['instances']:>5} {row['router']:<12} {side:<7} {r['per_cpu_s']:>8,.0f} requests/CPU-s, "
                 f"{r['rss_mb']:,.0f} MB; {quality}"
             )
+    if "bounds" in row:
+        print(f"      reuse, {Bounds(**row['bounds'])}")
     if "theirs" in row:
         print(f"      ratio {row['ours']['per_cpu_s'] / row['theirs']['per_cpu_s']:.1f}")
 
