@@ -44,16 +44,14 @@ def test_of_too_many_blocks_the_tail_of_the_oldest_prompt_goes(monkeypatch: pyte
     assert holding.depth_of(names([4, 5, 6])) == 3
 
 
-def test_blocks_placed_again_and_again_are_listed_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIDY_FROM", 10)
+def test_a_prompt_placed_twice_within_a_step_of_time_is_kept_once() -> None:
     shadow, holding = make()
     for turn in range(200):
-        shadow.placed(names([*range(20), 100 + turn % 7]), turn * 0.01)
-    assert shadow._listed < 200
-    assert len(holding) == 27
-    shadow.expire(11.0)
-    assert holding.depth_of(names(range(20))) == 20
-    shadow.expire(12.0)
+        shadow.placed(names([*range(20), 100 + turn % 7]), 1.0 + turn * 0.001)
+    assert sum(len(blocks) for _, blocks in shadow._placed) == 27
+    shadow.expire(11.2)
+    assert holding.depth_of(names([*range(20), 103])) == 21
+    shadow.expire(11.25)
     assert len(holding) == 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import inf
+from collections import deque
+from math import ceil, inf
 
 import numpy as np
 
@@ -12,85 +13,71 @@ from jevons.kv.index import Holding
 SHADOW_BLOCK_SIZE = 16  # tokens; finer than most engines, so a partial match is not lost to rounding
 # GUESS: 16 tokens a block, so 2 M tokens: more than one accelerator's cache, and a bound on ours.
 MAX_SHADOW_BLOCKS = 131_072
-_TIDY_FROM = 4_096  # blocks listed twice that are left alone
+_STEPS = 8
 
 
 class Shadow:
     """Keeps what one worker is believed to hold. Least recently placed blocks go first.
 
-    What each prompt placed is kept together until it expires: its blocks count as held until the last prompt that had
-    them does. Of long prompts most were placed before, so work for each block is left to what goes over all at once.
+    What is placed within a step of time, an eighth of `ttl_s`, expires together, up to a step later than it had to. A
+    block names all before it, so of a prompt that begins as one before it in this step only the rest is looked at.
     """
 
     def __init__(self, holding: Holding, ttl_s: float) -> None:
         self._holding = holding
-        self._ttl_s = ttl_s
+        self._ttl_s, self._step_s = ttl_s, ttl_s / _STEPS
         self._until: dict[int, float] = {}  # by block
-        self._prompts: dict[int, tuple[float, list[int]]] = {}  # in order: when one expires, its blocks
-        self._next = 0  # number of a prompt
-        self._listed = 0  # blocks of prompts, however often
-        self._tidied = 0  # the prompt to be looked at next for blocks that later ones have too
+        self._placed: deque[tuple[float, list[int]]] = deque()  # in order: when blocks expire, which
 
     def placed(self, names: Ints, now_s: float) -> None:
         """A prompt with these blocks was answered here; names as kernels have them."""
-        blocks, known, until_s = names.tolist(), self._until, now_s + self._ttl_s
-        if not blocks:
-            self._trim(now_s)
-            return
-        fresh = [block for block in blocks if block not in known]
-        if fresh:
-            self._holding.store_names(names if len(fresh) == len(blocks) else np.array(fresh, np.int64))
-        known.update(dict.fromkeys(blocks, until_s))
-        self._prompts[self._next] = until_s, blocks
-        self._next += 1
-        self._listed += len(blocks)
-        if self._listed > 2 * len(known) + _TIDY_FROM:
-            self._tidy(4 * len(blocks))
+        blocks, known = names.tolist(), self._until
+        until_s = ceil(now_s / self._step_s) * self._step_s + self._ttl_s
+        rest = blocks[self._placed_already(blocks, until_s) :]
+        if rest:
+            fresh = [block for block in rest if block not in known]
+            known.update(dict.fromkeys(rest, until_s))
+            self._placed.append((until_s, rest))
+            if fresh:
+                self._holding.store_names(np.array(fresh, np.int64))
         self._trim(now_s)
 
     @property
     def expires_s(self) -> float:
         """When the next block goes, at the earliest."""
-        return next(iter(self._prompts.values()), (inf, []))[0]
+        return self._placed[0][0] if self._placed else inf
 
     def expire(self, now_s: float) -> None:
         self._trim(now_s)
 
     def reset(self) -> None:
         self._until.clear()
-        self._prompts.clear()
-        self._listed = 0
+        self._placed.clear()
         self._holding.clear()
+
+    def _placed_already(self, blocks: list[int], until_s: float) -> int:
+        """How many of them in this step."""
+        low, high = 0, len(blocks)
+        while low < high:
+            middle = (low + high) // 2
+            if self._until.get(blocks[middle]) == until_s:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def _trim(self, now_s: float) -> None:
         gone: list[int] = []
-        while self._prompts:
-            number, (until_s, blocks) = next(iter(self._prompts.items()))
+        while self._placed:
+            until_s, blocks = self._placed[0]
             if until_s > now_s and len(self._until) <= MAX_SHADOW_BLOCKS:
                 break
             while blocks and (until_s <= now_s or len(self._until) > MAX_SHADOW_BLOCKS):
-                self._listed -= 1
                 block = blocks.pop()  # the head outlives its tail
                 if self._until.get(block) == until_s:
                     del self._until[block]
                     gone.append(block)
             if not blocks:
-                del self._prompts[number]
+                self._placed.popleft()
         if gone:
             self._holding.remove_names(np.array(gone, np.int64))
-
-    def _tidy(self, most: int) -> None:
-        """Go on to forget, of older prompts, what later ones have too; so many blocks of them."""
-        while most > 0:
-            if self._tidied >= self._next:
-                self._tidied = next(iter(self._prompts))
-            until_s, blocks = self._prompts.get(self._tidied, (0.0, []))
-            if blocks:
-                kept = [block for block in blocks if self._until.get(block) == until_s]
-                self._listed -= len(blocks) - len(kept)
-                if kept:
-                    self._prompts[self._tidied] = until_s, kept
-                else:
-                    del self._prompts[self._tidied]
-            most -= len(blocks) + 1
-            self._tidied += 1
