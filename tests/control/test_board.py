@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.policy.plain import Candidate, answer_s, route, split, tpot_s, ttft_s, waiting_s
 
 from jevons.base.hub import Hub
-from jevons.control import board
+from jevons.control import board, choice, queues
 from jevons.kv import entries, holders
 from jevons.perf.measured import Load, Prices
 from jevons.policy import disagg
@@ -77,14 +77,14 @@ class Book:
         """A request with these full blocks waits on `worker`."""
         request = self.requests
         self.requests += 1
-        board.wait(self.h, request, worker, prompt_tokens, cached_tokens, np.array(names, np.int64))
-        board.attend(self.h, worker, prompt_tokens)
+        queues.wait(self.h, request, worker, prompt_tokens, cached_tokens, np.array(names, np.int64))
+        queues.attend(self.h, worker, prompt_tokens)
         self.waiting[worker][request] = (prompt_load(prompt_tokens, cached_tokens), names)
         return request
 
     def unwait(self, worker: int, request: int) -> None:
         _, names = self.waiting[worker].pop(request)
-        board.unwait(self.h, request, worker, np.array(names, np.int64))
+        queues.unwait(self.h, request, worker, np.array(names, np.int64))
 
     def set(self, worker: int, **fields: int) -> None:
         for name, value in fields.items():
@@ -133,7 +133,7 @@ class Book:
 
     def conclude(self, names: list[int], prompt_tokens: int) -> tuple[Any, Any]:
         """The candidates chosen to compute the prompt and to go on; the latter None if it is the same."""
-        there, at = board.place(self.h, np.array(names, np.int64), prompt_tokens, SIZE)
+        there, at = choice.place(self.h, np.array(names, np.int64), prompt_tokens, SIZE)
         assert at >= 0
         found, desk = self.hub["candidates"], int(self.hub.number("desk"))
         return (found[at], None) if there < 0 else (found[desk + there], found[at])
@@ -280,7 +280,7 @@ def test_the_rate_of_arrivals_forgets(gaps_s: list[float]) -> None:
     for gap_s in gaps_s:
         now_s += gap_s
         times.append(now_s)
-        board.count_arrival(book.h, now_s)
+        queues.count_arrival(book.h, now_s)
 
     expected = sum(np.exp((at_s - now_s) / board.ARRIVALS_S) for at_s in times)
     assert book.hub.number("crowd") == pytest.approx(expected)
@@ -289,7 +289,7 @@ def test_the_rate_of_arrivals_forgets(gaps_s: list[float]) -> None:
 def test_steady_arrivals_are_counted_at_their_rate() -> None:
     book = Book([PRICES])
     for i in range(5_000):
-        board.count_arrival(book.h, i / 20)
+        queues.count_arrival(book.h, i / 20)
 
     assert book.hub.number("crowd") / board.ARRIVALS_S == pytest.approx(20, rel=0.01)
 
@@ -308,7 +308,7 @@ def test_what_waits_is_its_sum(operations: list[tuple[str, int, float, int]]) ->
             book.unwait(0, request)
             del left[request]
         elif what == "computed":
-            board.computed(book.h, 0, float(tokens))
+            queues.computed(book.h, 0, float(tokens))
             take_off(left, float(tokens))
         assert worker["queued_tokens"] == pytest.approx(sum(load.tokens for load in left.values()), abs=1e-6)
         context = sum(load.token_context for load in left.values())
@@ -421,7 +421,7 @@ def test_nobody_up_is_nobody_chosen() -> None:
         book = Book([PRICES] * 2, policy)
         for worker in range(2):
             board.set_up(book.hub.record, worker, False)
-        assert board.place(book.h, np.array(CHAINS[0], np.int64), 200, SIZE) == (-1, -1)
+        assert choice.place(book.h, np.array(CHAINS[0], np.int64), 200, SIZE) == (-1, -1)
 
 
 def test_in_a_large_fleet_who_holds_the_prompt_is_found_however_busy() -> None:

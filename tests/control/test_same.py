@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jevons.base.ids import RequestId, WorkerId
-from jevons.control import board, book
+from jevons.control import board, book, choice, queues
 from jevons.control.router import Router
 from jevons.facts.event import BlocksRemoved, BlocksStored, KvBatch
 from jevons.facts.worker import PageFacts, Role, StepReport, WorkerFacts
@@ -31,17 +31,23 @@ def globals_of(kernel: Any) -> dict[str, Any]:
 
 def test_the_live_router_and_the_twin_call_the_same_kernels_on_the_same_arrays() -> None:
     assert vars(book)["board"] is vars(fleet)["board"] is board
+    assert vars(book)["choice"] is choice
+    assert vars(book)["queues"] is queues
     assert vars(index)["holders"] is holders
-    for name in ("place", "wait", "unwait", "count_decode"):
-        assert vars(placing)[name] is vars(board)[name]
-    for name in ("computed", "count_decode", "rekey"):
-        assert vars(kernel)[name] is vars(board)[name]
-    assert globals_of(board.place)["gather"] is board.gather
-    assert globals_of(board.place)["conclude"] is board.conclude
-    assert globals_of(board.conclude)["choose"] is route.choose
-    assert globals_of(board.conclude)["choose_apart"] is disagg.choose_apart
+    for name in ("gather", "conclude", "place"):
+        assert vars(placing)[name] is vars(choice)[name]
+    for name in ("wait", "unwait", "count_decode"):
+        assert vars(placing)[name] is vars(queues)[name]
+    for name in ("computed", "count_decode", "attend"):
+        assert vars(kernel)[name] is vars(queues)[name]
+    assert vars(kernel)["rekey"] is board.rekey
+    assert vars(kernel)["want"] is choice.want
+    assert globals_of(choice.place)["gather"] is choice.gather
+    assert globals_of(choice.place)["conclude"] is choice.conclude
+    assert globals_of(choice.conclude)["choose"] is route.choose
+    assert globals_of(choice.conclude)["choose_apart"] is disagg.choose_apart
     assert vars(kernel)["confirm"] is vars(book)["confirm"] is belief.confirm
-    assert globals_of(board.gather)["confidence"] is belief.confidence
+    assert globals_of(choice.gather)["confidence"] is belief.confidence
     assert vars(hearing)["store_one"] is holders.store_one
     live, twin = book.Book(route.KV).hub, board.board_arrays(board.kinds_of([]), np.zeros(1, board.WORKER), 1)[0]
     assert all(live[name].dtype == array.dtype for name, array in twin.items())

@@ -14,7 +14,7 @@ import numpy as np
 
 from jevons.base.compiled import Ints, Records, alike, compiled
 from jevons.base.hub import Hub, view
-from jevons.control import board
+from jevons.control import board, choice, queues
 from jevons.control.reading import Scratch
 from jevons.kv.entries import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
@@ -32,47 +32,47 @@ ROW = cast(Any, namedtuple("ROW", tuple(CANDIDATE.names or ())))
 @alike
 @compiled
 def _gather(hubs: Records, desk: int, count: int, names: Ints, model: int, block_size: int) -> int:
-    return board.gather(hubs[0], desk, count, names, model, block_size)
+    return choice.gather(hubs[0], desk, count, names, model, block_size)
 
 
 @alike
 @compiled
 def _pick(hubs: Records, desk: int, model: int) -> int:
-    return board.pick(hubs[0], desk, model)
+    return choice.pick(hubs[0], desk, model)
 
 
 @alike
 @compiled
 def _put_alone(hubs: Records, desk: int, worker: int, names: Ints) -> None:
-    board.put_alone(hubs[0], desk, worker, names)
+    choice.put_alone(hubs[0], desk, worker, names)
 
 
 @alike
 @compiled
 def _put_also(hubs: Records, desk: int, count: int, worker: int) -> None:
-    board.put_also(hubs[0], desk, count, worker)
+    choice.put_also(hubs[0], desk, count, worker)
 
 
 @alike
 @compiled
 def _count_arrival(hubs: Records, now_s: float) -> None:
-    board.count_arrival(hubs[0], now_s)
+    queues.count_arrival(hubs[0], now_s)
 
 
 @alike
 @compiled
 def _arrive(hubs: Records, now_s: float, stream_weight: float, tpot_slo_s: float, output_tokens: float) -> None:
     h = hubs[0]
-    board.count_arrival(h, now_s)
+    queues.count_arrival(h, now_s)
     h.stream_weight, h.tpot_slo_s, h.output_tokens = stream_weight, tpot_slo_s, output_tokens
 
 
 @alike
 @compiled
 def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int, counts: bool) -> tuple[int, int]:
-    there, chosen = board.conclude(hubs[0], prompt_tokens, whole, apart)
+    there, chosen = choice.conclude(hubs[0], prompt_tokens, whole, apart)
     if counts and (there >= 0 or chosen >= 0):
-        board.want(hubs[0])
+        choice.want(hubs[0])
     return there, chosen
 
 
@@ -84,35 +84,35 @@ def _wait(  # noqa: PLR0913 — of one request, in one call
     h = hubs[0]
     if room(h) < len(names):
         return False
-    board.wait(h, slot, worker, prompt_tokens, cached_tokens, names)
-    board.attend(h, goes_on, float(prompt_tokens))
+    queues.wait(h, slot, worker, prompt_tokens, cached_tokens, names)
+    queues.attend(h, goes_on, float(prompt_tokens))
     return True
 
 
 @alike
 @compiled
 def _unwait(hubs: Records, slot: int, worker: int, names: Ints) -> None:
-    board.unwait(hubs[0], slot, worker, names)
+    queues.unwait(hubs[0], slot, worker, names)
 
 
 @alike
 @compiled
 def _begin(hubs: Records, slot: int, worker: int, names: Ints, promised: float) -> None:
-    board.unwait(hubs[0], slot, worker, names)
-    board.count_decode(hubs[0], worker, 1, promised)
+    queues.unwait(hubs[0], slot, worker, names)
+    queues.count_decode(hubs[0], worker, 1, promised)
 
 
 @alike
 @compiled
 def _finish(hubs: Records, worker: int, tokens: int, promised: float) -> None:
-    board.count_decode(hubs[0], worker, -1, promised)
-    board.attend(hubs[0], worker, -float(tokens))
+    queues.count_decode(hubs[0], worker, -1, promised)
+    queues.attend(hubs[0], worker, -float(tokens))
 
 
 @alike
 @compiled
 def _count_decode(hubs: Records, worker: int, change: int, promised: float) -> None:
-    board.count_decode(hubs[0], worker, change, promised)
+    queues.count_decode(hubs[0], worker, change, promised)
 
 
 @alike
@@ -125,19 +125,19 @@ def _confirm(hubs: Records, worker: int, claimed: int, cached: int) -> None:
 @alike
 @compiled
 def _attend(hubs: Records, worker: int, tokens: float) -> None:
-    board.attend(hubs[0], worker, tokens)
+    queues.attend(hubs[0], worker, tokens)
 
 
 @alike
 @compiled
 def _count_answer(hubs: Records, tokens: int) -> None:
-    board.count_answer(hubs[0], tokens)
+    queues.count_answer(hubs[0], tokens)
 
 
 @alike
 @compiled
 def _computed(hubs: Records, worker: int, tokens: float) -> None:
-    board.computed(hubs[0], worker, tokens)
+    queues.computed(hubs[0], worker, tokens)
 
 
 @compiled
@@ -150,7 +150,7 @@ def _promise(hubs: Records, worker: int, names: Ints) -> bool:
     h = hubs[0]
     if room(h) < len(names):
         return False
-    board.promise_again(h, worker, names)
+    queues.promise_again(h, worker, names)
     return True
 
 
@@ -256,7 +256,7 @@ class Book:
     # Requests
 
     def count_arrival(self, now_s: float) -> None:
-        """See `board.count_arrival`."""
+        """See `queues.count_arrival`."""
         _count_arrival(self.hub.record, float(now_s))
 
     def arrive(self, now_s: float, promise: Promise, output_tokens: int | None) -> None:
@@ -275,15 +275,15 @@ class Book:
         return usual if limit is None else min(usual, limit)
 
     def gather(self, desk: int, count: int, names: Ints, model: str | None, block_size: int) -> int:
-        """See `board.gather`."""
+        """See `choice.gather`."""
         return _gather(self.hub.record, desk, count, names, self._number_of(model), block_size)
 
     def pick(self, desk: int, model: str | None) -> int:
-        """See `board.pick`."""
+        """See `choice.pick`."""
         return _pick(self.hub.record, desk, self._number_of(model))
 
     def put_alone(self, desk: int, worker: int, names: Ints) -> None:
-        """See `board.put_alone`."""
+        """See `choice.put_alone`."""
         _put_alone(self.hub.record, desk, worker, names)
 
     def has_room(self, desk: int, count: int) -> bool:
@@ -299,7 +299,7 @@ class Book:
         return count, count + 1
 
     def conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[int, int]:
-        """See `board.conclude`. `counts`: it will be placed so, see `board.want`."""
+        """See `choice.conclude`. `counts`: it will be placed so, see `choice.want`."""
         return _conclude(self.hub.record, prompt_tokens, whole, apart, counts)
 
     def candidates(self, desk: int, count: int) -> Records:
@@ -315,7 +315,7 @@ class Book:
         """A request waits. Returns its number, to be given back by `free`.
 
         Args:
-            goes_on: where it will be after its first token, see `board.attend`.
+            goes_on: where it will be after its first token, see `queues.attend`.
         """
         if not self._slots:
             had = len(self.hub["waits"])
@@ -341,7 +341,7 @@ class Book:
         self._slots.append(slot)
 
     def count_decode(self, worker: int, change: int, promised: float) -> None:
-        """See `board.count_decode`."""
+        """See `queues.count_decode`."""
         _count_decode(self.hub.record, worker, change, float(promised))
 
     def confirm(self, worker: int, claimed: int, cached: int) -> None:
@@ -349,11 +349,11 @@ class Book:
         _confirm(self.hub.record, worker, claimed, cached)
 
     def attend(self, worker: int, tokens: float) -> None:
-        """See `board.attend`."""
+        """See `queues.attend`."""
         _attend(self.hub.record, worker, float(tokens))
 
     def count_answer(self, tokens: int) -> None:
-        """See `board.count_answer`."""
+        """See `queues.count_answer`."""
         _count_answer(self.hub.record, tokens)
 
     def computed(self, worker: int, tokens: float) -> None:

@@ -15,16 +15,9 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Records, compiled
 from jevons.base.hub import view
-from jevons.control.board import (
-    WORKER,
-    attend,
-    computed,
-    count_answer,
-    count_arrival,
-    count_decode,
-    rekey,
-    want,
-)
+from jevons.control.board import WORKER, rekey
+from jevons.control.choice import want
+from jevons.control.queues import attend, computed, count_answer, count_arrival, count_decode
 from jevons.kv.cache import forget, has_room
 from jevons.kv.entries import room
 from jevons.perf.pace import step_s

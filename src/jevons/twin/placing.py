@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from jevons.base.compiled import INT, Ints, Records, compiled
 from jevons.base.hub import view
-from jevons.control.board import ANY, APART, WHOLE, attend, conclude, count_decode, gather, place, unwait, wait
+from jevons.control.board import ANY, APART, WHOLE
+from jevons.control.choice import conclude, gather, place
+from jevons.control.queues import attend, count_decode, unwait, wait
 from jevons.policy.route import CANDIDATE, KV
 from jevons.twin.engine import arrive
 from jevons.twin.schedule import begin_move, set_due
@@ -47,7 +49,7 @@ def book(h: Records, slot: int, worker: int, cached: int, depth: int) -> None:
 
 @compiled
 def _place_by_tiers(h: Records, names: Ints, prompt: int) -> tuple[int, int]:
-    """See `board.place`."""
+    """See `choice.place`."""
     whole, apart = gather(h, WHOLE, 0, names, ANY, h.block), gather(h, APART, 0, names, ANY, h.block)
     add_tiers(h, WHOLE, whole, names)
     add_tiers(h, APART, apart, names)
