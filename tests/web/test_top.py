@@ -13,6 +13,7 @@ from tests.web.still import Still, answer, pages
 from jevons.base.errors import EngineError
 from jevons.base.ids import WorkerId
 from jevons.cli.top import command
+from jevons.facts.scaling import WantedWorkers
 from jevons.facts.worker import WorkerFacts
 from jevons.web.top import read, screen
 
@@ -35,6 +36,26 @@ def test_it_shows_what_the_page_shows() -> None:
     assert "0 of 3 tokens cached" in text
     assert "waiting" in text
     assert re.search(r"cost +\$\d\.\d\d an hour, \$0\.\d+ so far", text)
+
+
+def test_how_many_workers_are_wanted_is_told_with_its_reason() -> None:
+    still = Still()
+    told = read(answer(pages(still), "/ui/data").body)
+    each = WantedWorkers(
+        model="m",
+        role="both",
+        wanted=3,
+        up=1,
+        starting=0,
+        reason="computing needs 2.31 instances",
+        prompt_s=1.0,
+        tokens_per_s=2.0,
+    )
+    console = Console(width=120)
+    with console.capture() as capture:
+        told = msgspec.structs.replace(told, view=msgspec.structs.replace(told.view, scaling=[each]))
+        console.print(screen(told, 120, 40))
+    assert "m both: 3 wanted, 1 up: computing needs 2.31 instances" in capture.get()
 
 
 def test_what_is_unknown_is_said_to_be() -> None:

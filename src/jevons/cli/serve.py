@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
+from jevons.base.errors import ConfigError
 from jevons.cli.options import find_model, log_to_stderr, make_settings, settings_options
 from jevons.config import Settings
+from jevons.config.scaling import LiveScaling, read_scaling
 from jevons.engine.openai import read_specs
 
 # Not settings: what serves and what is served stay the same, whichever these are.
@@ -19,6 +21,11 @@ STATE = (
     "File of what is known of attached engines, saved now and then and read at the start. "
     "[default: ~/.local/state/jevons/HOST-PORT.state, where engines have a replay endpoint]"
 )
+SCALING = (
+    "TOML file that says how to tell the number of workers that is wanted: a scenario, of which [scaling], [slo] and "
+    "[[fleet]] count: instances there can be, and up_after_s."
+)
+SCALE_COMMAND = "Program that starts and stops attached engines: run with MODEL ROLE WANTED, and more on its input."
 CATALOG = "TOML file with chips of yours, for what the page says of cost."
 
 
@@ -35,6 +42,8 @@ CATALOG = "TOML file with chips of yours, for what the page says of cost."
 @click.option("--state", type=click.Path(path_type=Path, dir_okay=False), help=STATE)
 @click.option("--no-state", is_flag=True, help="Keep nothing.")
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help=CATALOG)
+@click.option("--scaling", type=click.Path(path_type=Path, dir_okay=False), help=SCALING)
+@click.option("--scale-command", type=click.Path(path_type=Path, dir_okay=False), help=SCALE_COMMAND)
 @click.option("--verbose", is_flag=True, help="Tell more on standard error.")
 def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     """Serve a model over several workers, behind one OpenAI-compatible door.
@@ -45,6 +54,7 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     settings = make_settings(file, flags)
     log_to_stderr(verbose)
     path = None if how.no_state else how.state or _state_file(settings)
+    scale = _scale(settings, how)
     if how.frontends > 1:
         _serve_together(settings, how, path)
         return
@@ -54,11 +64,11 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     from jevons.cli.pages import live_pages
     from jevons.serve.app import run
     from jevons.serve.kept import Kept
+    from jevons.serve.scaling import Scale
 
     kept = None if path is None else Kept(path)
-    uvloop.run(
-        run(settings, model_dir, picker=how.picker, picker_tls=how.picker_tls, kept=kept, pages=live_pages(how.catalog))
-    )
+    picker = None if how.picker is None else (how.picker, how.picker_tls)
+    uvloop.run(run(settings, model_dir, picker, kept, live_pages(how.catalog), Scale(scale, how.scale_command)))
 
 
 class _How(NamedTuple):
@@ -70,6 +80,23 @@ class _How(NamedTuple):
     state: Path | None
     no_state: bool
     catalog: Path | None
+    scaling: Path | None
+    scale_command: Path | None
+
+
+def _scale(settings: Settings, how: _How) -> LiveScaling:
+    """How the number of workers that is wanted is told."""
+    if how.frontends > 1 and (how.scaling or how.scale_command):
+        raise ConfigError(
+            f"scaling, frontends: what is wanted is told by one process that sees all requests, got {how.frontends} "
+            f"frontends; use one"
+        )
+    if how.scale_command is not None and (settings.embedded_workers or not settings.engines):
+        raise ConfigError(
+            f"scale-command, engines: it starts and stops attached engines, got {len(settings.engines)} of them and "
+            f"{settings.embedded_workers} embedded workers; attach those there can be, with --workers 0"
+        )
+    return LiveScaling() if how.scaling is None else read_scaling(how.scaling)
 
 
 def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:

@@ -12,6 +12,7 @@ from jevons.base.hub import Hub
 from jevons.base.ids import WorkerId
 from jevons.control.ledger import Member
 from jevons.control.roster import Roster
+from jevons.control.scaling import Crewed, crewed
 from jevons.facts.view import HEALTHS, Who, Workers
 from jevons.facts.worker import Health
 
@@ -52,6 +53,13 @@ class Columns:
             held=self._hub["held"][w["holder"]].tolist() if len(w) else [],
         )
 
+    def crewed(self, version: int, now_s: float) -> list[Crewed]:
+        """By model and role; see `control.scaling`."""
+        if version != self._version:
+            self._seat(version)
+        is_up = self._hub["workers"]["up"][self._numbers] > 0
+        return crewed(self._hub, list(zip(self._in_order, is_up.tolist(), strict=True)), now_s)
+
     def chips(self) -> dict[str, int]:
         """How many of each kind; "": workers whose chips are not known."""
         found: dict[str, int] = {}
@@ -79,7 +87,7 @@ class Columns:
         for at in np.flatnonzero(w["up"] == 0).tolist():
             member = self._in_order[at]
             name = _HEALTH[self._roster.health(member.facts.id)]
-            found[at] = HEALTHS.index("stalled" if name == "up" else name)
+            found[at] = HEALTHS.index(name if name != "up" else "draining" if member.is_draining else "stalled")
         health: list[int] = found.tolist()
         return health
 

@@ -101,6 +101,7 @@ class Member:
         self.adapters = Adapters(facts.adapters)
         self.signs = 0  # of work: steps, first tokens, answers
         self.is_stalled = False
+        self.is_draining = False  # it is to be stopped
         self._seen = (-1, 0)  # signs at the last look, and when there were new ones
         self._quiet_s = 0.0
         self.promised = 0  # requests that run elsewhere until their first token, then here
@@ -227,6 +228,7 @@ class Member:
             pid=self.facts.pid,
             health=health,
             is_stalled=self.is_stalled,
+            is_draining=self.is_draining,
             index=self.index_mode,
             block_size=self.block_size,
             held_blocks=self.held_blocks,

@@ -29,6 +29,7 @@ from jevons.control.ledger import HERE, NO_NAMES, Counted, Member, NodeTiers, Pl
 from jevons.control.lessons import LATE_STEP, Lessons, learn_load
 from jevons.control.lived import LivedWorker, lived_worker
 from jevons.control.roster import Roster
+from jevons.control.scaling import Crewed
 from jevons.facts.move import MoveReport
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
 from jevons.facts.state import WorkerState
@@ -467,6 +468,17 @@ class Router:
         """The workers now, for a page; costs 0.3 µs for each. `seen`: the version of which it knows who they are."""
         return self._columns.workers(self._seatings, seen)
 
+    def crewed(self, now_s: float) -> list[Crewed]:
+        """The workers now by model and role; who is drained takes no work."""
+        return self._columns.crewed(self._seatings, now_s)
+
+    def drain(self, worker: WorkerId, is_draining: bool) -> None:
+        """It is to be stopped, so it gets no work while others have room; or it is not, after all."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.is_draining = is_draining
+            self._tell_up(known)
+
     def chips(self) -> dict[str, int]:
         """Of the workers in the last `columns`, by kind; see `Columns.chips`."""
         return self._columns.chips()
@@ -528,7 +540,7 @@ class Router:
             self._resorts[id] = worker
 
     def _may_work(self, worker: Member) -> bool:
-        return self.roster.health(worker.facts.id) is Health.UP and not worker.is_stalled
+        return self.roster.health(worker.facts.id) is Health.UP and not (worker.is_stalled or worker.is_draining)
 
     @contextmanager
     def _without(self, avoid: Collection[WorkerId]) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from jevons.base.ids import RequestId, WorkerId
+from jevons.facts.scaling import WantedWorkers
 from jevons.facts.worker import Health, IndexMode, Role
 
 
@@ -16,6 +17,7 @@ class WorkerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     pid: int | None
     health: Health
+    is_draining: bool = False  # it is to be stopped: no new work
     is_stalled: bool  # it answers probes and does nothing about what waits there: no new work while others have room
     index: IndexMode
     block_size: int | None
@@ -107,3 +109,4 @@ class FleetSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     frontends: list[FrontendSnapshot] = []  # where there are several
     state: dict[str, int] = {}  # of the file of what is known: workers loaded, files saved, and what went wrong
     tokenizers: dict[str, str] = {}  # by model: what encodes its prompts, and why where that is the slow one
+    scaling: list[WantedWorkers] = []  # how many workers are wanted, by model and role

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from jevons.facts.scaling import WantedWorkers
 from jevons.facts.snapshot import TierSnapshot
 
-HEALTHS = ("up", "stalled", "suspect", "down")  # what the numbers in `Workers.health` stand for
+HEALTHS = ("up", "stalled", "suspect", "down", "draining")  # what the numbers in `Workers.health` stand for
 
 
 class Who(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,3 +104,4 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     chip_s: dict[str, float] = {}  # seconds of chips since it began, by kind; "" where that is not known: of workers
     saved_chip_s: dict[str, float] = {}  # that computing what was reused would have taken, the same
     tiers: TierSnapshot | None = None
+    scaling: list[WantedWorkers] = []  # live: how many workers are wanted, by model and role

@@ -40,12 +40,12 @@ from jevons.serve.pool import Engines
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
 from jevons.serve.record import Recorder, RecordingRouter
 from jevons.serve.remote import RemoteNode
+from jevons.serve.scaling import Scale, Scaler
 from jevons.serve.siblings import Siblings
 from jevons.serve.tiers import Tiers, read_secret
 from jevons.serve.together import Together
 from jevons.serve.tokenizer import Tokenizer
 from jevons.serve.workers import fit_tokens, model_shape, worker_configs
-from jevons.wire.channel import AgentConfig
 from jevons.wire.events import check_endpoint
 
 log = logging.getLogger("jevons")
@@ -86,6 +86,7 @@ async def serving(
     kept: Kept | None = None,
     siblings: Siblings | None = None,
     pages: Pages | None = None,
+    scale: Scale | None = None,
 ) -> AsyncIterator[Server]:
     """Run a server for as long as the context is open.
 
@@ -94,6 +95,7 @@ async def serving(
         kept: what an earlier server knew of attached engines, and where to keep what this one does.
         siblings: other frontends of the same port, of which this is one.
         pages: what else is served.
+        scale: how many workers are wanted is looked at so.
 
     Raises:
         ConfigError: the settings contradict the model or each other, or the folder for the record is taken.
@@ -103,7 +105,7 @@ async def serving(
     if settings.record is not None:
         recorder = Recorder(Path(settings.record), settings.policy, time.monotonic)
     try:
-        async with _serving(settings, model_dir, _Surroundings(recorder, kept, siblings, pages)) as server:
+        async with _serving(settings, model_dir, _Surroundings(recorder, kept, siblings, pages, scale)) as server:
             yield server
     finally:
         gc.set_threshold(*portions)
@@ -116,6 +118,7 @@ class _Surroundings(NamedTuple):
     kept: Kept | None
     siblings: Siblings | None
     pages: Pages | None
+    scale: Scale | None
 
 
 @asynccontextmanager
@@ -126,9 +129,8 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     front = Front(settings, router, fleet, prompts, time.monotonic, around.recorder)
     specs = _in_turn([_checked(spec) for spec in read_specs(settings.engines)], around.siblings)
     tiers = Tiers(settings, router.node(HERE)) if settings.dram_bytes and settings.embedded_workers else None
-    agents: list[AgentConfig] = []
+    agents = [] if model_dir is None else worker_configs(settings, model_dir, tiers)
     if model_dir is not None:
-        agents = worker_configs(settings, model_dir, tiers)
         _embed(settings, model_dir, fleet, front, prompts)
     for config in agents:
         fleet.add_embedded(config)
@@ -138,7 +140,8 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     door = await _bound(settings, memory.together or front, is_shared=memory.together is not None)
     async with asyncio.TaskGroup() as tasks:
         works = [fleet.tick(), *memory.works(), *(fleet.keep(c) for c in agents), *(r.keep() for r in remotes)]
-        works += [] if tiers is None else [tiers.keep()]
+        scaler = None if around.scale is None else Scaler(front, around.scale)
+        works += [each.keep() for each in (tiers, scaler) if each is not None]
         chores = [tasks.create_task(work) for work in works]
         try:
             if not are_compiled():
@@ -356,28 +359,23 @@ def check_picker(settings: Settings, at: str) -> None:
 async def run(
     settings: Settings,
     model_dir: Path | None,
-    picker: str | None = None,
-    picker_tls: Path | None = None,
+    picker: tuple[str, Path | None] | None = None,
     kept: Kept | None = None,
     pages: Pages | None = None,
+    scale: Scale | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    Args:
-        picker: HOST:PORT where gateways are told their endpoints; see `picking`.
-        pages: see `serving`.
-    """
+    """Serve until SIGINT or SIGTERM; see `serving`, and `picking` for `picker`: HOST:PORT, and a folder or none."""
     if picker is not None:
-        check_picker(settings, picker)
+        check_picker(settings, picker[0])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as open_now:
-        server = await open_now.enter_async_context(serving(settings, model_dir, kept, pages=pages))
+        server = await open_now.enter_async_context(serving(settings, model_dir, kept, None, pages, scale))
         log.info("listening on %s", server.url)
         if picker is not None:
-            await open_now.enter_async_context(picking(server, settings, picker, picker_tls))
+            await open_now.enter_async_context(picking(server, settings, *picker))
         with contextlib.suppress(TimeoutError):
             await _until_ready_or(stop, server, settings)
         await stop.wait()

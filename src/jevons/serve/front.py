@@ -22,6 +22,7 @@ from jevons.control.joined import NOBODY, Part
 from jevons.control.ledger import HERE
 from jevons.control.lived import Lived
 from jevons.control.router import Router
+from jevons.facts.scaling import WantedWorkers
 from jevons.facts.snapshot import FleetSnapshot
 from jevons.facts.view import View, Workers
 from jevons.policy.route import Placement
@@ -62,6 +63,7 @@ class Front:
         self.metrics = Metrics(router, recorder, prompts)
         self.placements = Placements(router, self.metrics, now_s, recorder)
         self.embedded: Embedded | None = None  # set where there are embedded workers
+        self.wanted: list[WantedWorkers] = []  # set where it is looked at
         self.state: Mapping[str, int] = {}  # what became of what is kept in a file, set where there is one
         self.metrics.watch(self.placements.gate)
         self.admission = Admission(router, self.placements, self.metrics)
@@ -88,7 +90,8 @@ class Front:
         encoders = {name: tokenizer.encoder for name, tokenizer in self.prompts.encoders().items()}
         gate = self.placements.gate.snapshot()
         state = {fate: times for fate, times in self.state.items() if times}
-        return msgspec.structs.replace(self.router.snapshot(workers), tokenizers=encoders, gate=gate, state=state)
+        more = {"tokenizers": encoders, "gate": gate, "state": state, "scaling": self.wanted}
+        return msgspec.structs.replace(self.router.snapshot(workers), **more)
 
     def view(self, seen: int | None = None) -> View:
         """The same for a page that asks twice a second. `seen`: see `Router.columns`."""
@@ -124,6 +127,7 @@ class Front:
             chip_s={chip: count * since_s for chip, count in self.router.chips().items()},
             saved_chip_s=watch.saved_chip_s(),
             tiers=self.router.node(HERE).state,
+            scaling=self.wanted,
         )
 
     def lived(self, seconds: float) -> Lived:

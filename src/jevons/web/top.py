@@ -16,9 +16,9 @@ from jevons.web.site import Told
 
 # What a worker does, and what stands for it: idle, running, then by how long is queued there.
 _SIGNS = (("·", "idle"), ("▁", "running"), ("▃", "queue < 0.1 s"), ("▅", "< 0.5 s"), ("▆", "< 2 s"), ("█", "≥ 2 s"))
-_ILL = {"stalled": "o", "suspect": "?", "down": "x"}
+_ILL = {"stalled": "o", "suspect": "?", "down": "x", "draining": "v"}
 _QUEUES_MS = (100, 500, 2_000)
-_FEWEST_LINES = 14  # of all but workers and requests
+_FEWEST_LINES = 14  # of all but workers, requests and what is wanted
 _UNKNOWN = "unknown"
 
 
@@ -36,9 +36,11 @@ def screen(told: Told, width: int, height: int) -> RenderableType:
     if len(lines) > most:
         left = len(cells) - (most - 1) * width
         lines = [*lines[: most - 1], f"… and {count(left)} more workers"]
-    rows = max(0, height - _FEWEST_LINES - len(lines))
+    rows = max(0, height - _FEWEST_LINES - len(lines) - len(view.scaling))
     latest = list(reversed(view.requests))[:rows]
-    return Group(_head(view), _figures(view, told.cost), *map(Text, lines), _legend(), _requests(latest))
+    return Group(
+        _head(view), _figures(view, told.cost), *map(Text, lines), _legend(), *_wanted(view), _requests(latest)
+    )
 
 
 def _sign(workers: Workers, at: int) -> str:
@@ -56,6 +58,18 @@ def _sign(workers: Workers, at: int) -> str:
 def _legend() -> Text:
     signs = [f"{sign} {what}" for sign, what in _SIGNS] + [f"{sign} {what}" for what, sign in _ILL.items()]
     return Text("  ".join(signs), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _wanted(view: View) -> list[Text]:
+    """How many workers, and why."""
+    return [
+        Text(
+            f"{each.model} {each.role}: {each.wanted} wanted, {each.up} up: {each.reason}",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+        for each in view.scaling
+    ]
 
 
 def _head(view: View) -> Text:

@@ -2,7 +2,7 @@
 import { at, count, ink, make, seconds, share } from "./format.js";
 
 const STEPS = [["idle", 0], ["running, no queue", 0], ["queue < 0.1 s", 100], ["< 0.5 s", 500], ["< 2 s", 2000], ["≥ 2 s", Infinity]];
-const HEALTHS = ["up", "stalled", "suspect", "down"];
+const HEALTHS = ["up", "stalled", "suspect", "down", "draining"];
 const LABEL = 18;
 
 const canvas = at("map");
@@ -117,6 +117,7 @@ function sign(to, health, x, y, cell, line) {
   if (health === 1) to.rect(x + cell * 0.35, y + cell * 0.35, cell * 0.3, cell * 0.3);
   if (health === 2) { to.moveTo(x, y + cell); to.lineTo(x + cell, y); }
   if (health === 3) { to.moveTo(x, y); to.lineTo(x + cell, y + cell); to.moveTo(x, y + cell); to.lineTo(x + cell, y); }
+  if (health === 4) { to.moveTo(x, y + cell / 2); to.lineTo(x + cell, y + cell / 2); }
   to.stroke();
 }
 

@@ -52,6 +52,7 @@ function show({ view, cost, can }) {
   document.title = `${view.title || "jevons"} · jevons`;
   map.show(view.workers);
   figures(view);
+  wanted(view.scaling);
   reuse(view.reuse);
   costs(view, cost);
   ttft.add(view.now_s, view.ttft);
@@ -84,6 +85,14 @@ function figures(view) {
     put(box.children[i].querySelector("small"), more);
     box.children[i].querySelector("small").title = more;
   });
+}
+
+function wanted(scaling) {
+  const lines = scaling.map((s) => `${s.model} ${s.role}: ${count(s.wanted)} wanted, ${count(s.up)} up · ${s.reason}`);
+  const box = at("wanted");
+  if (box.children.length !== lines.length) box.replaceChildren(...lines.map(() => make("li", {})));
+  lines.forEach((line, i) => put(box.children[i], line));
+  box.hidden = !lines.length;
 }
 
 const put = (element, text) => { if (element.textContent !== text) element.textContent = text; };
