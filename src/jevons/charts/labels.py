@@ -18,9 +18,14 @@ Places = np.ndarray[Any, np.dtype[np.float64]]
 
 _ANCHORS = tuple((x, y) for y in ("bottom", "top", "middle") for x in ("left", "right", "center"))[:8]
 _BELOW = (("center", "top"), ("left", "top"), ("right", "top"))
-_AWAY = tuple((x, y) for y in (26.0, -26.0, 46.0, -46.0, 68.0, -68.0) for x in (24.0, -24.0, 0.0, 52.0, -52.0))
+_AWAY = tuple(
+    (x, sign * y)
+    for y in (26.0, 46.0, 68.0, 92.0, 116.0)
+    for sign in (1, -1)
+    for x in (24.0, -24.0, 0.0, 52.0, -52.0, 100.0, -100.0, 150.0, -150.0)
+)
 _GAP_PX = 5.0
-_MARKER = np.array([(x, y) for x in (-4.0, 0.0, 4.0) for y in (-2.5, 0.0, 2.5)])  # within the gap to its own name
+_MARKER = np.array([(x, y) for x in (-4.5, 0.0, 4.5) for y in (-4.5, 0.0, 4.5)])  # within the gap to its own name
 _TRIED = 40  # places along a curve
 _INK, _NAME, _OUTSIDE = 10.0, 1_000.0, 3_000.0  # what it costs to cover four pixels of a curve, a name; to stick out
 
@@ -127,7 +132,7 @@ def _box(text: str, point: Places, anchor: tuple[str, str]) -> tuple[Places, tup
     """Left, bottom, right, top; y goes up. And how far the text is off its point."""
     width, height = text_px(text)
     x_shift = {"left": _GAP_PX, "right": -_GAP_PX, "center": 0.0}[anchor[0]]
-    y_shift = {"bottom": _GAP_PX - 2, "top": 2 - _GAP_PX, "middle": 0.0}[anchor[1]]
+    y_shift = {"bottom": _GAP_PX, "top": -_GAP_PX, "middle": 0.0}[anchor[1]]
     left = point[0] + x_shift - {"left": 0.0, "right": width, "center": width / 2}[anchor[0]]
     bottom = point[1] + y_shift - {"bottom": 0.0, "top": height, "middle": height / 2}[anchor[1]]
     return np.array([left, bottom, left + width, bottom + height]), (x_shift, y_shift)

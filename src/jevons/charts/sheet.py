@@ -181,7 +181,7 @@ class Sheet:
         taken = [_row_box(row, y, width_px, height_px) for row in panel.rows]
         named = [d for d in panel.drawn if d.name]
         wanted += [
-            (Name(plain(d.name), self._stops(d, y), d.prefers, d.may_go, d.is_below, d.may_lead), d.style.ink)
+            (Name(_label(d, width_px), self._stops(d, y), d.prefers, d.may_go, d.is_below, d.may_lead), d.style.ink)
             for d in named
         ]
         found = place([name for name, _ in wanted], covered, width_px, height_px, taken)
@@ -243,6 +243,11 @@ def _off(p: Placed) -> Plain:
         return {"xshift": p.x_shift, "yshift": p.y_shift}
     arrow = {"showarrow": True, "arrowhead": 0, "arrowwidth": 0.8, "arrowcolor": "#999999", "standoff": 5}
     return {**arrow, "ax": p.x_shift, "ay": -p.y_shift}
+
+
+def _label(d: Drawn, width_px: int) -> str:
+    """Its name; a point's may take two lines where it would go from edge to edge."""
+    return _in_lines(d.name, width_px * 2 // 3) if d.may_lead else plain(d.name)
 
 
 def _in_lines(text: str, width_px: int) -> str:
