@@ -46,7 +46,7 @@ def _custom(found: Market) -> Picture:
     }
     series = [Line(name=name, x=years, y=[i.base for i in each]) for name, each in shown.items()]
     axes = (_YEAR, Axis(label="custom silicon's share", is_share=True, low=0.0, high=1.0))
-    return lines("Four shares that are often mixed up", axes, series, about="All at base; jevons demand prints their ranges.")
+    return lines("Four shares that are often mixed up", axes, series, about="All at base; jevons demand tells ranges.")
 
 
 def _cases(found: Market) -> Picture:
