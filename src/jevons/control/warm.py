@@ -42,3 +42,7 @@ def warm() -> None:
         router.on_cached(RequestId(""), 16, len(tokens))
         router.done(RequestId(""), 1)
     router.leave(WorkerId("both"))
+
+
+if __name__ == "__main__":
+    warm()

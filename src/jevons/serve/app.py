@@ -17,14 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError, EngineError, ModelError
 from jevons.base.ids import WorkerId
 from jevons.config import Settings
 from jevons.control.ledger import HERE
 from jevons.control.router import Router
 from jevons.control.sharing import SharingRouter
-from jevons.control.warm import warm
 from jevons.engine.openai import EngineSpec, read_specs
 from jevons.facts.page import Mount
 from jevons.facts.worker import IndexMode
@@ -38,6 +36,7 @@ from jevons.serve.mounts import Mounts
 from jevons.serve.openai import refusal
 from jevons.serve.pool import Engines
 from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
+from jevons.serve.ready import hasten, ready_kernels
 from jevons.serve.record import Recorder, RecordingRouter
 from jevons.serve.remote import RemoteNode
 from jevons.serve.scaling import Scale, Scaler
@@ -144,9 +143,7 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
         works += [each.keep() for each in (tiers, scaler) if each is not None]
         chores = [tasks.create_task(work) for work in works]
         try:
-            if not are_compiled():
-                log.info("compiling the router's kernels, this once: about 20 s")
-            await asyncio.to_thread(warm)  # while workers load their model
+            await ready_kernels()
             _freeze()
             # Late, so that engines are asked at once for what they did since: they do not keep it for long.
             engines = Engines(specs, fleet, partial(_on_model, prompts=prompts))
@@ -264,7 +261,7 @@ def _embed(settings: Settings, model_dir: Path, fleet: Fleet, front: Front, prom
 def _hasten(tokenizer: Tokenizer, name: str) -> None:
     """Beside the loop: reading and proving the fast one takes a second, in which the slow one encodes."""
     loop = asyncio.get_running_loop()
-    work = loop.run_in_executor(None, tokenizer.hasten)
+    work = loop.run_in_executor(None, hasten, tokenizer)
 
     def told(done: asyncio.Future[str]) -> None:
         if done.cancelled():
