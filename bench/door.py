@@ -11,7 +11,9 @@
     streams     256 streams at 50 tokens/s each: CPU per chunk
 
 Two stub engines that take no time, one load generator, each a process of its own on bare asyncio protocols; targets
-take turns within a round, medians of the rounds count. CPU is that of the target's process, all its threads; the
+take turns within a round, medians of the rounds count. `bare relay` is what Python itself can do: a process on uvloop
+that passes bytes on to an engine and back, each client's connection to one of the engine's, and looks at none of them:
+two reads and two writes a request, as every proxy has. CPU is that of the target's process, all its threads; the
 generator manages some 15,000 requests/s, so `direct` and fast peers are bound by it, CPU per request is not. `kv`
 tokenizes every prompt with the model's tokenizer (SmolLM2's; `--tokenizer ''`: by its bytes), names its blocks, places
 it; it knows workers by what it placed on them, as there are no KV events. With engines that take no time a cache saves
@@ -47,6 +49,7 @@ from jevons.engine.pull import resolve
 
 PACE_S, CHUNKS = 0.02, 50
 RUNNING = 8
+BARE = "bare relay"
 SHARED_BYTES, SHARED_BEGINS, BYTES_A_TOKEN = 13_107, 100, 4
 WORDS = (
     "the",
@@ -175,6 +178,41 @@ class Stub(Http):
     def _send(self, body: bytes) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         self.transport.write(head + body)
+
+
+class Relay(asyncio.Protocol):
+    """One end of a connection whose bytes are passed on to the other end; the client's makes the engine's."""
+
+    def __init__(self, engine: int | None = None, other: asyncio.Transport | None = None) -> None:
+        self._engine, self._other = engine, other
+        self._early: list[bytes] = []  # what came before the other end was there
+        self._dialing: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._engine is not None:
+            mine = cast(asyncio.Transport, transport)
+            self._dialing = asyncio.get_running_loop().create_task(self._dial(mine, self._engine))
+
+    async def _dial(self, mine: asyncio.Transport, engine: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._other, _ = await loop.create_connection(lambda: Relay(other=mine), "127.0.0.1", engine)
+        self._other.writelines(self._early)
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is None:
+            self._early.append(data)
+        else:
+            self._other.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._other is not None:
+            self._other.abort()
+
+
+async def serve_relay(port: int, engine: int) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Relay(engine), "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
 
 
 def _tokens(path: bytes, body: bytes) -> bytes:
@@ -419,10 +457,11 @@ def peers_of(folder: str | None, backends: list[str]) -> Iterator[tuple[str, Cal
 
 
 def start(running: ExitStack, peers: str | None, tokenizer: str, prefill: float) -> list[Target]:
-    one, two, *ports = free_ports(8)
+    one, two, bare, *ports = free_ports(9)
     me = [sys.executable, __file__]
     pids = [running.enter_context(process(*me, "--stub", str(port), "--prefill", str(prefill))) for port in (one, two)]
     targets = [Target("direct", one, pids[0])]
+    targets.append(Target(BARE, bare, running.enter_context(process(*me, "--relay", f"{bare},{one}"))))
     more = f",tokenizer={tokenizer}" if tokenizer else ""
     engines = [word for port in (one, two) for word in ("--engine", f"http://127.0.0.1:{port}{more}")]
     for policy in ("kv", "round_robin"):
@@ -477,11 +516,15 @@ def report(rows: list[dict[str, Any]]) -> None:
         "rss_mib",
         "wrong",
     )
-    print(f"{'':36}" + "".join(f"{column:>14}" for column in columns) + "   CPU, of the best peer's")
+    print(
+        f"{'':36}" + "".join(f"{column:>14}" for column in columns) + "   CPU, of the best peer's, of the bare relay's"
+    )
     for row in rows:
-        peers = [r for r in rows if r["scenario"] == row["scenario"] and "-router" in r["target"]]
-        best = min((r["cpu_us"] for r in peers), default=0.0)
-        ratio = f"   {row['cpu_us'] / best:.2f}" if best and row["target"].startswith("jevons") else ""
+        alike = [r for r in rows if r["scenario"] == row["scenario"]]
+        best = [min((r["cpu_us"] for r in alike if "-router" in r["target"]), default=0.0)]
+        best += [r["cpu_us"] for r in alike if r["target"] == BARE]
+        ours = row["target"].startswith("jevons")
+        ratio = "".join(f"{row['cpu_us'] / least:7.2f}" if ours and least else f"{'':7}" for least in best)
         name = f"{row['scenario']:10}{row['target']:26}"
         wrong = f"   {row['wrong']:.0f} WRONG ANSWERS" if row["wrong"] else ""
         print(name + "".join(f"{row[column]:14,.2f}" for column in columns) + ratio + wrong)
@@ -497,10 +540,14 @@ def main() -> None:
     parser.add_argument("--prefill", type=float, default=inf, help="tokens/s of the engines; by default no time")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--relay", help=argparse.SUPPRESS)
     parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stub:
         uvloop.run(serve_stub(args.stub, args.prefill))
+    elif args.relay:
+        port, engine = map(int, args.relay.split(","))
+        uvloop.run(serve_relay(port, engine))
     elif args.load:
         port, name, seconds, seed = args.load.split(",")
         scenario = next(s for s in SCENARIOS if s.name == name)
