@@ -26,7 +26,7 @@ from jevons.serve.load import Measured, Targets
 from jevons.twin.compare import compare as compared
 from jevons.twin.kernel import RESULT
 from jevons.twin.record import Both, Fidelity
-from jevons.twin.run import GroupTrust, Report
+from jevons.twin.report import GroupTrust, Report
 from jevons.twin.spread import Spread
 from jevons.twin.sweep import Cell
 from jevons.twin.validate import Row

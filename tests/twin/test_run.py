@@ -18,7 +18,8 @@ from jevons.kv.cache import users_of
 from jevons.policy.belief import confidence
 from jevons.policy.route import POLICIES
 from jevons.twin.arrivals import arrivals
-from jevons.twin.run import Report, Run, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import Run, simulate
 
 CATALOG, CALIBRATION = read_catalog(), read_calibration()
 SHIPPED = sorted(file.stem for file in shipped("mocker").parent.glob("*.toml"))

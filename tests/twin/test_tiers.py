@@ -19,7 +19,8 @@ from jevons.facts.block import Tier
 from jevons.perf.measured import MovePrices, Prices
 from jevons.policy.route import CANDIDATE
 from jevons.policy.source import Compute, Supply, bring, plan
-from jevons.twin.run import Report, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import simulate
 
 CATALOG, CALIBRATION = read_catalog(), read_calibration()
 PRICES = {"per_step_s": 0.01, "per_token_s": 0.001, "per_decode_s": 0.001}

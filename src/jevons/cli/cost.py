@@ -24,7 +24,8 @@ from jevons.econ.cost import Basis
 from jevons.econ.draws import Interval
 from jevons.econ.quote import Money, Power, Site
 from jevons.econ.tornado import Swing
-from jevons.twin.run import Report, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import simulate
 
 _MOST_SWINGS = 6  # told
 _BASES = {Basis.OWN: "owned, as published", Basis.RENT: "rented, as published", Basis.BUILD: "built"}

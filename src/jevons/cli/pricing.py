@@ -15,7 +15,7 @@ from jevons.econ.draws import Amount, Draws, Interval, interval_of
 from jevons.econ.power import racks_within
 from jevons.econ.quote import Money, Power, Site, money, power, site
 from jevons.facts.hardware import Figure
-from jevons.twin.run import GroupTrust, Report
+from jevons.twin.report import GroupTrust, Report
 
 
 class RackPower(msgspec.Struct, frozen=True, kw_only=True):

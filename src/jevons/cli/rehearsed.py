@@ -19,7 +19,8 @@ from jevons.econ.draws import bases, high_of, low_of
 from jevons.econ.tiers import PRICES
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.usage import Usage
-from jevons.twin.run import Report, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import simulate
 
 _WITHIN_SLO = 0.9  # of requests
 _DOUBLINGS = 12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jevons.base.units import clock
-from jevons.twin.run import Report
+from jevons.twin.report import Report
 
 _MOST = 24
 

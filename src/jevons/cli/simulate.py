@@ -19,7 +19,8 @@ from jevons.cli.scenarios import scenario_of, scenario_options, tell_of_compilin
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.twin.course import Watch
-from jevons.twin.run import Report, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import simulate
 from jevons.twin.spread import Spread
 from jevons.twin.watch import Watched
 

@@ -15,7 +15,7 @@ from jevons.config.catalog import Catalog
 from jevons.serve.http import Door
 from jevons.serve.mounts import Mounts
 from jevons.serve.openai import refusal
-from jevons.twin.run import Report
+from jevons.twin.report import Report
 from jevons.twin.watch import Watched
 from jevons.web.site import site
 

@@ -6,87 +6,24 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
 import numpy as np
 
 from jevons.base.compiled import Ints, Places, Reals, Records
 from jevons.base.errors import ConfigError, NoWorker
-from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Event, Scenario
 from jevons.control import board
-from jevons.facts.usage import GroupUsage, Usage
-from jevons.kv.cache import grow_log, grow_places
-from jevons.kv.entries import grow_index
+from jevons.facts.usage import GroupUsage
 from jevons.perf.calibration import Calibration
 from jevons.policy.route import KV, check_policy, stream_weight
 from jevons.twin import kernel
-from jevons.twin.account import account, chips_of, kind_of
+from jevons.twin.account import account, chips_of
 from jevons.twin.arrivals import Piece, arrivals
 from jevons.twin.fleet import Made, change_power, decoders_first, make_groups, make_hub
-from jevons.twin.hearing import grow_withheld, unheard
-from jevons.twin.instances import Change, Instances
-from jevons.twin.jumps import ITL_BINS, itl_s
-from jevons.twin.segments import room_left
-from jevons.twin.spread import QUANTILES, Distribution, Spread
-
-
-class GroupTrust(msgspec.Struct, frozen=True):
-    """How far to trust the step times of one group of instances."""
-
-    chip: str
-    trust: str  # measured, transferred, projected; or given
-    tpot_p90_error: float | None  # of predictions of that trust on measurements held out; None: none was
-    note: str
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rehearsal came to."""
-
-    title: str
-    requests: int
-    met: int  # of those, within the SLO
-    instances: int
-    chips: int
-    simulated_s: float
-    cpu_s: float
-    wall_s: float
-    rss_bytes: int
-    ttft_s: Spread
-    tpot_s: Spread
-    itl_s: Spread
-    queue_s: Spread
-    input_tokens: int
-    cached_tokens: int  # of those
-    output_tokens: int
-    output_tokens_per_s: float
-    goodput_per_s: float
-    met_slo: float  # share of requests
-    reuse_fraction: dict[str, float]  # of prompt tokens, by tier
-    predicted_reuse: float
-    utilisation: float  # share of time that is paid, that instances computed
-    preemptions: int
-    iterations: int
-    joules_per_output_token: float | None
-    groups: list[GroupUsage]
-    trust: list[GroupTrust]
-    instance_hours: float = 0.0  # paid: of each instance from its start until it is stopped
-    up: list[tuple[float, int]] = []  # from when on how many were up, where instances start and stop
-    changes: list[Change] = []  # … and what started and stopped them
-
-    @property
-    def usage(self) -> Usage:
-        """What there is to pay for."""
-        return Usage(
-            seconds=self.simulated_s,
-            requests=self.requests,
-            met=self.met,
-            input_tokens=self.input_tokens,
-            cached_tokens=self.cached_tokens,
-            output_tokens=self.output_tokens,
-            groups=self.groups,
-        )
-
+from jevons.twin.instances import Instances
+from jevons.twin.report import Report, gaps, joules, trust
+from jevons.twin.room import make_move_room, make_room
+from jevons.twin.spread import Distribution
 
 OnResults = Callable[[Records], None]
 
@@ -160,7 +97,7 @@ class Run:
         self._brought = {name: 0 for name in self._tier_names if name}  # tokens, by tier
         self._block, self._most_named = block, 1
         self._arrival_numbers: Ints | None = None
-        self._instances = Instances(scenario, made, hub, lambda: _make_room(hub))
+        self._instances = Instances(scenario, made, hub, lambda: make_room(hub))
 
     def go(self) -> None:
         for _ in self.going():
@@ -177,7 +114,7 @@ class Run:
             until_s = min(due_s, instances.next_s, waiting[0][0].at_s if waiting else np.inf)
             why = kernel.run(self.hub.record, until_s, following is None)
             if why == kernel.GROW:
-                _make_room(self.hub)
+                make_room(self.hub)
             elif why == kernel.FULL:
                 self._take_results()
             elif why == kernel.TIME and until_s == due_s:
@@ -210,7 +147,7 @@ class Run:
         self.hub.put("followers", piece.followers)
         self.hub.set("trace_block", piece.id_tokens)
         self._arrival_numbers = piece.numbers
-        _make_move_room(self.hub)
+        make_move_room(self.hub)
         self.hub.set("next", 0)
         self.hub.set("base", base)
 
@@ -272,7 +209,7 @@ class Run:
                 self.hub["engines"]["up"][worker] = 1
         for worker in workers if what == "fail" else ():
             engine = self.hub["engines"][worker]
-            _make_room(self.hub, int(engine["waiting"] + engine["running"]) * self._most_named)
+            make_room(self.hub, int(engine["waiting"] + engine["running"]) * self._most_named)
             if not kernel.fail(self.hub.record, worker, at_s):
                 raise self._no_worker("must be computed anew")
 
@@ -348,7 +285,7 @@ class Run:
             rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             ttft_s=self._seen["ttft"].spread(),
             tpot_s=self._seen["tpot"].spread(),
-            itl_s=_gaps(self.hub["itl"]),
+            itl_s=gaps(self.hub["itl"]),
             queue_s=self._seen["queue"].spread(),
             input_tokens=sums["prompt"],
             cached_tokens=sums["cached"],
@@ -361,9 +298,9 @@ class Run:
             utilisation=float(engines["busy_s"].sum() / paid_s.sum()),
             preemptions=int(engines["preempted"].sum()),
             iterations=int(engines["iterations"].sum()),
-            joules_per_output_token=_joules(groups, sums["output"]),
+            joules_per_output_token=joules(groups, sums["output"]),
             groups=groups,
-            trust=[_trust(m) for m in self._made],
+            trust=[trust(m) for m in self._made],
             instance_hours=float(paid_s.sum()) / 3600.0,
             up=self._instances.counts,
             changes=self._instances.changes,
@@ -381,63 +318,3 @@ class Run:
         """Shares of prompt tokens."""
         prompt, below = max(1, self._sums["prompt"]), sum(self._brought.values())
         return {"hbm": (self._sums["cached"] - below) / prompt} | {n: b / prompt for n, b in self._brought.items()}
-
-
-def _joules(groups: Sequence[GroupUsage], output_tokens: int) -> float | None:
-    """For each token of the answers; None where what one group drew is not known."""
-    known = [group.energy_j for group in groups if group.energy_j is not None]
-    return sum(known) / max(1, output_tokens) if len(known) == len(groups) else None
-
-
-def _trust(m: Made) -> GroupTrust:
-    if m.calibrated is None:
-        return GroupTrust(kind_of(m), "given", None, "step times are the scenario's own")
-    error = m.calibrated.errors.get("tpot")
-    note = (
-        f"nine of ten held-out TPOTs within {error.p90:.0%}"
-        if error is not None
-        else "nothing of this kind was held out"
-    )
-    if m.group.ffn_chip:
-        note = "attention and experts apart: nothing of this kind was ever measured"
-    if m.drafts is not None:
-        note = "speculation, from the share of guesses that the scenario names: nothing of this kind was ever measured"
-    return GroupTrust(m.group.chip, str(m.calibrated.trust), None if error is None else error.p90, note)
-
-
-def _gaps(counts: Reals) -> Spread:
-    total = counts.sum()
-    if total == 0:
-        return Spread(0.0, 0.0, 0.0, 0.0)
-    sizes = np.array([itl_s(at) for at in range(ITL_BINS)])
-    share = np.cumsum(counts) / total
-    quantiles = (float(sizes[min(int(np.searchsorted(share, q)), ITL_BINS - 1)]) for q in QUANTILES.values())
-    return Spread(float((sizes * counts).sum() / total), *quantiles)
-
-
-def _make_room(hub: Hub, promised: int = 0) -> None:
-    """Double what is short; so many blocks more may be promised before it is asked for again."""
-    number, margin = hub.number, int(hub.number("margin"))
-    entries = int(number("log_end") - number("log_read"))
-    if number("places_n") - number("places_used") + number("places_spares") < margin:
-        grow_places(hub, 2 * int(number("places_n")) + margin)
-    if number("log_name_n") - number("log_end") < 2 * margin:
-        grow_log(hub, max(int(number("log_name_n")), 2 * entries + 4 * margin))
-    if number("uses_index"):
-        grow_index(hub, unheard(hub.record[0]) + margin + promised, large_pages=True)
-        grow_withheld(hub, margin)
-    for name, least in (("stems", 2 * margin), ("tables", int(number("tables_margin")))):
-        if room_left(len(hub[name]), hub[f"{name}_spare"]) < least:
-            hub.grow(name, 2 * len(hub[name]) + least)
-    if number("slots_spare") == 0 and number("slots_used") >= len(hub["sequences"]):
-        for name in ("sequences", "waits", "slots"):
-            hub.grow(name, 2 * len(hub[name]))
-        _make_move_room(hub)
-
-
-def _make_move_room(hub: Hub) -> None:
-    """Every sequence may be on its way to another engine, and every arrival may wait for its time."""
-    for name in ("moves_at_s", "moves_order", "moves_slot"):
-        most = len(hub["sequences"]) + len(hub["afters"])
-        if len(hub[name]) < most:
-            hub.grow(name, most)

@@ -17,7 +17,7 @@ from jevons.facts.usage import GroupUsage
 from jevons.twin.fleet import decoders_first
 from jevons.twin.offers import PARTS
 from jevons.twin.planned import Scaled, Tried, part_of
-from jevons.twin.run import Report
+from jevons.twin.report import Report
 from jevons.twin.sizing import Counts, Kept, Sizing, rehearsed
 
 _STEADY = 1.2  # times the mean in the busiest part of the time: less is what chance makes

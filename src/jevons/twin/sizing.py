@@ -19,7 +19,8 @@ from jevons.econ.purchase import Excess, Limits, Needs, Offer, excesses, needs_o
 from jevons.perf.calibration import Calibration
 from jevons.twin.offers import candidates, load_of, offers_of
 from jevons.twin.planned import Tried, part_of
-from jevons.twin.run import Report, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import simulate
 
 _GROW = 1.25
 _BEYOND = 2.0  # times a limit, within which what keeps the promise may become small enough again

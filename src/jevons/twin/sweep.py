@@ -21,7 +21,8 @@ from jevons.base.errors import ConfigError, JevonsError
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import read_scenario
-from jevons.twin.run import Report, simulate
+from jevons.twin.report import Report
+from jevons.twin.run import simulate
 
 Settings = dict[str, str | int | float]
 _REACH_S = 5.0  # for a cluster to accept a connection

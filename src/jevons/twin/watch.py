@@ -19,7 +19,8 @@ from jevons.perf.measured import Prices
 from jevons.policy.route import Placement, prompt_load
 from jevons.twin.account import chips_of
 from jevons.twin.jumps import itl_s
-from jevons.twin.run import OnResults, Report, Run
+from jevons.twin.report import Report
+from jevons.twin.run import OnResults, Run
 
 VERSION = 0  # workers stay the same
 

@@ -10,7 +10,7 @@ from jevons.charts.picture import Numbers
 from jevons.cli.scalings import scalings
 from jevons.config.scenario import Scenario
 from jevons.twin.course import Course, Watch, instances_up
-from jevons.twin.run import Report
+from jevons.twin.report import Report
 
 _MOST_LABELS = 12  # of lines across all tracks: more would hide each other
 _LONG_S = 3 * 3600.0  # a rehearsal beyond it is told in hours

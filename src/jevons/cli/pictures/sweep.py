@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from jevons.base.units import count, milliseconds
 from jevons.charts import Axis, Line, Picture, Point, lines, scatter
-from jevons.twin.run import Report
+from jevons.twin.report import Report
 from jevons.twin.sweep import Cell
 
 _LOADS = ("traffic.rate", "traffic.speed", "traffic.copies")  # what people turn up first of all
