@@ -100,6 +100,27 @@ def test_the_table_tells_base_and_interval_what_matters_and_the_trust(cost: Any)
         assert text in ended.out
 
 
+def test_fleets_whose_steps_are_not_known_alike_are_not_compared_without_saying_so(cost: Any, tmp_path: Path) -> None:
+    """H200 with this family was measured; steps that a scenario gives itself were not predicted at all."""
+    given = tmp_path / "given.toml"
+    given.write_text("""
+[traffic]
+kind = "chat"
+requests = 60
+[[fleet]]
+instances = 2
+blocks = 4000
+prices = { per_step_s = 0.01, per_token_s = 1e-5 }
+""")
+    priced = ("--usd-per-hour", "prices=2")
+    unlike, alike = cost(*H200S, "--against", str(given), *priced), cost(*H200S, "--against", "rag-gb300")
+    same = cost(str(given), "--against", str(given), *priced)
+
+    assert "steps are not known alike: h200 measured; of the other prices given: read the range" in unlike.out
+    assert "steps are not known alike: h200 measured; of the other gb300" in alike.out
+    assert "not known alike" not in same.out
+
+
 def test_memory_below_the_chips_is_a_line_of_its_own_for_each_node(cost: Any, tmp_path: Path) -> None:
     """Three instances, two of which share a node: two nodes of 1 TB each."""
     scenario = tmp_path / "tiered.toml"

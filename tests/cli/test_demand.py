@@ -18,7 +18,7 @@ model = "llama-3.1-8b"
 [traffic]
 kind = "code"
 rate = 4.0
-requests = 1500
+requests = 700
 [[fleet]]
 chip = "h100"
 instances = 2

@@ -202,6 +202,7 @@ def _lines(found: Priced) -> Iterator[str]:
         yield "no energy: what a chip of it draws with all around it is not known"
     if found.against is not None:
         yield f"the other: {found.against.other}"
+        yield from _known_unlike(found, found.against)
     if found.against is not None and any(hour.base <= 0 for hour in found.against.break_even.values()):
         yield "none: the other chips of this fleet alone cost more for as many tokens"
     if found.money is not None:
@@ -209,6 +210,15 @@ def _lines(found: Priced) -> Iterator[str]:
         yield from _tornado(found.money.tornado[:_MOST_SWINGS])
     for trust in found.trust:
         yield f"trust: {trust.chip}: {trust.trust}; {trust.note}"
+
+
+def _known_unlike(found: Priced, against: Against) -> Iterator[str]:
+    """Who was never measured may reach more of its data sheet than is predicted, and who was is held to what it did."""
+    sides = [{trust.trust for trust in side} for side in (found.trust, against.other_trust)]
+    if sides[0] == sides[1]:
+        return
+    told = (", ".join(f"{trust.chip} {trust.trust}" for trust in side) for side in (found.trust, against.other_trust))
+    yield f"steps are not known alike: {next(told)}; of the other {next(told)}: read the range, not the base"
 
 
 def _tornado(swings: list[Swing]) -> Iterator[str]:

@@ -30,6 +30,7 @@ class Against(msgspec.Struct, frozen=True, kw_only=True):
     """A fleet beside another one, for a million output tokens that pay for everything."""
 
     other: str
+    other_trust: list[GroupTrust]
     other_mtok: Interval
     ratio: Interval | None  # of this fleet's dollars to the other's; None: this one has no price
     break_even: dict[str, Interval]  # dollars an hour of each kind of chip, the others at their prices, at ratio 1
@@ -125,6 +126,7 @@ def _against(bill: Bill, missing: list[str], report: Report, catalog: Catalog, w
 
     return Against(
         other=report.title,
+        other_trust=report.trust,
         other_mtok=interval_of(other.usd_per_mtok, figures, draws),
         ratio=None if missing else interval_of(ratio, figures, draws),
         break_even={chip: break_even(chip) for chip in (missing or bill.usage.chips)},

@@ -27,11 +27,12 @@ _DOUBLINGS = 12
 _HALVINGS = 6  # of a factor of two: to 1 %
 
 # Where a scenario has no tier of its own, what is tried on each node, for each of its chips. GUESS: a host with 2 TB of
-# memory and a drive of 4 TB for each of eight chips; PCIe 5.0 x16 gives 64 GB/s at most, a drive on four lanes 7.
+# memory and a drive of 1 TB for each of eight chips; PCIe 5.0 x16 gives 64 GB/s at most, a drive on four lanes 7. Four
+# times the drive held not one session more in the `reuse` scenarios, which last ten minutes.
 GUESS_NODE_CHIPS = 8
 GUESS_TIERS = (
     StoreTier(name="dram", size_bytes=256e9, bytes_per_s=50e9, latency_s=2e-4),
-    StoreTier(name="disk", size_bytes=4e12, bytes_per_s=6e9, latency_s=1e-3),
+    StoreTier(name="disk", size_bytes=1e12, bytes_per_s=6e9, latency_s=1e-3),
 )
 
 
