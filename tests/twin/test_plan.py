@@ -13,9 +13,12 @@ pytest.importorskip("highspy", reason="plans need HiGHS: pip install 'jevons[pla
 from jevons.base.errors import ConfigError
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
-from jevons.config.scenario import make_scenario
-from jevons.config.wants import Budget, Wants, make_wants
-from jevons.twin.offers import load_of, offers_of
+from jevons.config.scenario import Group, make_scenario
+from jevons.config.wants import Budget, OfferedTier, Wants, make_wants
+from jevons.econ.cost import capital_recovery
+from jevons.econ.purchase import Kind
+from jevons.perf.calibration import Trust
+from jevons.twin.offers import Candidate, load_of, offers_of, with_tier
 from jevons.twin.plan import Search, plan
 from jevons.twin.planned import Plan, Tried, front
 from jevons.twin.run import simulate
@@ -238,6 +241,22 @@ def test_the_front_has_nothing_that_is_worse_in_all(usual: Plan) -> None:
     )
     assert not any(beats(a, b) for a in usual.front for b in usual.front)
     assert front(usual.front) == usual.front
+
+
+def test_a_tier_that_is_offered_without_a_price_costs_what_such_memory_does() -> None:
+    """1 TB of DRAM at the catalog's price, paid back over a chip's life, shared by two instances."""
+    economics = read_catalog().economics
+    group = Group(chip="h100", instances=1)
+    kind = Kind(role="both", chips={"h100": 1}, requests_per_s=1.0)
+    plain = Candidate(group=group, kind=kind, trust=Trust.MEASURED, rate_p90_error=None)
+    offered = OfferedTier(name="dram", size_bytes=1e12, bytes_per_s=50e9, instances=2)
+    payment = capital_recovery(economics.wacc.value, economics.life_years.value)
+
+    ours, theirs = (with_tier(plain, each, economics) for each in (offered, replace(offered, usd_per_hour=0.5)))
+    assert ours.kind.usd_per_hour == pytest.approx(economics.dram_usd_per_gb.value * 1e3 * payment / 8760 / 2)
+    assert theirs.kind.usd_per_hour == 0.25
+    assert ours.group.tier is not None
+    assert ours.group.tier.size_bytes == 1e12
 
 
 def test_a_tier_is_bought_where_it_saves_more_than_it_costs() -> None:

@@ -45,7 +45,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class OfferedTier(StoreTier, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Memory below the chips' that can be added to a node, and what it costs there."""
 
-    usd_per_hour: Annotated[float, Meta(ge=0)]
+    usd_per_hour: Annotated[float, Meta(ge=0)] | None = None  # None: as the catalog has the price of such memory
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

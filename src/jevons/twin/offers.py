@@ -19,6 +19,8 @@ from jevons.econ.capacity import Demand, Instance, Role, requests_per_s
 from jevons.econ.cost import Basis, ChipHour
 from jevons.econ.draws import bases
 from jevons.econ.purchase import Kind, Offer
+from jevons.econ.tiers import figures_of, usd_per_hour
+from jevons.facts.economics import Economics
 from jevons.facts.hardware import Chip, Figure
 from jevons.facts.llm import Llm
 from jevons.perf.afd import chips_needed
@@ -299,8 +301,11 @@ def candidate_of(
     )
 
 
-def with_tier(candidate: Candidate, tier: OfferedTier) -> Candidate:
-    """The same with memory below the chips' on each node, at its price."""
+def with_tier(candidate: Candidate, tier: OfferedTier, economics: Economics) -> Candidate:
+    """The same with memory below the chips' on each node, at the price it is offered for, or that such memory has."""
+    price = tier.usd_per_hour
+    if price is None:
+        price = float(usd_per_hour(tier.name, tier.size_bytes, bases(figures_of(tier.name, economics))))
     plain = StoreTier(**{name: getattr(tier, name) for name in StoreTier.__struct_fields__})
-    kind = replace(candidate.kind, usd_per_hour=tier.usd_per_hour / tier.instances)
+    kind = replace(candidate.kind, usd_per_hour=price / tier.instances)
     return replace(candidate, group=replace(candidate.group, tier=plain), kind=kind)

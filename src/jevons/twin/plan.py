@@ -154,7 +154,7 @@ class Search(Sizing):
             counts = Counts()
             for kind, count in best.items():
                 if self.kinds[kind].role != "decode":
-                    self.candidates.append(with_tier(self.candidates[kind], tier))
+                    self.candidates.append(with_tier(self.candidates[kind], tier, self.catalog.economics))
                     self.kinds.append(self.candidates[-1].kind)
                     kind = len(self.kinds) - 1
                 counts[kind] = count
