@@ -5,7 +5,8 @@
 Three processes: the engines (`jevons mock`), the server as `jevons serve` runs it, page and metrics included, and this
 one, which begins conversations of six turns at a steady rate (so many requests a second) and reads /metrics, /snapshot
 and the page's data every five seconds, as who watches a server does. The engines' pools are full after two minutes, so
-from then on as many blocks are removed as stored.
+from then on as many blocks are removed as stored; and what was answered is kept for rehearsals (`control.lived`) for
+KEPT_S instead of ten minutes, or nothing could be flat before.
 
 Told of each tenth of the time: requests and errors, and of the server memory, threads, open files, CPU and the turns of
 its event loop (`bench/turns.py`). At the end memory in the middle is held to that at the end: the rule is that it stays
@@ -32,12 +33,14 @@ from bench.turns import Told, Turns
 
 from jevons.cli.pages import live_pages
 from jevons.config import make
+from jevons.control import lived
 from jevons.engine.http_client import HttpClient, parse_url
 from jevons.engine.openai import OpenAIEngine, read_specs
 from jevons.serve.app import serving
 from jevons.serve.load import COMPLETIONS, Measured, send
 
 GROWTH = 0.02  # of memory, from the middle to the end
+KEPT_S = 60.0
 TURNS, TURN_TOKENS, ANSWER_TOKENS, SHARED_TOKENS = 6, 96, 16, 256
 GROUPS = 16  # of conversations that begin alike
 THINK_S = 2.0
@@ -48,6 +51,7 @@ ROWS = 10
 
 async def serve(file: str) -> None:
     """The server's process: for each line that comes it tells of its turns since the last one."""
+    lived.LATELY_S = KEPT_S
     settings = make({"engines": [f"@{file}"], "port": 0}, "bench")
     async with serving(settings, None, pages=live_pages(None)) as server:
         print(server.url, flush=True)

@@ -19,6 +19,10 @@ from jevons.serve.app import serving
 from jevons.serve.http import Door, Limits, Reply, Request
 from jevons.serve.openai import refusal
 
+# All engines are one process: where a busy machine lets that wait for a second they are silent together, and none of
+# them hangs. Who ends is noticed by its connections, however long this is.
+HANG_S = 10.0
+
 
 def differences(router: Router, truth: dict[str, list[str]]) -> dict[str, Any]:
     """By worker where they differ: blocks believed, blocks held, held ones that are not known of."""
@@ -32,7 +36,7 @@ def differences(router: Router, truth: dict[str, list[str]]) -> dict[str, Any]:
 
 
 async def serve(file: str, port: int) -> None:
-    settings = make({"engines": [f"@{file}"], "port": port}, "test")
+    settings = make({"engines": [f"@{file}"], "port": port, "hang_s": HANG_S}, "test")
     async with serving(settings, None) as server:
 
         async def check(request: Request, reply: Reply) -> None:
