@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from msgspec.structs import replace
 from tests.processes import until
 
 from jevons.base.errors import ConfigError
@@ -85,6 +86,22 @@ def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_word(tmp_path: Pa
 
     rows = pyarrow.parquet.read_table(tmp_path / "grid.parquet").to_pylist()
     assert [row["weights"] for row in rows] == ["8", "fp4"]
+
+
+def test_groups_without_tiers_are_rows_too_beside_those_with_one(tmp_path: Path) -> None:
+    report = sweep(shipped("mocker"), {"traffic.requests": [20]}, tmp_path / "grid.jsonl", on=1)[0].report
+    assert report is not None
+    (group,) = report.groups
+    assert group.tier_bytes == {}
+    tiered = replace(report, groups=[replace(group, tier_bytes={"dram": 2e12})])
+
+    write_parquet([Cell({}, report=report)], tmp_path / "without.parquet")
+    write_parquet([Cell({}, report=report), Cell({}, report=tiered)], tmp_path / "both.parquet")
+
+    (alone,) = pyarrow.parquet.read_table(tmp_path / "without.parquet").to_pylist()
+    first, second = pyarrow.parquet.read_table(tmp_path / "both.parquet").to_pylist()
+    assert alone["groups"][0]["busy_s"] == group.busy_s
+    assert (first["groups"][0]["tier_bytes"], second["groups"][0]["tier_bytes"]) == (None, {"dram": 2e12})
 
 
 @pytest.fixture

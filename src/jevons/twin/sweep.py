@@ -173,10 +173,17 @@ def _flat(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {**cell.settings, "error": cell.error or None, "trust": [each["trust"] for each in trust]}
     for name, value in report.items():
         if isinstance(value, dict):
-            row |= {f"{name}.{key}": inner for key, inner in value.items()}
+            row |= {f"{name}.{key}": _filled(inner) for key, inner in value.items() if inner != {}}
         else:
-            row[name] = value
+            row[name] = _filled(value)
     return row
+
+
+def _filled(value: Any) -> Any:
+    """Without records that have no fields, such as the tiers of groups that have none: Parquet cannot write them."""
+    if isinstance(value, dict):
+        return {name: _filled(inner) for name, inner in value.items() if inner != {}}
+    return [_filled(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _column(values: list[Any]) -> list[Any]:
