@@ -50,7 +50,7 @@ from jevons.wire.events import check_endpoint
 log = logging.getLogger("jevons")
 
 GOLDEN = 0.618034  # multiples of it, without their whole part, are spread evenly however many there are
-_GC_PORTIONS = (500, 5, 400)  # new objects, passes of those, and of the latter: 0.3, 2 and 50 ms
+_GC_PORTIONS = (350, 4, 700)  # new objects, passes of those, and of the latter: 0.2, 1 and 50 ms
 KNOWN_S = 3.0  # engines that live are asked for what they hold within 0.5 s; those that do not are not waited for
 
 

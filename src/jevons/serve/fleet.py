@@ -303,10 +303,12 @@ class Fleet:
             await asyncio.sleep(TICK_S)
             async for attached in in_slices(list(self.attached.values())):
                 attached.pulse.look()
+            await asyncio.sleep(0)
             now_s = self._now_s()
             while late := self._router.roster.suspects(now_s, SUSPECTS_A_TURN):
                 self._suspect(late)
                 await asyncio.sleep(0)
+            await asyncio.sleep(0)
             async for id in in_slices(self._router.stalled(now_s)):
                 log.warning("worker %s: does nothing about what waits there, no new work for it", id)
             silent = self._router.roster.silent(now_s, self._settings.dead_s)
