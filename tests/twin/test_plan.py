@@ -112,6 +112,15 @@ def test_no_more_is_told_to_be_needed_than_a_fleet_that_was_found_takes(usual: P
     assert [(each.limit, each.needs) for each in short.short_of] == [("power_w", usual.best.power_w)]
 
 
+@pytest.mark.parametrize("name", ["power_w", "usd_per_hour"])
+def test_a_limit_that_forbids_the_cheapest_fleet_finds_no_cheaper_one(name: str) -> None:
+    asked: dict[str, Any] = {"chips": ["h100", "h200", "b200"], "tensor": [1, 2, 4], "finalists": 2}
+    free = planned(wants(**asked)).best
+    assert free is not None
+    within = planned(wants(**asked, limits={name: getattr(free, name) * 0.999})).best
+    assert within is None or within.usd_per_hour >= free.usd_per_hour
+
+
 def test_chips_that_are_there_too_late_are_not_bought() -> None:
     late = wants(available=[{"chip": "h200", "since": "2027-06"}], at="2027-01")
     offers, why_not = offers_of(late, CATALOG)

@@ -27,6 +27,7 @@ from jevons.twin.scaled import scaled
 from jevons.twin.sizing import Counts, Sizing
 
 _SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
+_LESS = (1 - 1e-6, 0.95)  # of what the cheapest fleet takes, that a cheaper one is looked for within
 _HALVINGS = 10  # of the share of a load that limits allow
 
 
@@ -62,6 +63,7 @@ class Search(Sizing):
 
     def plan(self) -> Plan:
         found, bound = self._finalists()
+        found += self._cheaper(found)
         found += self._alike(found)
         found += self._tiered(found)
         found.sort(key=lambda each: (each.usd_per_hour, each.name))
@@ -114,6 +116,23 @@ class Search(Sizing):
             if sized is not None:
                 found.append(self.rehearse(sized))
         return found, bound
+
+    def _cheaper(self, found: Sequence[Tried]) -> list[Tried]:
+        """What is found where less money than the cheapest fleet takes is allowed, until nothing is.
+
+        A limit that forbids the cheapest of those that were proposed must not be what finds a cheaper one: each time
+        it is proposed as for who has that limit, by what the bound alone says.
+        """
+        limits, learned, better = self.limits, self.learned, list[Tried]()
+        shares = list(_LESS)
+        while shares and (found or better):
+            usd = min(each.usd_per_hour for each in [*found, *better])
+            self.limits, self.learned = replace(limits, usd_per_hour=usd * shares[0]), {}
+            more, _ = self._finalists()
+            better += more
+            shares = list(_LESS) if more else shares[1:]
+        self.limits, self.learned = limits, learned
+        return better
 
     def _alike(self, found: Sequence[Tried]) -> list[Tried]:
         """What less money than the cheapest fleet takes buys of kinds with the same chips and role, while any keeps it.
