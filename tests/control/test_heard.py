@@ -47,7 +47,7 @@ class Replayed:
 
 
 @pytest.mark.parametrize("batch", [as_bytes, as_records])
-@pytest.mark.parametrize("name", ["windows", "offloads", "offloads-chunks", "offloads-described"])
+@pytest.mark.parametrize("name", ["windows", "offloads", "offloads-chunks", "offloads-described", "offloads-windows"])
 def test_what_is_predicted_is_what_the_engine_reports(name: str, batch: Batch) -> None:
     replayed = Replayed(read(name), batch)
 

@@ -55,6 +55,8 @@ def offloaded(draw: st.DrawFn) -> dict[str, Any]:
         "lora_id": None,
         "medium": "CPU",
         "lora_name": None,
+        "extra_keys": None,
+        "group_idx": draw(st.sampled_from([None, 0, 1])),
     }
 
 

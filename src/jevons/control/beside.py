@@ -23,7 +23,7 @@ from jevons.control.naming import MOST_GROUPS
 from jevons.facts.block import Tier
 from jevons.facts.event import IN_DRAM, SLIDING, BlocksRemoved, BlocksStored, EngineHash
 from jevons.kv.engine_names import EngineNames, number_of
-from jevons.kv.groups import FULL, group_part, part_of, salt_of, window_blocks
+from jevons.kv.groups import FULL, TIERS, group_part, part_of, salt_of, window_blocks
 from jevons.kv.hashing import chain
 from jevons.kv.index import Holding
 
@@ -89,12 +89,17 @@ class Beside:
         vLLM keeps chunks of several blocks there if it is told to, and tells of each its last block alone, not of how
         many. So all that is known there of any prompt stands at multiples of that; what was seen so far may make it too
         large, until more is seen. vLLM loads whole chunks, and nothing where less than one is missing.
+
+        Of a model with sliding windows each group must have its own there, and what reaches back before `depth` too
+        counts for nothing. With chunks of several blocks besides nothing is expected to be loaded.
         """
         if self.chunk_blocks == 1:
-            return self._holding.depth_of(names[depth:], Tier.DRAM)
+            return self._holding.reach(names[depth:], {0: FULL, **_by_number(self.windows)}, Tier.DRAM)
         ends = self._holding.held(names, Tier.DRAM) + 1
         self.chunk_blocks = chunk = gcd(self.chunk_blocks, *ends.tolist())
-        if not chunk:
+        if chunk == 1:
+            return self.loadable(names, depth)
+        if not chunk or self.windows:
             return 0
         known, end = set(ends.tolist()), depth // chunk * chunk
         while end + chunk in known:
@@ -125,11 +130,12 @@ class Beside:
         """Which tier and group an event tells of, as in `kv.groups`; 0: the followed one, or one not kept apart."""
         hub = self._names.hub
         followed = max(int(hub.number("group")), 0)
-        if event.medium in IN_DRAM:
+        tier = Tier.DRAM if event.medium in IN_DRAM else Tier.HBM
+        if event.group == followed:
             keeps_all = isinstance(event, BlocksRemoved) or event.kind in FULL_KINDS
-            return DRAM_PART if event.group == followed and keeps_all else 0
-        is_apart = event.medium in (None, "GPU") and event.group != followed and 0 <= event.group < MOST_GROUPS
-        return group_part(event.group) if is_apart and hub.number("groups") >> event.group & 1 else 0
+            return DRAM_PART if tier is Tier.DRAM and keeps_all else 0
+        is_apart = event.medium in (None, "GPU", *IN_DRAM) and 0 <= event.group < MOST_GROUPS
+        return group_part(event.group, tier) if is_apart and hub.number("groups") >> event.group & 1 else 0
 
     def known_as(self, called: EngineHash, part: int = 0) -> BlockHash | None:
         """What we call a block in the followed group in hbm: one that is known there, in dram or in `part`."""
@@ -151,6 +157,7 @@ class Beside:
         size, salt, kept = event.block_size, int(salt_of(part)), []
         are_told = 0 < size == self._names.hub.number("size") and len(event.tokens) == len(event.hashes) * size
         are_told &= event.extra is None or len(event.extra) == len(event.hashes)
+        are_told &= all(0 <= token < 1 << 32 for token in event.tokens)
         for block, called in enumerate(event.hashes):
             ours = self.known_as(called, part)
             if ours is None and parent is not None and are_told:
@@ -191,7 +198,12 @@ def reached(holding: Holding, windows: dict[int, int], names: Ints) -> int:
     """Leading blocks of `names`, all held in the followed group, after which the engine can go on by its other groups:
     vLLM takes the longest prefix that every group has all of, or of which a sliding window finds what it looks back to.
     """
-    return holding.reach(names, {group + 1: blocks for group, blocks in windows.items()})
+    return holding.reach(names, _by_number(windows))
+
+
+def _by_number(windows: dict[int, int]) -> dict[int, int]:
+    """By our number of each group, see `kv.groups`."""
+    return {group + 1: blocks for group, blocks in windows.items()}
 
 
 def promised(names: Ints, windows: dict[int, int]) -> Ints:
@@ -200,7 +212,7 @@ def promised(names: Ints, windows: dict[int, int]) -> Ints:
 
 
 def _unkept(part: int) -> str:
-    return "ignored_tier" if part == DRAM_PART else "ignored_group"
+    return "ignored_tier" if part % TIERS == DRAM_PART else "ignored_group"
 
 
 def _salted(ours: BlockHash, salt: int) -> BlockHash:

@@ -144,14 +144,11 @@ class Member:
     def reach(self, names: Ints, depth: int) -> tuple[int, int]:
         """How many leading blocks of a prompt it goes on from; how many after those it loads from its host's memory.
 
-        Where some groups of layers are kept apart in hbm, what is told of its host's memory does not tell whether all
-        of them are there: that counts for nothing then.
-
         Args:
             depth: leading blocks that the followed group has in hbm.
         """
-        if self.windows:
-            return reached(self.holding, self.windows, names[:depth]) if depth else 0, 0
+        if self.windows and depth:
+            depth = reached(self.holding, self.windows, names[:depth])
         if depth == len(names) or self.intake is None or not self.in_dram:
             return depth, 0
         return depth, self.intake.beside.loadable(names, depth)

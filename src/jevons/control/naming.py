@@ -138,11 +138,11 @@ def part_told(n: Records, event: Any) -> int:
     if event.reject not in (0, IGNORED_TIER, IGNORED_GROUP):
         return 0
     followed = max(n.group, 0)
-    if event.tier == DRAM:
-        return DRAM if event.group == followed and event.says_other == 0 else 0
-    if event.tier != 0 or event.group == followed or not 0 <= event.group < MOST_GROUPS:
+    if event.group == followed:
+        return DRAM if event.tier == DRAM and event.says_other == 0 else 0
+    if event.tier not in (0, DRAM) or not 0 <= event.group < MOST_GROUPS:
         return 0
-    return int(TIERS * (event.group + 1)) if (n.groups >> event.group) & 1 else 0
+    return int(TIERS * (event.group + 1) + event.tier) if (n.groups >> event.group) & 1 else 0
 
 
 @compiled
@@ -279,7 +279,7 @@ def _put_beside(n: Records, called: int, ours: tuple[int, int], part: int) -> No
 @compiled
 def _unkept(part: int) -> int:
     """What becomes of blocks there that nobody can name."""
-    return IGNORED_TIER if part == DRAM else IGNORED_GROUP
+    return IGNORED_TIER if part % TIERS == DRAM else IGNORED_GROUP
 
 
 @compiled

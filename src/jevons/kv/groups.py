@@ -26,9 +26,9 @@ def part_of(tier: Tier, group: int) -> int:
     return _TIERS.index(tier) + len(_TIERS) * group
 
 
-def group_part(group: int) -> int:
-    """Of an engine's group in hbm that is not the first one here, by the engine's number."""
-    return part_of(Tier.HBM, group + 1)
+def group_part(group: int, tier: Tier = Tier.HBM) -> int:
+    """Of an engine's group that is not the first one here, by the engine's number."""
+    return part_of(tier, group + 1)
 
 
 @compiled

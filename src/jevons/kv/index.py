@@ -241,12 +241,12 @@ class Holding:
         _held(self._index.hub.record, self.holder, groups.names_in(names, tier), held)
         return np.flatnonzero(held)
 
-    def reach(self, names: Ints, windows: Mapping[int, int]) -> int:
-        """Leading blocks of `names` after which it can go on by all its groups of layers.
+    def reach(self, names: Ints, windows: Mapping[int, int], tier: Tier | None = None) -> int:
+        """Leading blocks of `names` after which it can go on by all its groups of layers; in another tier, as above.
 
         Args:
             windows: by group, blocks its sliding window reaches back to (`kv.groups.window_blocks`); FULL: all.
         """
-        parts = np.array([groups.part_of(self._tier, group) for group in windows], np.int64)
+        parts = np.array([groups.part_of(tier or self._tier, group) for group in windows], np.int64)
         back = np.array(list(windows.values()), np.int32)
         return _reach(self._index.hub.record, self.holder, names, parts, back)
