@@ -4,7 +4,7 @@ A kernel is plain Python that Numba can compile: arrays, records, numbers, loops
 array, so its arrays are counted by nobody: counting costs a microsecond a call.
 
 What it compiles to is kept on disk, in a directory named after the kernels' sources: Numba itself looks at one file
-only, and would go on with an old version of what a kernel calls.
+only, and would go on with an old version of what a kernel calls. Several processes may fill it at the same time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core import types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = [
     "FLOAT",
@@ -60,6 +62,40 @@ if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
     numba.config.CACHE_DIR = str(Path.home() / ".cache" / "jevons" / "kernels" / _kernels_of(_package))  # type: ignore[attr-defined]
 
 
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+# In the names of what it compiles, Numba tells records apart by numbers that it gives as they come. Two processes give
+# one number to different records; who then loads what both have left gets functions under one name, of which the first
+# serves for both: it crashed. So records are told apart by what they are.
+types.Record.mangling_args = property(lambda record: ("Record", (_digest(record.name),)))  # type: ignore[assignment]
+
+
+class _Files(IndexDataCacheFile):
+    """What one kernel was compiled to, a file for each kind of arguments.
+
+    Numba numbers these as they come, too, so that what one process writes may stand where another said that its own is.
+    Named after the arguments they cannot be mixed up; what is lost of the index by chance is compiled again.
+    """
+
+    def __init__(self, cache_path: str, filename_base: str, source_stamp: Any) -> None:
+        super().__init__(cache_path, filename_base, source_stamp)  # type: ignore[no-untyped-call]
+        self._stem = filename_base
+
+    def save(self, key: Any, data: Any) -> None:
+        name = f"{self._stem}.{_digest(repr(key))}.nbc"
+        self._save_data(name, data)  # type: ignore[no-untyped-call] # first: whoever finds it in the index finds it
+        self._save_index({**self._load_index(), key: name})  # type: ignore[no-untyped-call]
+
+
+class _Cache(FunctionCache):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+
+
 def are_compiled() -> bool:
     """Whether these kernels were compiled on this machine before; the first time takes half a minute."""
     return any(Path(numba.config.CACHE_DIR).glob("**/*.nbc"))  # type: ignore[attr-defined]
@@ -67,9 +103,10 @@ def are_compiled() -> bool:
 
 def compiled(function: F) -> F:
     """`function` compiled when it is first called. Integers wrap at 64 bits, indices are not checked."""
-    options: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "_nrt": False}
-    kernel: F = numba.njit(**options)(function)
-    return kernel
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+    kernel = numba.njit(**options)(function)
+    kernel._cache = _Cache(function)
+    return cast(F, kernel)
 
 
 def alike(kernel: F) -> F:
