@@ -16,7 +16,7 @@ from jevons.config.catalog import read_catalog
 from jevons.config.scenario import Group, make_scenario
 from jevons.config.wants import Budget, OfferedTier, Wants, make_wants
 from jevons.econ.cost import capital_recovery
-from jevons.econ.purchase import Kind
+from jevons.econ.purchase import Excess, Kind
 from jevons.perf.calibration import Trust
 from jevons.twin.offers import Candidate, load_of, offers_of, with_tier
 from jevons.twin.plan import Search, plan
@@ -117,8 +117,17 @@ def test_a_limit_that_forbids_the_cheapest_fleet_finds_no_cheaper_one(name: str)
     asked: dict[str, Any] = {"chips": ["h100", "h200", "b200"], "tensor": [1, 2, 4], "finalists": 2}
     free = planned(wants(**asked)).best
     assert free is not None
-    within = planned(wants(**asked, limits={name: getattr(free, name) * 0.999})).best
-    assert within is None or within.usd_per_hour >= free.usd_per_hour
+    less = planned(wants(**asked, limits={name: getattr(free, name) * 0.999}))
+    assert less.best is None or less.best.usd_per_hour >= free.usd_per_hour
+    assert all(each.needs <= getattr(free, name) for each in less.short_of)
+
+
+def test_as_much_is_told_to_be_needed_as_the_cheapest_fleet_takes_that_is_found_without_the_limit() -> None:
+    asked: dict[str, Any] = {"chips": ["h100", "h200", "b200"], "tensor": [1, 2, 4], "finalists": 2}
+    free = planned(wants(**asked)).best
+    assert free is not None
+    (short,) = planned(wants(**asked, limits={"usd_per_hour": free.usd_per_hour / 2})).short_of
+    assert short == Excess("usd_per_hour", free.usd_per_hour / 2, free.usd_per_hour)
 
 
 def test_chips_that_are_there_too_late_are_not_bought() -> None:

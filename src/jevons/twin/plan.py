@@ -267,7 +267,9 @@ class Search(Sizing):
         return [] if needed is None else excesses(needed, limits, offers)
 
     def _least(self, name: str, cost: Callable[[Needs], float]) -> Needs | None:
-        """What the fleet needs that keeps the promise with the least of one thing."""
+        """What the fleet needs that keeps the promise with the least of one thing, the cheapest without it among those:
+        the bound knows little of what rehearsals then find to be enough."""
+        self._cheaper(self._finalists()[0])
         counts = cheapest(self._corrected(), least=name)
         if counts is None:
             return None
