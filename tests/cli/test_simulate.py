@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import pytest
 
 from jevons.base import compiled
 from jevons.cli import main, scenarios
+from jevons.serve.http import Door
+from jevons.twin.watch import Watched
 
 H200S = ("--fleet", "2x4xh200", "--model", "llama-3.1-70b", "--traffic", "chat", "--requests", "20")
 
@@ -230,3 +233,26 @@ def test_without_a_browser_an_image_is_an_error_that_says_so(
 
     assert ended.code == 2
     assert "needs Chrome or Chromium and none was found" in ended.err
+
+
+def test_a_page_does_not_listen_before_what_rehearses_is_compiled(
+    simulate: Jevons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, going = [], Watched.going
+
+    def rehearsed(watched: Watched, pause_s: float) -> Iterator[float]:
+        for now_s in going(watched, pause_s):
+            order.append("rehearsed")
+            yield now_s
+
+    async def taken(*_: object) -> None:
+        order.append("listens")
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(Watched, "going", rehearsed)
+    monkeypatch.setattr(Door, "listen", taken)
+
+    ended = simulate(*H200S, "--watch")
+
+    assert order == ["rehearsed", "listens"]
+    assert "--watch-port: cannot listen" in ended.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import click
@@ -45,14 +45,15 @@ async def _watch(watched: Watched, catalog: Catalog, page: Where, on_over: Calla
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    door = Door(Mounts(site(watched, catalog, {})), refusal)
+    door, going = Door(Mounts(site(watched, catalog, {})), refusal), watched.going(PIECE_S * page.speed)
+    next(going, None)  # the first time it compiles what rehearses: a page that listened would not answer meanwhile
     try:
         await door.listen(HOST, page.port)
     except OSError as error:
         raise ConfigError(f"--watch-port: cannot listen on {HOST}:{page.port}: {error.strerror}") from error
     click.echo(f"listening on http://{HOST}:{door.port}: watch it at http://{HOST}:{door.port}/ui", err=True)
     try:
-        report = await _run(watched, page.speed, stop)
+        report = await _run(watched, going, page.speed, stop)
         if report is not None:
             on_over(report)
             click.echo("The page stays until Ctrl-C.", err=True)
@@ -61,10 +62,10 @@ async def _watch(watched: Watched, catalog: Catalog, page: Where, on_over: Calla
         await door.close(0.0)
 
 
-async def _run(watched: Watched, speed: float, stop: asyncio.Event) -> Report | None:
+async def _run(watched: Watched, going: Iterator[float], speed: float, stop: asyncio.Event) -> Report | None:
     """None: it was stopped."""
     began_s, cpu_began_s = time.perf_counter(), time.process_time()
-    for now_s in watched.going(PIECE_S * speed):
+    for now_s in going:
         await asyncio.sleep(max(0.0, began_s + now_s / speed - time.perf_counter()))
         if stop.is_set():
             return None
