@@ -80,6 +80,20 @@ def test_a_chip_that_is_taken_away_is_not_in_the_new_plan(usual: Plan) -> None:
     assert again.best.usd_per_hour >= usual.best.usd_per_hour
 
 
+def test_kinds_are_looked_at_as_long_as_any_may_be_cheaper() -> None:
+    code, slo = {"kind": "code", "rate": 10.0, "requests": 600}, {"ttft_s": 1.0, "tpot_s": 0.03}
+    chips = ["h100", "h200", "b200", "mi355x", "tpu-v7"]
+    asked = wants(chips=chips, tensor=[1, 2, 4], finalists=1, traffic=code, slo=slo)
+    few, many = planned(asked).best, planned(replace(asked, finalists=16)).best
+    assert few is not None
+    assert many is not None
+    assert few.usd_per_hour <= many.usd_per_hour
+    for chip in few.chips:
+        other = planned(replace(asked, without=[chip])).best
+        assert other is not None
+        assert few.usd_per_hour <= other.usd_per_hour
+
+
 def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:
     assert usual.best is not None
     assert usual.best.power_w is not None

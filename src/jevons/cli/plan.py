@@ -63,7 +63,7 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.option("--basis", type=click.Choice(["own", "rent", "build"]), help="Whose hours.")
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--at", help="YYYY-MM: chips that are there later do not count.")
-@click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed.")
+@click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed, at least.")
 @click.option("--seed", type=int)
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--against", type=_FILE, help="A former plan, as --json wrote it: what changed, and why.")

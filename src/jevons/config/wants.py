@@ -87,7 +87,7 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     scaling: Scaling = Scaling(hold_s=900.0)  # how instances start and stop where load rises and falls
     up_after_s: Annotated[float, Meta(ge=0)] = 300.0  # starting one takes so long; ASSUMED
     most_kinds: Count = 2  # of instances in one fleet
-    finalists: Count = 12  # that are rehearsed
+    finalists: Count = 12  # that are rehearsed, at least
     seed: Annotated[int, Meta(ge=0)] = 0
 
     @property

@@ -27,6 +27,8 @@ from jevons.twin.scaled import scaled
 from jevons.twin.sizing import Counts, Sizing
 
 _SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
+_RUNNER_UP = 2.0  # … of the second: without any nobody knows what would flip the first
+_MOST_SETS = 24  # of kinds
 _LESS = (1 - 1e-6, 0.95)  # of what the cheapest fleet takes, that a cheaper one is looked for within
 _HALVINGS = 10  # of the share of a load that limits allow
 
@@ -62,9 +64,7 @@ class Search(Sizing):
         )
 
     def plan(self) -> Plan:
-        found, bound = self._finalists()
-        found += self._cheaper(found)
-        found += self._alike(found)
+        found, bound = self._search()
         found += self._tiered(found)
         found.sort(key=lambda each: (each.usd_per_hour, each.name))
         best = found[0] if found else None
@@ -93,25 +93,39 @@ class Search(Sizing):
             scaled=scaled(self, [(each, self._counts_of(each)) for each in found]) if found else None,
         )
 
+    def _search(self) -> tuple[list[Tried], float | None]:
+        """What keeps the promise, and the first bound."""
+        found, bound = self._finalists()
+        found += self._cheaper(found)
+        return found + self._alike(found), bound
+
+    @staticmethod
+    def _cheapest(found: Sequence[Tried]) -> Tried:
+        return min(found, key=lambda each: (each.usd_per_hour, each.name))
+
     def _finalists(self) -> tuple[list[Tried], float | None]:
-        """The cheapest of each set of kinds, and the first bound."""
+        """The cheapest of each set of kinds, and the first bound.
+
+        As many sets as are asked for, and then each that may be cheaper than what was found, by what was learned.
+        """
         found: list[Tried] = []
         used: list[frozenset[int]] = []
         bound: float | None = None
         passed_over: set[str] = set()
-        for number in range(self.wants.finalists):
+        for number in range(_MOST_SETS):
+            is_asked = number < self.wants.finalists
             # Every other one is of chips that no such one had: it tells what a fleet without them costs.
-            elsewhere = passed_over if number % 2 else set()
+            elsewhere = passed_over if number % 2 and is_asked else set()
             ways = (self._proposal(used, without) for without in (elsewhere, elsewhere & self._rest, set[str]()))
-            start = next((way for way in ways if way is not None), None)
-            if start is None:
+            start = next((way for way in ways if way is not None), None) if is_asked else self._better(used)
+            best = min((each.usd_per_hour for each in found), default=math.inf)
+            if start is None or (not is_asked and self.needs(start).usd_per_hour >= best):
                 break
             used.append(frozenset(start))
             chips = {chip for kind in start for chip in self.kinds[kind].chips}
             passed_over |= chips if number % 2 or not passed_over else set()
             bound = self.needs(start).usd_per_hour if bound is None else bound
-            best = min((each.usd_per_hour for each in found), default=math.inf)
-            most = _SLACK * best if len(found) > 1 else math.inf  # without a runner-up nobody knows what would flip it
+            most = (_SLACK if len(found) > 1 else _RUNNER_UP) * best
             sized = self.size(start, lambda needs: needs.usd_per_hour, most)
             if sized is not None:
                 found.append(self.rehearse(sized))
@@ -141,7 +155,7 @@ class Search(Sizing):
         """
         better: list[Tried] = []
         while found or better:
-            best = self._counts_of(min([*found, *better], key=lambda each: (each.usd_per_hour, each.name)))
+            best = self._counts_of(self._cheapest([*found, *better]))
             cheaper = next((each for each in self._instead(best) if self.rehearse(each).keeps), None)
             if cheaper is None:
                 break
@@ -167,7 +181,7 @@ class Search(Sizing):
         """The cheapest fleet with each tier that is offered, under those who compute prompts."""
         if not found:
             return []
-        best = self._counts_of(min(found, key=lambda each: (each.usd_per_hour, each.name)))
+        best = self._counts_of(self._cheapest(found))
         tiered = []
         for tier in self.wants.tiers:
             counts = Counts()
@@ -189,22 +203,31 @@ class Search(Sizing):
             }
             counts = cheapest(replace(market, offers=offers), without=used)
             if counts is not None:
-                return {kind: count for kind, count in enumerate(counts) if count}
+                return _used(counts)
         return None
 
-    def _corrected(self) -> Market:
+    def _better(self, used: Sequence[frozenset[int]]) -> Counts | None:
+        """The same by what was learned alone, and as much as that leaves to hope for."""
+        counts = cheapest(self._corrected(hopes=True), without=used)
+        return None if counts is None else _used(counts)
+
+    def _corrected(self, *, hopes: bool = False) -> Market:
         """The market with what each kind does as rehearsals found it, or others of its role."""
-        found = [kind.requests_per_s / self._more(at) for at, kind in enumerate(self.kinds)]
+        found = [kind.requests_per_s / self._more(at, hopes) for at, kind in enumerate(self.kinds)]
         kinds = [replace(kind, requests_per_s=rate) for kind, rate in zip(self.kinds, found, strict=True)]
         return replace(self.market, kinds=kinds)
 
-    def _more(self, at: int) -> float:
+    def _more(self, at: int, hopes: bool) -> float:
         """How many times more instances of a kind it takes than the bound says; as few as of any other of its role.
 
         One other tells nothing: the bound may be wrong of its chip alone.
+
+        Args:
+            hopes: the least it can be, not what is known to do.
         """
-        alike = [more for kind, more in self.learned.items() if self.kinds[kind].role == self.kinds[at].role]
-        return self.learned.get(at, min(alike) if len(alike) > 1 else 1.0)
+        least = {kind: more.failed if hopes else more.did for kind, more in self.learned.items()}
+        alike = [more for kind, more in least.items() if self.kinds[kind].role == self.kinds[at].role]
+        return least.get(at, min(alike) if len(alike) > 1 else 1.0)
 
     def _scenario_of(self, tried: Tried) -> Scenario:
         return self.scenario(self._counts_of(tried))
@@ -236,7 +259,7 @@ class Search(Sizing):
             less, more = (less, part) if counts is None else (part, more)
             serving = serving if counts is None else counts
         if serving is not None:
-            self.rehearse({kind: count for kind, count in enumerate(serving) if count})
+            self.rehearse(_used(serving))
         within = [each for each in self.tried.values() if self.fits(each)]
         return max(within, key=lambda each: each.met, default=None)
 
@@ -273,9 +296,13 @@ class Search(Sizing):
         counts = cheapest(self._corrected(), least=name)
         if counts is None:
             return None
-        self.size({kind: count for kind, count in enumerate(counts) if count}, cost)
+        self.size(_used(counts), cost)
         fleets = (dict(key) for key, each in self.tried.items() if each.keeps)
         within = (
             needs for fleet in fleets if not self.excesses(fleet) and math.isfinite(cost(needs := self.needs(fleet)))
         )
         return min(within, key=cost, default=None)
+
+
+def _used(counts: Sequence[int]) -> Counts:
+    return {kind: count for kind, count in enumerate(counts) if count}

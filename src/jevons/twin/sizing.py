@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,6 +61,13 @@ def rehearsed(scenario: Scenario, promise: Promise, catalog: Catalog, calibratio
     return report, kept
 
 
+class Learned(NamedTuple):
+    """How many times more of a kind a fleet takes than the bound says; at least 1."""
+
+    did: float  # so many did
+    failed: float  # one instance fewer did not
+
+
 class Sizing:
     """Kinds of instances that can be had, and what came of the fleets of them that were rehearsed."""
 
@@ -75,7 +83,7 @@ class Sizing:
         self.limits = Limits(**{name: getattr(wants.limits, name) for name in Limits.__struct_fields__})
         self.kinds = [each.kind for each in self.candidates]
         self.tried: dict[tuple[tuple[int, int], ...], Tried] = {}
-        self.learned: dict[int, float] = {}  # of a kind, how many times more of it than the bound says
+        self.learned: dict[int, Learned] = {}  # by kind
 
     def needs(self, counts: Counts) -> Needs:
         kinds = [self.kinds[kind] for kind in counts]
@@ -169,7 +177,9 @@ class Sizing:
             alike = (count * self.kinds[other].requests_per_s for other, count in counts.items())
             roles = (self.kinds[other].role for other in counts)
             rate = sum(each for each, other in zip(alike, roles, strict=True) if other == role)
-            self.learned[kind] = max(1.0, rate / self.load.demand.requests_per_s)
+            rates = rate, rate - self.kinds[kind].requests_per_s
+            did, failed = (max(1.0, each / self.load.demand.requests_per_s) for each in rates)
+            self.learned[kind] = Learned(did, failed)
 
     def scenario(self, counts: Counts) -> Scenario:
         wants = self.wants
