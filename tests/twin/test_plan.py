@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -22,6 +23,7 @@ from jevons.twin.offers import Candidate, load_of, offers_of, with_tier
 from jevons.twin.plan import Search, plan
 from jevons.twin.planned import Plan, Tried, front
 from jevons.twin.run import simulate
+from jevons.twin.sizing import both_within
 
 CATALOG, CALIBRATION = read_catalog(), read_calibration()
 RAG = {"kind": "rag", "rate": 30.0, "requests": 600}
@@ -106,6 +108,18 @@ def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:
     assert enough.best is not None
     assert enough.best.power_w is not None
     assert enough.best.power_w <= needs
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_a_share_of_requests_is_within_both_times(share: float) -> None:
+    draw = np.random.default_rng(1)
+    ttft_s, tpot_s = draw.exponential(size=(2, 1_000))
+    ttft_s[:50] = tpot_s[:50] = 9.0  # some are late in both
+
+    for_first, for_next = both_within(ttft_s, tpot_s, share)
+
+    assert ((ttft_s <= for_first) & (tpot_s <= for_next)).mean() >= share
+    assert ((ttft_s < for_first) & (tpot_s < for_next)).mean() < share
 
 
 def test_a_limit_that_the_best_fleet_is_within_finds_it_again(usual: Plan) -> None:

@@ -248,7 +248,8 @@ def _short(found: Plan) -> Iterator[str]:
         yield f"  {_excess(each)}"
     near = found.nearest
     if near is not None:
-        within = f"{found.slo.share:.0%} of requests within {near.ttft_s:.3g} s and {milliseconds(near.tpot_s)} a token"
+        ttft_s, tpot_s = near.both_s if found.slo.of == "both" else (near.ttft_s, near.tpot_s)
+        within = f"{found.slo.share:.0%} of requests within {ttft_s:.3g} s and {milliseconds(tpot_s)} a token"
         yield f" or promise what {near.name} keeps within the limits: {within} (the old promise: {near.met:.1%})"
 
 

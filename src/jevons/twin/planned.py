@@ -54,6 +54,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     usd_per_million_tokens: float  # of prompts and answers
     ttft_s: float  # within which the promised share of requests was
     tpot_s: float
+    both_s: tuple[float, float]  # TTFT and TPOT within both of which it was, each as far in its distribution
     met: float  # share of requests within both
     met_ttft: float
     met_tpot: float

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from jevons.base.compiled import Records
+from jevons.base.compiled import Reals, Records
 from jevons.base.errors import ConfigError
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Scenario, Slo
@@ -35,6 +35,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
     ttft_s: float  # within which the promised share of requests was
     tpot_s: float
+    both_s: tuple[float, float]  # TTFT and TPOT within both of which it was, each as far in its distribution
     met: float  # share of requests within both
     met_ttft: float
     met_tpot: float
@@ -53,12 +54,20 @@ def rehearsed(scenario: Scenario, promise: Promise, catalog: Catalog, calibratio
     kept = Kept(
         ttft_s=float(np.quantile(ttft_s, promise.share)),
         tpot_s=float(np.quantile(tpot_s, promise.share)),
+        both_s=both_within(ttft_s, tpot_s, promise.share),
         met=met,
         met_ttft=met_ttft,
         met_tpot=met_tpot,
         keeps=(met if promise.of == "both" else min(met_ttft, met_tpot)) >= promise.share,
     )
     return report, kept
+
+
+def both_within(ttft_s: Reals, tpot_s: Reals, share: float) -> tuple[float, float]:
+    """Times within both of which a share of requests is, each as far in its distribution as the other."""
+    ranks = [np.argsort(np.argsort(times, kind="stable")) for times in (ttft_s, tpot_s)]
+    at = np.sort(np.maximum(*ranks))[max(0, math.ceil(share * len(ttft_s) - 1e-9) - 1)]
+    return float(np.sort(ttft_s)[at]), float(np.sort(tpot_s)[at])
 
 
 class Learned(NamedTuple):
@@ -217,6 +226,7 @@ class Sizing:
             usd_per_million_tokens=usd_per_s * load.span_s / (load.input_tokens + load.output_tokens) * 1e6,
             ttft_s=kept.ttft_s,
             tpot_s=kept.tpot_s,
+            both_s=kept.both_s,
             met=kept.met,
             met_ttft=kept.met_ttft,
             met_tpot=kept.met_tpot,
