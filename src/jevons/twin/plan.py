@@ -28,7 +28,7 @@ from jevons.twin.sizing import Counts, Sizing
 
 _SLACK = 1.3  # what grows beyond that times the best so far is left: it may be made cheaper again, but not so much
 _RUNNER_UP = 2.0  # … of the second: without any nobody knows what would flip the first
-_MOST_SETS = 24  # of kinds
+_MOST_SETS = 24  # of kinds, where no more are asked for
 _LESS = (1 - 1e-6, 0.95)  # of what the cheapest fleet takes, that a cheaper one is looked for within
 _HALVINGS = 10  # of the share of a load that limits allow
 
@@ -112,7 +112,7 @@ class Search(Sizing):
         used: list[frozenset[int]] = []
         bound: float | None = None
         passed_over: set[str] = set()
-        for number in range(_MOST_SETS):
+        for number in range(max(_MOST_SETS, self.wants.finalists)):
             is_asked = number < self.wants.finalists
             # Every other one is of chips that no such one had: it tells what a fleet without them costs.
             elsewhere = passed_over if number % 2 and is_asked else set()
