@@ -229,6 +229,8 @@ def _engine_event(h: Records, i: int) -> None:
     finish_event(h, i)
     if prompt_tokens > 0:
         computed(h, i, prompt_tokens)
+    if h.told_first > 0:
+        hear(h, now_s)  # what is stored before it is promised no more keeps its entries
     for at in range(h.told_first):
         count_first(h, told[at])
     for at in range(h.told_done):
