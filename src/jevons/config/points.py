@@ -15,7 +15,7 @@ _MORE = {"source": "source", "notes": "licence/notes"}  # columns that may be ab
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One row; text as it stands there."""
+    """One row; text as it stands there, without spaces around it but for the id, by which rows are found again."""
 
     id: str
     system: str
@@ -57,6 +57,6 @@ def _point(row: dict[str, str], where: str) -> Point:
         value = float(row["value"])
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: value: must be a number, got {row['value']!r}") from None
-    text = {name: (row[name] or "").strip() for name in _COLUMNS if name != "value"}
+    text = {name: (row[name] or "").strip() for name in _COLUMNS if name not in ("id", "value")}
     more = {field: (row.get(name) or "").strip() for field, name in _MORE.items()}
-    return Point(users=(row[_USERS] or "").strip(), value=value, **text, **more)
+    return Point(id=row["id"] or "", users=(row[_USERS] or "").strip(), value=value, **text, **more)
