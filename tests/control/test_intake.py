@@ -1,6 +1,7 @@
 """Event intake: whatever is lost, repeated or restarted on the way, the index never believes what is not so."""
 
 import random
+from collections import deque
 
 import msgspec
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jevons.control.intake import Intake
-from jevons.control.orphans import Prompted
+from jevons.control.orphans import Prompted, Prompts
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.worker import IndexMode
 from jevons.kv.blake2b import name_prompt
@@ -154,6 +155,24 @@ def test_an_orphan_that_two_prompts_explain_differently_stays_one(intake: Intake
     intake.on_prompted(Prompted(*name_prompt(twice, SIZE)))
 
     assert (len(held), len(intake._orphans)) == (0, 1)
+
+
+def test_of_all_prompts_those_told_last_are_kept_as_far_as_there_is_room() -> None:
+    made = [Prompted(*name_prompt([*range(at, at + 64)], SIZE)) for at in range(100)]
+    each = made[0].tokens.nbytes + made[0].names.nbytes
+    prompts, one, other = Prompts(most_bytes=40 * each), deque[int](), deque[int]()
+
+    for prompt in made[:30]:
+        prompts.add(prompt, one)
+    for prompt in made[30:65]:
+        prompts.add(prompt, other)
+    assert prompts.of(one) == made[22:30]  # the oldest of all went
+    assert prompts.of(other) == made[33:65]  # and of each source those before the last GUESS_PROMPTS
+
+    prompts.clear(other)
+    for prompt in made[65:97]:
+        prompts.add(prompt, one)
+    assert (prompts.of(one), prompts.of(other)) == (made[65:97], [])
 
 
 def test_orphans_are_held_when_what_they_go_on_from_is_told_again(intake: Intake, held: Holding) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from jevons.base.compiled import Ints, Records, alike, compiled
 from jevons.base.hub import Hub, view
 from jevons.control import board, choice, queues
+from jevons.control.orphans import Prompts
 from jevons.control.reading import Scratch
 from jevons.kv.entries import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
@@ -170,6 +171,7 @@ class Book:
         self.hub.set("policy", policy)
         self.index = PrefixIndex(self.hub)
         self.scratch = Scratch()  # what events are read into
+        self.prompts = Prompts()
         self.beside: set[int] = set()  # workers that hold blocks in other tiers or groups of layers too
         self._kinds: dict[tuple[int, bool, int], int] = {}
         self._sizes: dict[tuple[str | None, int], list[int]] = {}  # block sizes by model and desk, while kinds stay

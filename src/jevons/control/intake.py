@@ -28,7 +28,7 @@ from jevons.control import naming
 from jevons.control.beside import Beside, Told
 from jevons.control.lives import Doubts, Mark
 from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
-from jevons.control.orphans import Orphans, Prompted
+from jevons.control.orphans import Orphans, Prompted, Prompts
 from jevons.control.reading import CLEARED, DRAM, IGNORED_ADAPTER, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
 from jevons.control.records import Records
 from jevons.control.shapes import Malformed, decode_batch
@@ -54,6 +54,7 @@ class Intake:
         on_block_size: told when its blocks have another size than they had.
         scratch: what payloads are read into; sources of one thread may share it.
         on_beside: told when it is the first time that it holds something in another tier or group, see `beside`.
+        prompts: of all sources that share them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Intake:
         on_block_size: Callable[[], None] | None = None,
         scratch: Scratch | None = None,
         on_beside: Callable[[], None] | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self._holding = holding
         self._on_block_size = on_block_size
@@ -73,7 +75,7 @@ class Intake:
         self._next = 0  # the sequence number expected
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
-        self._orphans = Orphans(self._names, holding)
+        self._orphans = Orphans(self._names, holding, prompts or Prompts())
         self.beside = Beside(self._names, holding, on_beside)
         self._records = Records(self._names, holding, self.beside, self._counts)
         self._taken = 0  # batches
@@ -321,6 +323,10 @@ class Intake:
         """The worker has computed a prompt of ours: that may tell what blocks are whose storing was lost."""
         self._orphans.prompted(prompt)
         self._adopt(self._orphans.adopt())
+
+    def end(self) -> None:
+        """The source is listened to no more."""
+        self._orphans.clear()
 
     def _adopt(self, orphans: list[BlocksStored]) -> None:
         """What they go on from is known by now."""

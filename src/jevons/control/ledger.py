@@ -92,7 +92,7 @@ class Member:
         self.intake: Intake | None = None
         if facts.sends_events:
             on_beside = partial(book.beside.add, self.number)
-            self.intake = Intake(self.holding, self._set_kind, book.scratch, on_beside)
+            self.intake = Intake(self.holding, self._set_kind, book.scratch, on_beside, book.prompts)
         self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
         self.learned = learned
         self.reports_steps = False
@@ -211,6 +211,8 @@ class Member:
             self.shadow.reset()
 
     def end(self) -> None:
+        if self.intake is not None:
+            self.intake.end()
         self._book.drop_worker(self.number, self.holding)
 
     def snapshot(self, health: Health) -> WorkerSnapshot:

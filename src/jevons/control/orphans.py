@@ -26,6 +26,7 @@ from jevons.kv.index import Holding
 
 GUESS_KEPT = 256  # parents: some seconds of a busy engine's events
 GUESS_PROMPTS = 32  # of those told last: as many as run at once on a busy worker
+GUESS_PROMPTS_BYTES = 32 << 20  # of all sources: a thousand engines' last second of long prompts
 
 
 class Prompted(NamedTuple):
@@ -35,30 +36,70 @@ class Prompted(NamedTuple):
     names: Ints  # of its full blocks, two numbers each, as `kv.blake2b` makes them
 
 
+class Prompts:
+    """Prompts that workers have computed, of all sources together: the last of each, as far as they fit in memory."""
+
+    def __init__(self, most_bytes: int = GUESS_PROMPTS_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._told = 0
+        self._kept: dict[int, tuple[Prompted, deque[int]]] = {}  # by number, those told first come first; and whose
+
+    def add(self, prompt: Prompted, own: deque[int]) -> None:
+        """`own` are the numbers of the prompt's source, for whom it is kept; the oldest of them, and of all, go."""
+        if len(own) == GUESS_PROMPTS:
+            self._drop(own[0])
+        self._told += 1
+        self._kept[self._told] = prompt, own
+        own.append(self._told)
+        self._bytes += _bytes_of(prompt)
+        while self._bytes > self._most_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def of(self, own: Iterable[int]) -> list[Prompted]:
+        return [self._kept[number][0] for number in own]
+
+    def clear(self, own: deque[int]) -> None:
+        while own:
+            self._drop(own[0])
+
+    def _drop(self, number: int) -> None:
+        """The oldest of its source."""
+        prompt, own = self._kept.pop(number)
+        own.popleft()
+        self._bytes -= _bytes_of(prompt)
+
+
+def _bytes_of(prompt: Prompted) -> int:
+    return prompt.tokens.nbytes + prompt.names.nbytes
+
+
 class Orphans:
     """Those of one source. `recovered` counts the blocks that prompts told of.
 
     Args:
         names: what the source calls its blocks.
         holding: what it is known to hold.
+        prompts: where its prompts are kept, with those of others.
     """
 
-    def __init__(self, names: EngineNames, holding: Holding) -> None:
+    def __init__(self, names: EngineNames, holding: Holding, prompts: Prompts) -> None:
         self._names = names
         self._holding = holding
+        self._prompts = prompts
+        self._own: deque[int] = deque()  # prompts
         self.recovered = 0
         # By a block's number, those before it that are held as long as that one is: their own removal nobody would
         # recognise, but an engine evicts from the end.
         self._before_it: dict[int, list[BlockHash]] = {}
         self._aside: dict[int, list[BlocksStored]] = {}  # by the parent's number
-        self._prompts: deque[Prompted] = deque(maxlen=GUESS_PROMPTS)
 
     def __len__(self) -> int:
         return len(self._aside)
 
     def clear(self) -> None:
         self._aside.clear()
-        self._prompts.clear()
+        self._prompts.clear(self._own)
         self._before_it.clear()
 
     def keep(self, event: BlocksStored) -> None:
@@ -73,7 +114,7 @@ class Orphans:
 
     def prompted(self, prompt: Prompted) -> None:
         """The worker has computed a prompt of ours."""
-        self._prompts.append(prompt)
+        self._prompts.add(prompt, self._own)
 
     def children_of(self, numbers: Iterable[int]) -> list[BlocksStored]:
         """Those that come after blocks which are known now, by their numbers; they are kept aside no more."""
@@ -102,7 +143,7 @@ class Orphans:
     def _before(self, event: BlocksStored) -> list[BlockHash] | None:
         """All blocks before an orphan; None if no prompt has it, or they do not agree."""
         tokens, candidates = np.array(event.tokens, np.uint32), dict[bytes, list[BlockHash]]()
-        for prompt in self._prompts:
+        for prompt in self._prompts.of(self._own):
             for at in _places(tokens, event.block_size, prompt.tokens):
                 raw = prompt.names[: 2 * at].tobytes()
                 candidates[raw[-16:]] = [BlockHash(raw[i : i + 16]) for i in range(0, len(raw), 16)]
