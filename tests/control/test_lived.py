@@ -42,6 +42,18 @@ def test_what_is_older_than_ten_minutes_is_let_go() -> None:
     assert len(lately.since(1_050.0)) == 1
 
 
+def test_who_is_let_go_is_nobodys_leader() -> None:
+    lately, longer = Lately(), [*SECRET, *range(64)]
+    lately.answered(finished("first", [*range(90_000, 90_064)]), "", 0.0, 0.0)
+    lately.answered(finished("said"), "", 1.0, 1.0)
+    lately.answered(finished("soon", longer), "", LATELY_S, LATELY_S)
+    assert lately.since(0.0)[-1].leader == ("said", LATELY_S - 1.0)
+
+    lately.answered(finished("late", [*longer, *range(64)]), "", 3 * LATELY_S, 3 * LATELY_S)
+    assert [answered.leader for answered in lately.since(0.0)] == [None]
+    assert len(lately._rows._talks) == 1
+
+
 def test_memory_is_bounded_however_much_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lived, "LATELY_BYTES", 20_000)
     lately = Lately()

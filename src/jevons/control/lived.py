@@ -116,6 +116,11 @@ class Rows:
             left,
         )
 
+    def let_go(self, before_s: float) -> None:
+        """Who was answered before then is nobody's leader any more."""
+        while self._talks and next(iter(self._talks.values()))[1] < before_s:
+            self._talks.popitem(last=False)
+
     def _leader(self, blocks: Sequence[int], tokens: int, arrived_s: float) -> tuple[RequestId, float] | None:
         """The request this one goes on from, and how long after that was done: its prompt begins with all of that
         one's."""
@@ -148,6 +153,7 @@ class Lately:
 
     def answered(self, a: Finished, salt: str, arrived_s: float, done_s: float) -> None:
         """See `Rows.answered`."""
+        self._rows.let_go(done_s - LATELY_S)
         answered = self._rows.answered(a, salt, arrived_s, done_s)
         self._kept.append((done_s, answered))
         self._size_bytes += answered.size_bytes
