@@ -13,7 +13,9 @@ from jevons.base.errors import EngineGone
 if TYPE_CHECKING:
     from jevons.engine.http_client import HttpClient
 
-_KNOWN_HEADS, _KNOWN_BYTES = 1_024, 2_048  # heads of responses that are remembered; they differ by date and length
+# Heads of responses that are remembered of one server: they differ by date and length, so after a second most are of no
+# use. Each takes a kilobyte and more.
+_KNOWN_HEADS, _KNOWN_BYTES = 32, 2_048
 
 
 class Head(NamedTuple):
