@@ -111,7 +111,7 @@ def compiled(function: F) -> F:
 
 def alike(kernel: F) -> F:
     """`kernel`, for calls that always have the same types: Numba looks at them in the first one only. With a hub that
-    look takes longer than a small kernel."""
+    look takes longer than a small kernel. Where hubs are of several kinds, each is to have one of its own."""
     entry: Callable[..., Any] | None = None
 
     def call(*args: Any) -> Any:
@@ -119,8 +119,7 @@ def alike(kernel: F) -> F:
         if entry is not None:
             return entry(*args)
         found = kernel(*args)
-        [result] = kernel.overloads.values()  # type: ignore[attr-defined]
-        entry = result.entry_point
+        entry = kernel.overloads[tuple(map(numba.typeof, args))].entry_point  # type: ignore[attr-defined]
         return found
 
     return cast(F, call)

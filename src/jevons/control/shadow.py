@@ -1,19 +1,103 @@
-"""What a worker without KV events probably holds: what we placed on it, until it expires."""
+"""What a worker without KV events probably holds: what we placed on it, until it expires.
+
+table   [ block → the last step that it was placed in | … ]     see `kv.engine_names`
+queue   [ block, step | … ]                                     a ring, in the order in which they expire
+"""
 
 from __future__ import annotations
 
-from collections import deque
 from math import ceil, inf
 
 import numpy as np
 
-from jevons.base.compiled import Ints
+from jevons.base.compiled import INT, Ints, Records, alike, compiled, grown
+from jevons.base.hub import view
+from jevons.kv.engine_names import SLOT, EngineNames, find, put, room, take
 from jevons.kv.index import Holding
 
 SHADOW_BLOCK_SIZE = 16  # tokens; finer than most engines, so a partial match is not lost to rounding
 # GUESS: 16 tokens a block, so 2 M tokens: more than one accelerator's cache, and a bound on ours.
 MAX_SHADOW_BLOCKS = 131_072
 _STEPS = 8
+_PLACED = np.dtype([("block", np.int64), ("step", np.int64)])
+_FIRST_ROOM = 256
+_FULL = -1
+
+
+@compiled
+def _until_s(s: Records, step: int) -> float:
+    """When what was placed in a step expires."""
+    return float(step * s.step_s + s.ttl_s)
+
+
+@compiled
+def _placed_already(s: Records, names: Ints, step: int) -> int:
+    """How many of these blocks were placed in this step. A block names all before it, so those are the first ones."""
+    slots, low, high = view(s.slots, s.slots_n, SLOT), 0, len(names)
+    while low < high:
+        middle = (low + high) // 2
+        at = find(s, names[middle])
+        if at >= 0 and slots[at].first == step:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@alike
+@compiled
+def _place(shadows: Records, names: Ints, step: int) -> int:
+    """These blocks are placed. Returns how many were not known, they are in `found` then; _FULL: nothing was done."""
+    s = shadows[0]
+    if min(room(s), s.queue_n - s.queued, s.found_n) < len(names):
+        return _FULL
+    slots, queue, found = (
+        view(s.slots, s.slots_n, SLOT),
+        view(s.queue, s.queue_n, _PLACED),
+        view(s.found, s.found_n, INT),
+    )
+    begin, fresh = _placed_already(s, names, step), 0
+    for at in range(begin, len(names)):
+        known = find(s, names[at])
+        if known >= 0:
+            slots[known].first = step
+        else:
+            put(s, names[at], step, 0)
+            found[fresh] = names[at]
+            fresh += 1
+    for at in range(len(names) - 1, begin - 1, -1):  # the head outlives its tail
+        last = queue[(s.oldest + s.queued) % s.queue_n]
+        last.block, last.step = names[at], step
+        s.queued += 1
+    return fresh
+
+
+@alike
+@compiled
+def _expire(shadows: Records, now_s: float, most: int) -> int:
+    """Blocks whose time is over are forgotten, and the oldest beyond so many. Returns how many, they are in `found`: if
+    that is full there may be more."""
+    s = shadows[0]
+    slots, queue, found = (
+        view(s.slots, s.slots_n, SLOT),
+        view(s.queue, s.queue_n, _PLACED),
+        view(s.found, s.found_n, INT),
+    )
+    gone, s.expires_s = 0, np.inf
+    while s.queued > 0 and gone < s.found_n:
+        oldest = queue[s.oldest]
+        if _until_s(s, oldest.step) > now_s and s.taken <= most:
+            break
+        s.oldest = (s.oldest + 1) % s.queue_n
+        s.queued -= 1
+        at = find(s, oldest.block)
+        if at >= 0 and slots[at].first == oldest.step:
+            found[gone] = oldest.block
+            gone += 1
+            take(s, at)
+    if s.queued > 0:
+        s.expires_s = _until_s(s, queue[s.oldest].step)
+    return gone
 
 
 class Shadow:
@@ -25,59 +109,47 @@ class Shadow:
 
     def __init__(self, holding: Holding, ttl_s: float) -> None:
         self._holding = holding
-        self._ttl_s, self._step_s = ttl_s, ttl_s / _STEPS
-        self._until: dict[int, float] = {}  # by block
-        self._placed: deque[tuple[float, list[int]]] = deque()  # in order: when blocks expire, which
+        self._step_s = ttl_s / _STEPS
+        arrays = {"queue": np.zeros(_FIRST_ROOM, _PLACED), "found": np.zeros(_FIRST_ROOM, np.int64)}
+        times = {"ttl_s": float(ttl_s), "step_s": self._step_s, "expires_s": inf}
+        self._table = EngineNames(arrays, {"oldest": 0, "queued": 0, **times})
+
+    def __len__(self) -> int:
+        """Blocks in the order in which they expire; those that were placed again are still there where they were."""
+        return int(self._table.hub.number("queued"))
 
     def placed(self, names: Ints, now_s: float) -> None:
         """A prompt with these blocks was answered here; names as kernels have them."""
-        blocks, known = names.tolist(), self._until
-        until_s = ceil(now_s / self._step_s) * self._step_s + self._ttl_s
-        rest = blocks[self._placed_already(blocks, until_s) :]
-        if rest:
-            fresh = [block for block in rest if block not in known]
-            known.update(dict.fromkeys(rest, until_s))
-            self._placed.append((until_s, rest))
-            if fresh:
-                self._holding.store_names(np.array(fresh, np.int64))
-        self._trim(now_s)
+        hub, step = self._table.hub, ceil(now_s / self._step_s)
+        while (fresh := _place(hub.record, names, step)) == _FULL:
+            self._grow(len(names))
+        if fresh:
+            self._holding.store_names(hub["found"][:fresh])
+        self.expire(now_s)
 
     @property
     def expires_s(self) -> float:
         """When the next block goes, at the earliest."""
-        return self._placed[0][0] if self._placed else inf
+        return float(self._table.hub.number("expires_s"))
 
     def expire(self, now_s: float) -> None:
-        self._trim(now_s)
+        hub = self._table.hub
+        while gone := _expire(hub.record, float(now_s), MAX_SHADOW_BLOCKS):
+            self._holding.remove_names(hub["found"][:gone])
 
     def reset(self) -> None:
-        self._until.clear()
-        self._placed.clear()
+        self._table.clear()
+        for name, value in (("oldest", 0), ("queued", 0), ("expires_s", inf)):
+            self._table.hub.set(name, value)
         self._holding.clear()
 
-    def _placed_already(self, blocks: list[int], until_s: float) -> int:
-        """How many of them in this step."""
-        low, high = 0, len(blocks)
-        while low < high:
-            middle = (low + high) // 2
-            if self._until.get(blocks[middle]) == until_s:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _trim(self, now_s: float) -> None:
-        gone: list[int] = []
-        while self._placed:
-            until_s, blocks = self._placed[0]
-            if until_s > now_s and len(self._until) <= MAX_SHADOW_BLOCKS:
-                break
-            while blocks and (until_s <= now_s or len(self._until) > MAX_SHADOW_BLOCKS):
-                block = blocks.pop()  # the head outlives its tail
-                if self._until.get(block) == until_s:
-                    del self._until[block]
-                    gone.append(block)
-            if not blocks:
-                self._placed.popleft()
-        if gone:
-            self._holding.remove_names(np.array(gone, np.int64))
+    def _grow(self, more: int) -> None:
+        """Room for so many more blocks."""
+        hub = self._table.hub
+        self._table.make_room(more)
+        if len(hub["found"]) < more:
+            hub.put("found", np.zeros(2 * more, np.int64))
+        if len(hub["queue"]) < len(self) + more:
+            queue = np.roll(hub["queue"], -hub.number("oldest"))
+            hub.put("queue", grown(queue, 2 * (len(queue) + more)))
+            hub.set("oldest", 0)

@@ -33,6 +33,7 @@ def warm() -> None:
     router.place(RequestId("s"), tokens, 0.0, session="s", avoid={WorkerId("both"), WorkerId("prompts")})
     router.done(RequestId("s"))
     router.place(RequestId("s"), tokens, 0.0, session="s")
+    router.on_answered(RequestId("s"), 0.0)
     router.done(RequestId("s"))
     router.leave(WorkerId("new"))
     for _ in range(2):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jevons.base.compiled import SMALL, Ints, Places, Records, compiled
+from jevons.base.compiled import SMALL, Ints, Places, Records, alike, compiled
 from jevons.base.hub import Hub, view
 from jevons.base.ids import BlockHash
 from jevons.facts.block import Tier
@@ -101,6 +101,7 @@ class PrefixIndex:
     def __init__(self, hub: Hub | None = None, most: int = MOST_ENTRIES) -> None:
         self.hub = hub or Hub(*entries.index_arrays(0, _FIRST_ROOM))
         self.bound(most)
+        self._store, self._drop = alike(_store), alike(_drop)
         self._found: tuple[Places, Places] = np.zeros(0, np.int32), np.zeros(0, np.int32)  # workers and depths
         self._numbers = 0  # of holders ever given
         self._swept = 0  # places looked at for what nobody has any more
@@ -198,9 +199,9 @@ class Holding:
         index = self._index
         if group or self._is_lower:
             names = groups.names_in(names, self._tier, group)
-        if not _store(index.hub.record, self.holder, names):
+        if not index._store(index.hub.record, self.holder, names):
             index.make_room(len(names))
-            _store(index.hub.record, self.holder, names)
+            index._store(index.hub.record, self.holder, names)
         if index._dead:
             index.sweep(_SWEPT * len(names) + _SWEPT_AT_LEAST)
 
@@ -210,7 +211,7 @@ class Holding:
 
     def remove_names(self, names: Ints, group: int = 0) -> int:
         """As `remove`, of blocks that are named as the kernels name them, in a group of layers."""
-        return _drop(self._index.hub.record, self.holder, groups.names_in(names, self._tier, group))
+        return self._index._drop(self._index.hub.record, self.holder, groups.names_in(names, self._tier, group))
 
     def clear(self) -> None:
         """It holds nothing any more. Costs the same however much it held: that is swept away later."""
