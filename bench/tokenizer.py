@@ -84,7 +84,7 @@ def main() -> None:
     sizes = (1_024, 4_096, 16_384)
     found = {f"encode {size} B": encoding(ours, plain, [text_of(size, rng) for _ in range(ROUNDS)]) for size in sizes}
     found["encode a growing talk"] = next_turns(ours, plain, [text_of(512, rng) for _ in range(2 * ROUNDS)])
-    ids = ours.encode(text_of(16_384, rng))
+    ids = list(ours.encode(text_of(16_384, rng)))
     found |= {f"detokenize {count} tokens": detokenizing(ours, plain, ids[:count]) for count in (128, 512)}
     machine = (
         f"{platform.machine()}, Python {platform.python_version()}, tokenizers {tokenizers.__version__}; {encoder}"

@@ -85,7 +85,7 @@ def ask(running: Jevons, prompt: list[int], salt: str) -> Asked:
 def prompts(gemma_dir: Path) -> list[list[int]]:
     """The prompts of all turns of all conversations, interleaved: each holds the one before it."""
     text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
-    ids = Tokenizer(gemma_dir).encode(text)
+    ids = list(Tokenizer(gemma_dir).encode(text))
     ends = [OPENING + turn * TURN for turn in range(TURNS)]
     starts = [300 * talk for talk in range(TALKS)]
     assert len(ids) >= starts[-1] + ends[-1], "the page that they talk about is too short"

@@ -32,11 +32,11 @@ def test_a_text_without_a_seam_is_one_part() -> None:
 def test_a_part_is_encoded_once_and_the_last_one_each_time() -> None:
     asked: list[str] = []
 
-    def encode(part: str) -> list[int]:
+    def encode(part: str) -> bytes:
         asked.append(part)
-        return [len(part) % 7] * 3
+        return bytes([len(part) % 7] * 4)
 
-    parts, text = Parts(encode, 10), "word and " * 600
+    parts, text = Parts(encode), "word and " * 600
     first = parts.encode(text)
     cut = len(asked)
 
@@ -48,11 +48,11 @@ def test_the_parts_kept_are_bounded_and_those_used_last(monkeypatch: pytest.Monk
     monkeypatch.setattr(seams, "MOST_CHARACTERS", 3 * STEP)
     asked: list[str] = []
 
-    def encode(part: str) -> list[int]:
+    def encode(part: str) -> bytes:
         asked.append(part)
-        return [1]
+        return bytes(4)
 
-    parts = Parts(encode, 2)
+    parts = Parts(encode)
     texts = [f"{name} " * STEP for name in ("ab", "cd", "ef", "gh")]
     for text in texts:
         parts.encode(text)

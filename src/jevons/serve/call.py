@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from time import time
 
@@ -76,7 +76,7 @@ class Call:
         self.session = read_session(request.headers, self.asked.cache_salt or "")
         self.is_downgraded = False
         self.id = _fresh_id()
-        self.prompts: list[list[int]] = []  # token ids
+        self.prompts: list[Sequence[int]] = []  # token ids
         self._attempts = 0
 
     def attempt(self) -> RequestId:
@@ -117,7 +117,7 @@ class Placements:
         self.watch = Watch(now_s())
         self.lately = Lately()
 
-    def place(self, call: Call, id: RequestId, prompt: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
+    def place(self, call: Call, id: RequestId, prompt: Sequence[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Raises NoWorker if none is left."""
         placement = self._router.place(
             id,
@@ -136,7 +136,7 @@ class Placements:
         self._charge(call, id)
         return placement
 
-    def go_on(self, call: Call, id: RequestId, tokens: list[int], avoid: Collection[WorkerId] = ()) -> Placement:
+    def go_on(self, call: Call, id: RequestId, tokens: Sequence[int], avoid: Collection[WorkerId] = ()) -> Placement:
         """Place what follows the output so far, which `tokens` end with. Raises NoWorker if none is left."""
         now_s = self.now_s()
         placement = self._router.go_on(

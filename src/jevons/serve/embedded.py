@@ -101,7 +101,7 @@ class Embedded:
                 index = len(sequences)
                 work = Work(
                     id=RequestId(f"{call.id}-{index}"),
-                    prompt=prompt,
+                    prompt=list(prompt),
                     max_tokens=asked.output_limit or context_tokens - len(prompt),
                     sampling=Sampling(
                         temperature=1.0 if asked.temperature is None else asked.temperature,

@@ -9,7 +9,7 @@ that is lost in the middle ends with a well-formed error event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -159,7 +159,7 @@ class Front:
         if work is not None:
             await work
 
-    def _place(self, call: Call, prompts: list[list[int]], reply: Reply) -> Coroutine[Any, Any, None] | None:
+    def _place(self, call: Call, prompts: list[Sequence[int]], reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Give the call to whom it is placed on. What is returned answers it; None: callbacks do."""
         call.prompts = prompts
         id = call.attempt()

@@ -101,7 +101,7 @@ class MockServer:
         prompts = await self._words.encode(asked)
         if len(prompts) != 1 or (asked.n or 1) != 1:
             raise RequestError("n, prompt: a mock gives one answer to one prompt; ask several times", "n")
-        work = _work(asked, prompts[0], name if name in facts.adapters else "")
+        work = _work(asked, list(prompts[0]), name if name in facts.adapters else "")
         shape = (ChatShape if path == CHAT else CompletionShape)(work.id, int(time()), name)
         await _Answer(asked, work, shape, self._words.spell, reply).run(engine)
 

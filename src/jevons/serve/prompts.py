@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from array import array
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 
@@ -15,8 +16,8 @@ from jevons.serve.tokenizer import Tokenizer
 REMOTE_TIMEOUT_S = 5.0
 PARTS_BYTES = 16 << 10  # what a message of several parts counts for; they are not looked at
 
-Encode = Callable[[ChatRequest | CompletionRequest], Awaitable[list[list[int]]]]
-EncodeRest = Callable[[str], list[int] | None]
+Encode = Callable[[ChatRequest | CompletionRequest], Awaitable[list[Sequence[int]]]]
+EncodeRest = Callable[[str], Sequence[int] | None]
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -69,12 +70,12 @@ class Prompts:
     def context_tokens(self, model: str) -> int | None:
         return self._served[model].context_tokens
 
-    def encode_rest(self, model: str, text: str) -> list[int] | None:
+    def encode_rest(self, model: str, text: str) -> Sequence[int] | None:
         """The tokens of text in the middle of an answer; None where they are not known here."""
         encode = self._served[model].encode_rest
         return None if encode is None else encode(text)
 
-    async def encode(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+    async def encode(self, asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
         """Every prompt of the request as token ids, at least one each.
 
         Raises:
@@ -83,7 +84,7 @@ class Prompts:
         served = self._of(asked.model)
         return _fitting(served, asked, await served.encode(asked))
 
-    def encode_now(self, asked: ChatRequest | CompletionRequest) -> list[list[int]] | None:
+    def encode_now(self, asked: ChatRequest | CompletionRequest) -> list[Sequence[int]] | None:
         """As `encode`, where it takes no longer than everybody else may wait; else None."""
         served = self._of(asked.model)
         if not isinstance(served.encode, LocalEncoder):
@@ -107,18 +108,18 @@ class LocalEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    async def __call__(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+    async def __call__(self, asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
         found = self.now(asked)
         return await asyncio.to_thread(self._encode, asked) if found is None else found
 
-    def now(self, asked: ChatRequest | CompletionRequest) -> list[list[int]] | None:
+    def now(self, asked: ChatRequest | CompletionRequest) -> list[Sequence[int]] | None:
         """None: it is long, and better done beside the event loop."""
         return None if _size(asked) > self.tokenizer.inline_bytes else self._encode(asked)
 
-    def _encode(self, asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+    def _encode(self, asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
         return [self._chat(asked)] if isinstance(asked, ChatRequest) else self._text(asked)
 
-    def _chat(self, asked: ChatRequest) -> list[int]:
+    def _chat(self, asked: ChatRequest) -> Sequence[int]:
         kwargs = asked.chat_template_kwargs or {}
         taken = sorted(kwargs.keys() & {"tools", "add_generation_prompt"})
         if taken:
@@ -128,7 +129,7 @@ class LocalEncoder:
             asked.messages, tools=asked.tools, add_generation_prompt=asked.add_generation_prompt, **kwargs
         )
 
-    def _text(self, asked: CompletionRequest) -> list[list[int]]:
+    def _text(self, asked: CompletionRequest) -> list[Sequence[int]]:
         encode, vocab = self.tokenizer.encode, self.tokenizer.vocab
         return [encode(p) if isinstance(p, str) else _checked(p, vocab) for p in asked.prompts]
 
@@ -141,7 +142,7 @@ def local_encoder(tokenizer: Tokenizer) -> Encode:
 def remote_encoder(engine: OpenAIEngine) -> Encode:
     """Prompts by the engine's own /tokenize: exact, a round trip each. Where that fails, pseudo-tokens."""
 
-    async def encode(asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+    async def encode(asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
         if isinstance(asked, CompletionRequest) and all(isinstance(p, list) for p in asked.prompts):
             return [p for p in asked.prompts if isinstance(p, list)]
         field = {"messages": asked.messages} if isinstance(asked, ChatRequest) else {"prompt": asked.prompts[0]}
@@ -157,7 +158,7 @@ def remote_encoder(engine: OpenAIEngine) -> Encode:
 def pseudo_encoder() -> Encode:
     """For engines that have no tokenizer we can use: a prompt's bytes, four to a pseudo-token. Token ids stay."""
 
-    async def encode(asked: ChatRequest | CompletionRequest) -> list[list[int]]:
+    async def encode(asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
         if isinstance(asked, CompletionRequest) and all(isinstance(p, list) for p in asked.prompts):
             return [p for p in asked.prompts if isinstance(p, list)]
         what = asked.messages if isinstance(asked, ChatRequest) else asked.prompts
@@ -166,12 +167,14 @@ def pseudo_encoder() -> Encode:
     return encode
 
 
-def pseudo_tokens(raw: bytes) -> list[int]:
+def pseudo_tokens(raw: bytes) -> array[int]:
     """Four bytes a token: equal prefixes give equal tokens, and English comes to about as many as real ones."""
-    return memoryview(raw.ljust(-(-len(raw) // 4) * 4, b"\0")).cast("I").tolist()
+    return array("I", raw.ljust(-(-len(raw) // 4) * 4, b"\0"))
 
 
-def _fitting(served: Served, asked: ChatRequest | CompletionRequest, prompts: list[list[int]]) -> list[list[int]]:
+def _fitting(
+    served: Served, asked: ChatRequest | CompletionRequest, prompts: list[Sequence[int]]
+) -> list[Sequence[int]]:
     field = "messages" if isinstance(asked, ChatRequest) else "prompt"
     for prompt in prompts:
         if not prompt:

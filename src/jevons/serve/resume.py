@@ -8,6 +8,7 @@ middle: such a stream is cut, as before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -51,7 +52,7 @@ class Rest(NamedTuple):
 
     path: str
     body: bytes
-    tokens: list[int]  # prompt and answer so far, for the placement
+    tokens: Sequence[int]  # prompt and answer so far, for the placement
     is_all: bool = False  # nothing of the answer was out: the request as it was
 
 
@@ -94,7 +95,9 @@ class Said:
         self._fold()
         return self._odd
 
-    def rest(self, body: bytes, prompt: list[int], tail: list[int] | None, context_tokens: int | None) -> Rest | None:
+    def rest(
+        self, body: bytes, prompt: Sequence[int], tail: Sequence[int] | None, context_tokens: int | None
+    ) -> Rest | None:
         """The request for what is still to come.
 
         Args:

@@ -8,6 +8,7 @@ encoded here, which `tokenizers` does on the calling thread: its thread pool nev
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Tokenizer:
         """Longer prompts are better encoded beside the event loop."""
         return INLINE_BYTES if self._fast is None else FAST_INLINE_BYTES
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> array[int]:
         """The tokens of a plain prompt, with the model's opening token if it uses one and `special` is true.
 
         Special tokens written out in `text` are recognised, as Hugging Face and vLLM do.
@@ -85,7 +86,7 @@ class Tokenizer:
         """
         return self._ids(text, special, "prompt")
 
-    def encode_rest(self, text: str) -> list[int] | None:
+    def encode_rest(self, text: str) -> array[int] | None:
         """The tokens of text in the middle of an answer; None where the model's tokens know no middle.
 
         SentencePiece puts a space before whatever it is given.
@@ -112,7 +113,7 @@ class Tokenizer:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         **kwargs: Any,
-    ) -> list[int]:
+    ) -> array[int]:
         """The prompt's tokens for a chat; the template wrote the special tokens already, so none is added."""
         text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
         return self._ids(text, False, "messages")
@@ -134,7 +135,7 @@ class Tokenizer:
         """A fresh, empty text of this tokenizer's form; see `Detokenizer`."""
         return self._form.fresh()
 
-    def _ids(self, text: str, special: bool, param: str) -> list[int]:
+    def _ids(self, text: str, special: bool, param: str) -> array[int]:
         if self._fast is not None:
             try:
                 ids = self._fast.encode(text, special)
@@ -146,7 +147,7 @@ class Tokenizer:
             except (TypeError, ValueError):
                 pass  # what it cannot take, the other one says why
         try:
-            return self._hf.encode(text, add_special_tokens=special).ids
+            return array("I", self._hf.encode(text, add_special_tokens=special).ids)
         except TypeError as no_text:  # what tokenizers raises for a str that has no UTF-8 form
             raise RequestError(f"{param}: holds half of a surrogate pair, which is no character", param) from no_text
 
