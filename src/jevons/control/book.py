@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -68,13 +68,50 @@ def _arrive(hubs: Records, now_s: float, stream_weight: float, tpot_slo_s: float
     h.stream_weight, h.tpot_slo_s, h.output_tokens = stream_weight, tpot_slo_s, output_tokens
 
 
+class Pick(NamedTuple):
+    """Who computes a prompt, and what was known of that worker then; see CANDIDATE."""
+
+    worker: int  # -1: there is nobody
+    after: int  # who goes on; -1: the same
+    tpot_s: float  # of who goes on
+    seconds: float
+    queued_tokens: float
+    queued_context: float
+    cached: int
+    depth: int
+    block_size: int
+    decoding: int
+    requests: int
+    is_copy: int  # 1: computed once more on purpose
+    usual_tokens: float  # of an answer, by the mean
+
+
 @alike
 @compiled
-def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int, counts: bool) -> tuple[int, int]:
-    there, chosen = choice.conclude(hubs[0], prompt_tokens, whole, apart)
-    if counts and (there >= 0 or chosen >= 0):
-        choice.want(hubs[0])
-    return there, chosen
+def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int, counts: bool) -> tuple[Any, ...]:
+    h = hubs[0]
+    there, chosen = choice.conclude(h, prompt_tokens, whole, apart)
+    is_there = there >= 0 or chosen >= 0
+    if counts and is_there:
+        choice.want(h)
+    candidates = view(h.candidates, h.candidates_n, CANDIDATE)
+    c = candidates[h.desk * board.APART + there] if there >= 0 else candidates[max(chosen, 0)]
+    after = candidates[chosen] if chosen >= 0 else c
+    return (
+        c.worker if is_there else -1,
+        after.worker if there >= 0 and chosen >= 0 else -1,
+        after.tpot_s,
+        c.seconds,
+        c.queued_tokens,
+        c.queued_context,
+        c.cached,
+        c.depth,
+        c.block_size,
+        c.decoding,
+        c.requests,
+        h.is_copy,
+        h.answer_tokens / h.answers,
+    )
 
 
 @alike
@@ -300,18 +337,14 @@ class Book:
         _put_also(self.hub.record, desk, count, worker)
         return count, count + 1
 
-    def conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[int, int]:
+    def conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> Pick:
         """See `choice.conclude`. `counts`: it will be placed so, see `choice.want`."""
-        return _conclude(self.hub.record, prompt_tokens, whole, apart, counts)
+        return Pick._make(_conclude(self.hub.record, prompt_tokens, whole, apart, counts))
 
     def candidates(self, desk: int, count: int) -> Records:
         """The first so many of a desk."""
         first = desk * int(self.hub.number("desk"))
         return self.hub["candidates"][first : first + count]
-
-    def row(self, desk: int, at: int) -> Any:
-        """One of them, its fields as attributes."""
-        return ROW(*self.hub["candidates"][desk * self.hub.number("desk") + at].item())
 
     def wait(self, worker: int, goes_on: int, prompt_tokens: int, cached_tokens: int, names: Ints) -> int:
         """A request waits. Returns its number, to be given back by `free`.

@@ -21,7 +21,7 @@ from jevons.base.ids import RequestId, WorkerId
 from jevons.control.affinity import Adapters, Last, Sessions
 from jevons.control.beside import promised
 from jevons.control.board import APART, WHOLE
-from jevons.control.book import ROW, Book
+from jevons.control.book import ROW, Book, Pick
 from jevons.control.candidates import Candidates, Crew, Wish
 from jevons.control.columns import Columns
 from jevons.control.intake import Intake
@@ -581,11 +581,12 @@ class Router:
         """Conclude, and keep account of it."""
         prompt, prompt_tokens = ask.prompt, len(ask.prompt.tokens)
         chosen, c = self._conclude(prompt_tokens, whole, apart, counts=True)
-        self._copies += self._book.hub.number("is_copy")
+        self._copies += c.is_copy
         worker, after = chosen.member, chosen.after
         placement = self._placement(chosen, prompt_tokens, c)
         own = prompt_load(prompt_tokens, placement.cached_tokens)
-        answer_tokens = self._book.answer_tokens(ask.output_tokens)
+        limit = ask.output_tokens
+        answer_tokens = c.usual_tokens if limit is None else min(c.usual_tokens, limit)
         token_s = chosen.tpot_s / (c.requests + 1)  # each step is for all that are in it
         untold_s = 0.0 if ask.tells_first else answer_tokens * placement.tpot_s
         named = prompt.named(worker.block_size) if worker.block_size else None
@@ -668,17 +669,13 @@ class Router:
         if self._is_current(drew):
             self._book.attend(drew.number, -counted.prompt_tokens)
 
-    def _conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[_Chosen, Any]:
-        """Who is chosen among the first so many candidates of each desk, and the prompt's candidate, as ROW."""
-        there, chosen = self._book.conclude(prompt_tokens, whole, apart, counts=counts)
-        if there < 0 and chosen < 0:
+    def _conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[_Chosen, Pick]:
+        """Who is chosen among the first so many candidates of each desk."""
+        c = self._book.conclude(prompt_tokens, whole, apart, counts=counts)
+        if c.worker < 0:
             raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
-        c = self._book.row(WHOLE, chosen) if there < 0 else self._book.row(APART, there)
-        after, tpot_s = None, c.tpot_s
-        if there >= 0 and chosen >= 0:
-            going_on = self._book.row(WHOLE, chosen)
-            after, tpot_s = self._members[going_on.worker], going_on.tpot_s
-        return _Chosen(self._members[c.worker], after, tpot_s), c
+        after = None if c.after < 0 else self._members[c.after]
+        return _Chosen(self._members[c.worker], after, c.tpot_s), c
 
     def _placement(self, chosen: _Chosen, prompt_tokens: int, c: Any) -> Placement:
         worker, after, cached, seconds = chosen.member, chosen.after, c.cached, c.seconds

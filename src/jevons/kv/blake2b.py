@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import Ints, compiled
+from jevons.base.compiled import Ints, alike, compiled
 from jevons.kv.hashing import root
 
 U64 = Any  # an unsigned 64-bit number, wrapping; mixed with a signed one it would become a float
@@ -176,6 +176,9 @@ def name_chain(parent: Ints, tokens: Tokens, size: int, names: Ints) -> None:
         names[2 * block], names[2 * block + 1] = first, second
 
 
+_name_chain = alike(name_chain)
+
+
 def name_prompt(tokens: Sequence[int], size: int, salt: str = "", adapter: str = "") -> tuple[Tokens, Ints]:
     """A prompt's tokens as an array, and the names of its full blocks, two numbers each: as `hashing.block_hashes`.
 
@@ -184,5 +187,5 @@ def name_prompt(tokens: Sequence[int], size: int, salt: str = "", adapter: str =
     buffer = tokens if isinstance(tokens, array) and tokens.typecode == "I" else array("I", tokens)
     numbers = np.zeros(2 * (len(buffer) // size), np.int64)
     raw = np.frombuffer(buffer, np.uint32) if len(buffer) else np.zeros(0, np.uint32)
-    name_chain(np.frombuffer(root(size, salt, adapter), np.int64), raw, size, numbers)
+    _name_chain(np.frombuffer(root(size, salt, adapter), np.int64), raw, size, numbers)
     return raw, numbers
