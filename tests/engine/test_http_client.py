@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jevons.base.errors import EngineGone
 from jevons.engine.http_client import HttpClient, parse_url
+from jevons.engine.http_exchange import Connection, Exchange, Head
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -41,3 +47,69 @@ def test_a_kept_connection_that_is_closed_when_it_is_used_again_is_told_and_its_
 
     assert asyncio.run(run()) == [b"ok", b"ok"]
     assert told == ["asked", "asked", "lost", "asked"]
+
+
+class Taken:
+    """Takes a response, and keeps it."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.over: list[EngineGone | None] = []
+
+    def on_head(self, head: Head) -> None: ...
+    def on_body(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def on_end(self) -> None:
+        self.over.append(None)
+
+    def on_lost(self, error: EngineGone) -> None:
+        self.over.append(error)
+
+
+class Wire:
+    """A transport that takes everything."""
+
+    def get_extra_info(self, name: str) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+
+def taken(reads: list[bytes]) -> Taken:
+    """What a taker is told by these reads of a chunked response, whose head has come."""
+    connection, taker = Connection(HttpClient(parse_url("test", "http://127.0.0.1:1"))), Taken()
+    wire: Any = Wire()
+    connection.connection_made(wire)
+    connection.begin(Exchange(b"", taker), kept=False)
+    connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    for read in reads:
+        connection.data_received(read)
+    return taker
+
+
+def chunk(body: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+BODIES = st.lists(
+    st.sampled_from([b"data: 1\n\n", b"\r\n", b"5\r\nhello\r\n", b"1", b"x" * 300]), min_size=1, max_size=9
+)
+
+
+@given(BODIES, st.lists(st.integers(0, 700)))
+def test_a_body_in_chunks_is_the_same_however_it_is_read(bodies: list[bytes], cuts: list[int]) -> None:
+    whole = b"".join(map(chunk, bodies)) + b"0\r\n\r\n"
+    ends = sorted({*(cut for cut in cuts if cut < len(whole)), len(whole)})
+    reads = [whole[start:end] for start, end in zip([0, *ends], ends, strict=False) if start < end]
+
+    found = taken(reads)
+
+    assert (b"".join(found.pieces), found.over) == (b"".join(bodies), [None])
+
+
+@given(BODIES)
+def test_chunks_that_come_one_by_one_are_told_one_by_one(bodies: list[bytes]) -> None:
+    found = taken([*map(chunk, bodies), b"0\r\n\r\n"])
+
+    assert (found.pieces, found.over) == (bodies, [None])

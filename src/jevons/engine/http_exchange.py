@@ -13,6 +13,7 @@ from jevons.base.errors import EngineGone
 if TYPE_CHECKING:
     from jevons.engine.http_client import HttpClient
 
+_SIZE_BYTES = 10  # of the line that tells a chunk's size, with CRLF
 # Heads of responses that are remembered of one server: they differ by date and length, so after a second most are of no
 # use. Each takes a kilobyte and more.
 _KNOWN_HEADS, _KNOWN_BYTES = 32, 2_048
@@ -122,6 +123,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._head: Head | None = None
         self._complete = False
+        self._ends_chunk = False  # what the parser told last is that a chunk is complete
         self._body: list[bytes] = []
 
     @property
@@ -168,6 +170,9 @@ class Connection(asyncio.Protocol):
             return
         if not self._answered and self._is_known(data, exchange):
             return
+        if self._ends_chunk and (body := _only_chunk(data)) is not None:
+            exchange.taker.on_body(body)
+            return
         begins, self._answered = not self._answered, True
         try:
             self._parser.feed_data(data)
@@ -176,6 +181,7 @@ class Connection(asyncio.Protocol):
             return
         if begins and self._complete and self._head is not None:
             self._remember(data, self._head)
+        self._ends_chunk = self._ends_chunk and data.endswith(b"\r\n")  # and nothing of the next one has come
         self._tell(exchange)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -266,9 +272,25 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
+    def on_chunk_header(self) -> None:
+        self._ends_chunk = False
+
+    def on_chunk_complete(self) -> None:
+        self._ends_chunk = True
+
     def on_message_complete(self) -> None:
+        self._ends_chunk = False
         if self._head is not None:
             self._complete = True
+
+
+def _only_chunk(data: bytes) -> bytes | None:
+    """The body of a chunk, if `data` is one chunk and nothing else: between chunks, the parser need not see it."""
+    at = data.find(b"\r\n", 1, _SIZE_BYTES)
+    size = len(data) - at - 4
+    if at < 0 or size < 1 or data[:at].lower() != b"%x" % size or data[-2:] != b"\r\n":
+        return None
+    return data[at + 2 : -2]
 
 
 def said(error: BaseException) -> str:

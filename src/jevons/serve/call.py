@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from time import time
 
+import msgspec
+
 from jevons.base.compiled import Ints
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
@@ -99,6 +101,17 @@ class Call:
         return kind(self.id, int(time()), self.asked.model)
 
 
+class _Open(msgspec.Struct):
+    """A placement that is not over."""
+
+    since_s: float  # arrival, then the last token
+    account: str  # to whom it is charged
+    device_s: float  # how many seconds of devices
+    goes_on: bool  # its first token is not the answer's first
+    has_begun: bool = False
+    tokens: int | None = None  # of its answer, so far; None: not known
+
+
 class Placements:
     """The router, as the roads use it: every placement is booked in the metrics when it is over."""
 
@@ -106,11 +119,7 @@ class Placements:
         self._router = router
         self._metrics = metrics
         self._recorder = recorder
-        self._since_s: dict[RequestId, float] = {}  # arrival, then the last token
-        self._begun: set[RequestId] = set()
-        self._tokens: dict[RequestId, int] = {}  # of their answers, so far
-        self._going_on: set[RequestId] = set()  # its first token is not the answer's first
-        self._charged: dict[RequestId, tuple[str, float]] = {}  # to whom, and how many seconds of devices
+        self._open: dict[RequestId, _Open] = {}
         self.gate = Gate()
         self.on_room: Callable[[], None] | None = None  # told when a worker may have more room, if somebody waits
         self.now_s = now_s
@@ -132,8 +141,7 @@ class Placements:
             tells_first=bool(call.asked.stream),
         )
         self.watch.placed(id, placement, len(prompt), self.now_s())
-        self._since_s[id] = call.arrived_s
-        self._charge(call, id)
+        self._begin(call, id, call.arrived_s, goes_on=False)
         return placement
 
     def go_on(self, call: Call, id: RequestId, tokens: Sequence[int], avoid: Collection[WorkerId] = ()) -> Placement:
@@ -149,14 +157,12 @@ class Placements:
             tpot_slo_s=call.promise.tpot_s,
         )
         self.watch.placed(id, placement, len(tokens), now_s)
-        self._since_s[id] = now_s
-        self._going_on.add(id)
-        self._charge(call, id)
+        self._begin(call, id, now_s, goes_on=True)
         return placement
 
-    def _charge(self, call: Call, id: RequestId) -> None:
+    def _begin(self, call: Call, id: RequestId, since_s: float, *, goes_on: bool) -> None:
         account, seconds = self.gate.begin(call.tenant), self._router.device_s(id)
-        self._charged[id] = account, seconds
+        self._open[id] = _Open(since_s, account, seconds, goes_on)
         self.gate.charge(account, seconds, placements=1)
 
     async def place_again(
@@ -188,26 +194,25 @@ class Placements:
 
     def token(self, id: RequestId, worker: WorkerId, tokens: int = 1) -> None:
         """A step's tokens of it are here."""
-        now_s = self.now_s()
-        gap_s = now_s - self._since_s[id]
-        self._since_s[id] = now_s
-        is_first = id not in self._begun
+        now_s, one = self.now_s(), self._open[id]
+        gap_s, one.since_s = now_s - one.since_s, now_s
+        is_first = not one.has_begun
         if is_first:
-            self._begun.add(id)
+            one.has_begun = True
             self._router.on_first(id, now_s)
             self.watch.first(id, now_s)
             self._tell_room()
-        if not is_first or id in self._going_on:
+        if not is_first or one.goes_on:
             self._metrics.itl.labels(worker).observe(gap_s)
             self.watch.gap(gap_s, now_s)
         else:
             self._metrics.ttft.labels(worker).observe(gap_s)
-        self._tokens[id] = self._tokens.get(id, 0) + tokens
+        one.tokens = (one.tokens or 0) + tokens
         self._metrics.output_tokens.labels(worker).inc(tokens)
 
     def counted(self, id: RequestId, tokens: int) -> None:
         """Its engine says that its answer has so many tokens: an event may bring several."""
-        self._tokens[id] = tokens
+        self._open[id].tokens = tokens
 
     def answered(self, id: RequestId) -> None:
         """Its whole answer is here; when its first token came is not known."""
@@ -231,16 +236,13 @@ class Placements:
 
     def done(self, id: RequestId) -> None:
         """It is over, whichever way."""
-        self._since_s.pop(id, None)
-        self._begun.discard(id)
-        self._going_on.discard(id)
-        tokens = self._tokens.pop(id, None)
+        one = self._open.pop(id, None)
+        tokens = None if one is None else one.tokens
         outcome = self._router.done(id, tokens)
-        charged = self._charged.pop(id, None)
-        if charged is not None:
-            took_s = charged[1] if outcome is None else outcome.device_s
-            self.gate.charge(charged[0], took_s - charged[1])
-            self.gate.end(charged[0])
+        if one is not None:
+            took_s = one.device_s if outcome is None else outcome.device_s
+            self.gate.charge(one.account, took_s - one.device_s)
+            self.gate.end(one.account)
         if outcome is not None:
             self._metrics.placed(outcome)
             self.watch.done(outcome, tokens or 0, self.now_s())
