@@ -75,6 +75,14 @@ def test_split_layouts_that_do_not_say_how_many_have_few_users_on_many_workers_a
     assert (many.prefill_workers, many.decode_workers, many.group.attention) == (None, 1, 8)
 
 
+def test_chips_that_cannot_cut_the_heads_are_a_whole_deployment_in_split_layouts_too() -> None:
+    text = "disagg P(tp4.0 dp1.0 ep1.0 xnan) D(tp48.0 dp1.0 ep1.0 xnan)"
+    layout = case(parallelism=text, users="512").layout
+
+    assert layout is not None
+    assert (layout.group, layout.prefill) == (Group(tensor=48, attention=48, experts=48), Group(tensor=4))
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

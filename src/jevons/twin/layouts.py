@@ -25,17 +25,21 @@ def layout_of(text: str, chip: Chip, model: Llm, users: float) -> Layout:
         Unpredicted: none of these.
     """
     if "disagg" in text:
-        return _split(text, users)
+        return _split(text, model, users)
     spread = re.search(r"\bD?EP(\d+)", text) if not text.startswith("TP") else None
     if spread:
         count = int(spread[1])
         return Layout(group=Group(tensor=count, attention=count, experts=count))
     if re.search(r"\b1 chip\b", text):
         return Layout(group=Group())
-    group = _whole(text, chip)
-    if model.heads % (group.tensor // group.attention):  # so no one cut them: what is counted is a whole deployment
-        group = Group(tensor=group.tensor, attention=group.tensor, experts=group.tensor)
-    return Layout(group=group)
+    return Layout(group=_possible(_whole(text, chip), model))
+
+
+def _possible(group: Group, model: Llm) -> Group:
+    """The group, or where heads cannot be cut so and no one did, a copy of attention on each chip of a deployment."""
+    if model.heads % (group.tensor // group.attention):
+        return Group(tensor=group.tensor, attention=group.tensor, experts=group.tensor)
+    return group
 
 
 def _whole(text: str, chip: Chip) -> Group:
@@ -61,15 +65,15 @@ def _whole(text: str, chip: Chip) -> Group:
     return Group(tensor=chips, attention=attention, experts=spread_over)
 
 
-def _split(text: str, users: float) -> Layout:
+def _split(text: str, model: Llm, users: float) -> Layout:
     prefill, decode = re.search(_POOL.format("P"), text), re.search(_POOL.format("D"), text)
     if prefill is None or decode is None:
         raise Unpredicted(f"layout {text!r} is not predicted")
     known, many = decode[4] != "nan", users > GUESS_MANY_USERS
     guess = 1 if many else max(1, min(GUESS_MOST_WORKERS, round(users / GUESS_USERS_PER_WORKER)))
     return Layout(
-        group=_pool(decode, not known and many),
-        prefill=_pool(prefill, False),
+        group=_possible(_pool(decode, not known and many), model),
+        prefill=_possible(_pool(prefill, False), model),
         prefill_workers=int(prefill[4]) if prefill[4] != "nan" else None,
         decode_workers=int(decode[4]) if known else guess,
     )
