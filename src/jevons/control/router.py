@@ -7,36 +7,26 @@ time. Neither decides anything itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from math import inf
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from jevons.base.compiled import Ints
 from jevons.base.errors import NoWorker
 from jevons.base.ids import RequestId, WorkerId
-from jevons.control.affinity import Adapters, Last, Sessions
+from jevons.control.affinity import Last, Sessions
 from jevons.control.beside import promised
 from jevons.control.board import APART, WHOLE
-from jevons.control.book import ROW, Book, Pick
+from jevons.control.book import ROW, Pick
 from jevons.control.candidates import Candidates, Crew, Wish
-from jevons.control.columns import Columns
-from jevons.control.intake import Intake
-from jevons.control.ledger import HERE, NO_NAMES, Counted, Member, NodeTiers, Placed, Prompt
-from jevons.control.lessons import LATE_STEP, Lessons, learn_load
-from jevons.control.lived import LivedWorker, lived_worker
-from jevons.control.roster import Roster
-from jevons.control.scaling import Crewed
-from jevons.facts.move import MoveReport
+from jevons.control.ledger import HERE, NO_NAMES, Counted, Member, Placed, Prompt
+from jevons.control.lessons import LATE_STEP, learn_load
+from jevons.control.workforce import Workforce
 from jevons.facts.snapshot import FleetSnapshot, Outcome, WorkerSnapshot
-from jevons.facts.state import WorkerState
-from jevons.facts.view import Workers
-from jevons.facts.worker import Health, IndexMode, StepReport, WorkerFacts
-from jevons.kv.index import ENTRY_BYTES
-from jevons.perf.measured import Load, load_of
+from jevons.perf.measured import Load
 from jevons.policy.admit import USUAL, Promise
 from jevons.policy.route import Placement, check_policy, prompt_load, usual_streams
 
@@ -64,151 +54,18 @@ class _Ask(NamedTuple):
     now_s: float
 
 
-class Router:
+class Router(Workforce):
     """Places requests on workers and keeps account of what it placed."""
 
     def __init__(self, policy: str = "kv", *, hang_s: float = 0.8, shadow_ttl_s: float = 120.0) -> None:
-        self._book = Book(check_policy(policy))
-        self.policy = policy
-        self.roster = Roster(hang_s, self._on_health)
-        self._hang_s = hang_s
-        self._shadow_ttl_s = shadow_ttl_s
-        self._shadows_expire_s = inf  # none before
-        self._nodes: dict[str, NodeTiers] = {}
-        self._workers: dict[WorkerId, Member] = {}
-        self._members: dict[int, Member] = {}  # by number
-        self._resorts: dict[WorkerId, Member] = {}  # suspects and stalled ones
-        self._lessons = Lessons(self._book, self._workers)
+        super().__init__(policy, hang_s=hang_s, shadow_ttl_s=shadow_ttl_s)
         crew = Crew(self._workers, self._members, self._resorts, self._nodes)
         self._candidates = Candidates(self._book, check_policy(policy), crew)
-        self._recalled: dict[WorkerId, WorkerState] = {}  # of workers that have not joined yet
         self._placed: dict[RequestId, Placed] = {}
         self._sessions = Sessions()
+        self._shadows_expire_s = inf  # none before
         self._copies = 0  # prompts computed once more on purpose
-        self._bases: dict[str, str] = {}  # adapter → the model it is of
         self._recent: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
-        self._seatings = 0  # workers that came, left or are others
-        self._columns = Columns(self._book.hub, self._workers, self.roster)
-
-    def bound_index(self, size_bytes: int) -> None:
-        """Let the index take so much memory at most, from 1 MB on; before anything is known. See `kv.index`."""
-        self._book.index.bound(size_bytes // ENTRY_BYTES)
-
-    # Workers
-
-    def node(self, name: str) -> NodeTiers:
-        """What is known of a node's tiers; who is told by their keeper writes it."""
-        if name not in self._nodes:
-            self._nodes[name] = NodeTiers(name)
-        return self._nodes[name]
-
-    def join(self, facts: WorkerFacts, node: str = HERE) -> None:
-        """A worker of `node` introduces itself, for the first time or after a restart: it holds nothing we know of."""
-        old = self._workers.get(facts.id)
-        if old is not None:
-            self._end(old)
-        learned = self._lessons.begin(facts, old)
-        self._seatings += 1
-        self._workers[facts.id] = worker = Member(facts, learned, self.node(node), self._book, self._shadow_ttl_s)
-        self._members[worker.number] = worker
-        if old is not None:
-            worker.reports_steps = old.reports_steps
-        self.carry(facts.id, facts.adapters, facts.adapter_numbers)
-        self._tell_up(worker)
-        recalled = self._recalled.pop(facts.id, None)
-        if recalled is not None:
-            self._resume(worker, recalled)
-
-    def carry(self, worker: WorkerId, adapters: Collection[str], numbers: Mapping[int, str] | None = None) -> None:
-        """It serves these adapters of its model from now on. `numbers`: what its events may call them instead."""
-        known = self._workers[worker]
-        if known.intake is not None:
-            known.intake.name_adapters(numbers or {})
-        if known.adapters.names != frozenset(adapters):
-            known.adapters = Adapters(adapters)
-        self._bases.update(dict.fromkeys(adapters, known.facts.model))
-
-    def on_adapters(self, worker: WorkerId, running: Sequence[str], slots: int) -> None:
-        """It reports which adapters run, and for how many it has room."""
-        known = self._workers.get(worker)
-        if known is not None:
-            known.adapters.tell(running, slots)
-
-    def tell_blocks(self, worker: WorkerId, blocks: int) -> None:
-        """Its pool has so many blocks."""
-        known = self._workers.get(worker)
-        if known is not None and known.facts.blocks != blocks:
-            known.facts = msgspec.structs.replace(known.facts, blocks=blocks)
-            self._seatings += 1
-
-    def leave(self, worker: WorkerId) -> None:
-        """A worker is gone for good."""
-        left = self._workers.pop(worker, None)
-        if left is not None:
-            self._seatings += 1
-            left.learned.leave()
-            self._lessons.forget(worker)
-            self._end(left)
-            self._resorts.pop(worker, None)
-        self.roster.forget(worker)
-
-    def gone(self, worker: WorkerId) -> bool:
-        """A worker ended; it may return. What it held is lost. Returns whether that is news."""
-        known = self._workers.get(worker)
-        if known is not None:
-            known.forget_blocks()
-        return self.roster.gone(worker)
-
-    def doubt(self, worker: WorkerId) -> None:
-        """A worker may have started anew unseen: its next replay shows."""
-        known = self._workers.get(worker)
-        if known is not None and known.intake is not None:
-            known.intake.doubt()
-
-    def check(self, worker: WorkerId) -> None:
-        """As `doubt`, with no reason to think so."""
-        known = self._workers.get(worker)
-        if known is not None and known.intake is not None:
-            known.intake.check()
-
-    def intake(self, worker: WorkerId) -> Intake:
-        """Where this worker's KV events go.
-
-        Raises:
-            KeyError: no such worker, or it sends no events.
-        """
-        intake = self._workers[worker].intake
-        if intake is None:
-            raise KeyError(f"worker {worker} sends no events")
-        return intake
-
-    def recall(self, state: WorkerState) -> None:
-        """This is what was known of a worker that is still to join."""
-        self._recalled[state.worker] = state
-
-    def state(self, worker: WorkerId) -> WorkerState | None:
-        """What `recall` takes; None if the worker is unknown. Costs O(blocks)."""
-        known = self._workers.get(worker)
-        if known is None:
-            return self._recalled.get(worker)
-        source = None if known.intake is None else known.intake.state()
-        return WorkerState(worker, source, self._lessons.lately(worker))
-
-    def index_mode(self, worker: WorkerId) -> IndexMode:
-        """How far its blocks are known."""
-        return self._workers[worker].index_mode
-
-    def facts(self, worker: WorkerId) -> WorkerFacts:
-        return self._workers[worker].facts
-
-    def answer_tokens(self, limit: int | None) -> float:
-        """How long an answer is expected to be that may have so many tokens; None: not told."""
-        return self._book.answer_tokens(limit)
-
-    def workers(self) -> list[WorkerId]:
-        return list(self._workers)
-
-    # Requests
 
     def place(  # noqa: PLR0913 — what one request asks for, each by its name
         self,
@@ -278,23 +135,6 @@ class Router:
             whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
             return self._ranked(len(tokens), whole, apart, most)
 
-    def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
-        """The candidates of both desks, so many each, in order; the turn stays as it was."""
-        turn = self._book.hub.number("turn")
-        best, c = self._conclude(prompt_tokens, whole, apart, counts=False)
-        self._book.hub.set("turn", turn)
-        alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
-        order = np.lexsort((alike["worker"], alike["waiting_s"] + alike["answer_s"]))
-        found = [self._placement(best, prompt_tokens, c)]
-        for at in order[:most]:  # the chosen one is among them, and passed over
-            o = ROW(*alike[at].item())
-            if o.worker == c.worker:
-                continue
-            tpot_s = o.tpot_s if best.after is None else best.tpot_s
-            chosen = _Chosen(self._members[o.worker], best.after, tpot_s)
-            found.append(self._placement(chosen, prompt_tokens, o))
-        return found[:most]
-
     def go_on(  # noqa: PLR0913 — as `place`
         self,
         request: RequestId,
@@ -316,16 +156,7 @@ class Router:
             apart = 0 if rest else self._candidates.gather(APART, wish)
             return self._count(_Ask(request, wish.prompt, "", promised, None, True, now_s), rest, apart)
 
-    def device_s(self, request: RequestId) -> float:
-        """Predicted seconds of devices of a placed request's own: its prompt, and its share of its answer's steps."""
-        return self._placed[request].device_s
-
-    def names(self, request: RequestId, size: int) -> Ints | None:
-        """Of its prompt's full blocks, two numbers each as `kv.blake2b.name_prompt` makes them, if its worker's are of
-        `size` tokens and of no adapter. Where it goes on, the answer so far is part of the prompt."""
-        placed = self._placed.get(request)
-        named = None if placed is None else placed.named
-        return None if named is None or named.size != size else named.prompted.names
+    # What becomes of them
 
     def on_first(self, request: RequestId, now_s: float) -> None:
         """The first token of `request` arrived."""
@@ -351,45 +182,6 @@ class Router:
             placed.cached_tokens, placed.cached_share = cached_tokens, None
             if prompt_tokens:
                 placed.cached_share = cached_tokens / prompt_tokens
-
-    def on_beat(self, worker: WorkerId, now_s: float, step: StepReport | None = None) -> None:
-        """A worker lives, and its `step` in progress has run so long.
-
-        Who beats but takes many times as long for it as predicted counts as silent since the step began.
-        """
-        known, silent_s = self._workers.get(worker), 0.0
-        if known is not None and step is not None:
-            expected_s = known.learned.prices.seconds(load_of(step))
-            silent_s = step.seconds if step.seconds > LATE_STEP * expected_s else 0.0
-        self.roster.heard(worker, now_s, silent_s)
-
-    def on_step(self, worker: WorkerId, report: StepReport) -> None:
-        """A worker reports one of its steps."""
-        known = self._workers.get(worker)
-        if known is None:
-            return
-        known.reports_steps = True
-        known.signs += 1
-        self._measured(known, load_of(report), report.seconds)
-        if report.tokens:
-            self._book.computed(known.number, report.tokens)
-
-    def on_tier_counts(self, worker: WorkerId, counts: dict[str, int]) -> None:
-        """A worker tells what became of its pages since it started, by reason."""
-        known = self._workers.get(worker)
-        if known is not None:
-            known.tier_counts = counts
-
-    def on_moves(self, worker: WorkerId, reports: Sequence[MoveReport]) -> None:
-        """A worker reports what bringing blocks took."""
-        known = self._workers.get(worker)
-        if known is not None:
-            for report in reports:
-                known.moves[report.tier].measured(report.size_bytes, report.seconds)
-                known.brings(report)
-            for member in self._workers.values() if reports else ():
-                if member.node == known.node:
-                    member.tell_prices()
 
     def done(self, request: RequestId, output_tokens: int | None = None) -> Outcome | None:
         """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown.
@@ -424,31 +216,22 @@ class Router:
         self._recent.append(outcome)
         return outcome
 
-    def stalled(self, now_s: float) -> list[WorkerId]:
-        """Look who does nothing about what waits there: they count as saturated until they do. Costs O(workers).
+    # Told
 
-        Returns:
-            those that have just been found.
-        """
-        found = []
-        for id, worker in self._workers.items():
-            has_stalled = worker.has_stalled(now_s, self._hang_s)
-            if has_stalled is not worker.is_stalled:
-                worker.is_stalled = has_stalled
-                self._tell_up(worker)
-                found += [id] if has_stalled else []
-        return found
+    def answer_tokens(self, limit: int | None) -> float:
+        """How long an answer is expected to be that may have so many tokens; None: not told."""
+        return self._book.answer_tokens(limit)
 
-    def is_saturated(self, worker: WorkerId) -> bool:
-        """Whether it gets work only where nobody else is left: what is known of it is stale."""
-        return not self._may_work(self._workers[worker])
+    def device_s(self, request: RequestId) -> float:
+        """Predicted seconds of devices of a placed request's own: its prompt, and its share of its answer's steps."""
+        return self._placed[request].device_s
 
-    def worker_snapshots(self) -> Iterator[WorkerSnapshot]:
-        """Each of those that are there now as it is when asked for, about 20 µs; who leaves meanwhile is left out."""
-        for id in sorted(self._workers):
-            worker = self._workers.get(id)
-            if worker is not None:
-                yield worker.snapshot(self.roster.health(id))
+    def names(self, request: RequestId, size: int) -> Ints | None:
+        """Of its prompt's full blocks, two numbers each as `kv.blake2b.name_prompt` makes them, if its worker's are of
+        `size` tokens and of no adapter. Where it goes on, the answer so far is part of the prompt."""
+        placed = self._placed.get(request)
+        named = None if placed is None else placed.named
+        return None if named is None or named.size != size else named.prompted.names
 
     def snapshot(self, workers: list[WorkerSnapshot] | None = None) -> FleetSnapshot:
         """The state now; costs O(workers), unless these are given."""
@@ -464,101 +247,24 @@ class Router:
             nodes={name: n.state for name, n in sorted(self._nodes.items()) if name != HERE and n.state is not None},
         )
 
-    def columns(self, seen: int | None = None) -> Workers:
-        """The workers now, for a page; costs 0.3 µs for each. `seen`: the version of which it knows who they are."""
-        return self._columns.workers(self._seatings, seen)
-
-    def crewed(self, now_s: float) -> list[Crewed]:
-        """The workers now by model and role; who is drained takes no work."""
-        return self._columns.crewed(self._seatings, now_s)
-
-    def drain(self, worker: WorkerId, is_draining: bool) -> None:
-        """It is to be stopped, so it gets no work while others have room; or it is not, after all."""
-        known = self._workers.get(worker)
-        if known is not None:
-            known.is_draining = is_draining
-            self._tell_up(known)
-
-    def chips(self) -> dict[str, int]:
-        """Of the workers in the last `columns`, by kind; see `Columns.chips`."""
-        return self._columns.chips()
-
-    def lived_workers(self) -> list[LivedWorker]:
-        """Who is there, in the order they joined, and what their steps are believed to take."""
-        return [lived_worker(self.policy, m.facts, m.block_size, m.learned.prices) for m in self._workers.values()]
-
-    def brought(self) -> dict[str, int]:
-        """Tokens that workers brought from each tier, as they reported."""
-        found: dict[str, int] = {}
-        for node in self._nodes.values():
-            for tier, tokens in node.brought.items():
-                found[tier] = found.get(tier, 0) + round(tokens)
-        return found
-
     # Inside
 
-    def _resume(self, worker: Member, recalled: WorkerState) -> None:
-        """Go on from what was known of it before."""
-        if recalled.source is not None and worker.intake is not None:
-            worker.intake.recall(recalled.source)
-        for m in recalled.measured:
-            self._measured(worker, Load(m.steps, m.tokens, m.token_context, m.decodes), m.seconds)
-
-    def _measured(self, worker: Member, load: Load, seconds: float) -> None:
-        """A step of `worker` took so long."""
-        self._lessons.measured(worker, load, seconds)
-
-    def _learn(self, worker: Member, placed: Placed) -> None:
-        """Where steps go unreported, learn from the time to first token."""
-        if not worker.reports_steps and placed.first_s is not None:
-            load, seconds = placed.seen(placed.first_s)
-            if placed.loaded_tokens:
-                learn_load(placed, seconds - worker.learned.prices.seconds(load))
-            else:
-                self._measured(worker, load, seconds)
-
-    def _is_current(self, member: Member) -> bool:
-        """Whether it has not joined again, or left, since."""
-        return self._workers.get(member.facts.id) is member
-
-    def _end(self, member: Member) -> None:
-        del self._members[member.number]
-        member.end()
-
-    def _on_health(self, worker: WorkerId, health: Health) -> None:
-        known = self._workers.get(worker)
-        if known is not None:
-            self._tell_up(known)
-
-    def _tell_up(self, worker: Member) -> None:
-        """Whether it may work, or only where nobody else is left, may have changed."""
-        id, may_work = worker.facts.id, self._may_work(worker)
-        self._book.set_up(worker.number, may_work)
-        if may_work or self.roster.health(id) is Health.DOWN:
-            self._resorts.pop(id, None)
-        else:
-            self._resorts[id] = worker
-
-    def _may_work(self, worker: Member) -> bool:
-        return self.roster.health(worker.facts.id) is Health.UP and not (worker.is_stalled or worker.is_draining)
-
-    @contextmanager
-    def _without(self, avoid: Collection[WorkerId]) -> Iterator[None]:
-        """These workers get no work meanwhile."""
-        those = [self._workers[id].number for id in avoid if id in self._workers and self._may_work(self._workers[id])]
-        self._book.set_all_up(those, False)
-        try:
-            yield
-        finally:
-            self._book.set_all_up(those, True)
-
-    def _expire_shadows(self, now_s: float) -> None:
-        if now_s < self._shadows_expire_s:
-            return
-        shadows = [worker.shadow for worker in self._workers.values() if worker.shadow is not None]
-        for shadow in shadows:
-            shadow.expire(now_s)
-        self._shadows_expire_s = min((shadow.expires_s for shadow in shadows), default=inf)
+    def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
+        """The candidates of both desks, so many each, in order; the turn stays as it was."""
+        turn = self._book.hub.number("turn")
+        best, c = self._conclude(prompt_tokens, whole, apart, counts=False)
+        self._book.hub.set("turn", turn)
+        alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
+        order = np.lexsort((alike["worker"], alike["waiting_s"] + alike["answer_s"]))
+        found = [self._placement(best, prompt_tokens, c)]
+        for at in order[:most]:  # the chosen one is among them, and passed over
+            o = ROW(*alike[at].item())
+            if o.worker == c.worker:
+                continue
+            tpot_s = o.tpot_s if best.after is None else best.tpot_s
+            chosen = _Chosen(self._members[o.worker], best.after, tpot_s)
+            found.append(self._placement(chosen, prompt_tokens, o))
+        return found[:most]
 
     def _prompt(self, tokens: Sequence[int], salt: str, model: str | None) -> Prompt:
         return Prompt(tokens, salt, model if model is not None and model in self._bases else "")
@@ -576,6 +282,25 @@ class Router:
         if promise.tpot_s is None:
             return 0.0
         return usual_streams(promise.tpot_s, self._book.answer_tokens(output_tokens))
+
+    def _conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[_Chosen, Pick]:
+        """Who is chosen among the first so many candidates of each desk."""
+        c = self._book.conclude(prompt_tokens, whole, apart, counts=counts)
+        if c.worker < 0:
+            raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
+        after = None if c.after < 0 else self._members[c.after]
+        return _Chosen(self._members[c.worker], after, c.tpot_s), c
+
+    def _placement(self, chosen: _Chosen, prompt_tokens: int, c: Any) -> Placement:
+        worker, after, cached, seconds = chosen.member, chosen.after, c.cached, c.seconds
+        reason = (
+            f"{cached} of {prompt_tokens} tokens cached, {c.queued_tokens:.0f} queued, "
+            f"{c.decoding} decoding: first token in {seconds:.3f} s"
+        )
+        if after is not None:
+            reason += f", the rest on {after.facts.id}"
+        decode = None if after is None else after.facts.id
+        return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode, chosen.tpot_s)
 
     def _count(self, ask: _Ask, whole: int, apart: int) -> Placement:
         """Conclude, and keep account of it."""
@@ -650,6 +375,10 @@ class Router:
             if member.intake is not None and counted.prompted is not None:
                 member.intake.on_prompted(counted.prompted)
 
+    def _unwait(self, counted: Counted) -> None:
+        del counted.member.waiting[counted.slot]
+        self._book.unwait(counted.slot, counted.member.number, counted.names)
+
     def _end_counted(self, counted: Counted) -> None:
         """It counts no more."""
         member, is_current = counted.member, self._is_current(counted.member)
@@ -669,25 +398,19 @@ class Router:
         if self._is_current(drew):
             self._book.attend(drew.number, -counted.prompt_tokens)
 
-    def _conclude(self, prompt_tokens: int, whole: int, apart: int, *, counts: bool) -> tuple[_Chosen, Pick]:
-        """Who is chosen among the first so many candidates of each desk."""
-        c = self._book.conclude(prompt_tokens, whole, apart, counts=counts)
-        if c.worker < 0:
-            raise NoWorker(f"no worker can take a prompt of {prompt_tokens} tokens: 0 candidates")
-        after = None if c.after < 0 else self._members[c.after]
-        return _Chosen(self._members[c.worker], after, c.tpot_s), c
+    def _learn(self, worker: Member, placed: Placed) -> None:
+        """Where steps go unreported, learn from the time to first token."""
+        if not worker.reports_steps and placed.first_s is not None:
+            load, seconds = placed.seen(placed.first_s)
+            if placed.loaded_tokens:
+                learn_load(placed, seconds - worker.learned.prices.seconds(load))
+            else:
+                self._measured(worker, load, seconds)
 
-    def _placement(self, chosen: _Chosen, prompt_tokens: int, c: Any) -> Placement:
-        worker, after, cached, seconds = chosen.member, chosen.after, c.cached, c.seconds
-        reason = (
-            f"{cached} of {prompt_tokens} tokens cached, {c.queued_tokens:.0f} queued, "
-            f"{c.decoding} decoding: first token in {seconds:.3f} s"
-        )
-        if after is not None:
-            reason += f", the rest on {after.facts.id}"
-        decode = None if after is None else after.facts.id
-        return Placement(worker.facts.id, self.policy, seconds, cached, reason, decode, chosen.tpot_s)
-
-    def _unwait(self, counted: Counted) -> None:
-        del counted.member.waiting[counted.slot]
-        self._book.unwait(counted.slot, counted.member.number, counted.names)
+    def _expire_shadows(self, now_s: float) -> None:
+        if now_s < self._shadows_expire_s:
+            return
+        shadows = [worker.shadow for worker in self._workers.values() if worker.shadow is not None]
+        for shadow in shadows:
+            shadow.expire(now_s)
+        self._shadows_expire_s = min((shadow.expires_s for shadow in shadows), default=inf)
