@@ -329,6 +329,7 @@ def test_a_step_that_is_given_up_publishes_nothing_and_keeps_no_place(start: Sta
         a.node.ask(Cancel(id))
         a.node.ask(Computed(id))  # comes too late, if it ever comes
         assert a.over() == Over(id, refused=8)
+        assert a.look(0, 8) == [None] * 8  # the keeper has heard it, before what another one asks it
         assert b.bring(0, 8) == dict.fromkeys(range(8), "missing")
         a.memory.copied.clear()
 
