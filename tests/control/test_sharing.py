@@ -17,7 +17,7 @@ A, B = WorkerId("a"), WorkerId("b")
 
 
 def router(*workers: WorkerId, events: bool = True) -> SharingRouter:
-    made = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=lambda is_urgent: None)
+    made = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=lambda: None)
     join(made, *workers, events=events)
     return made
 
@@ -82,19 +82,17 @@ def test_a_request_runs_and_ends_for_all() -> None:
     assert (other.open_here, other.open_there) == (1, 0)
 
 
-def test_a_placement_is_urgent_what_becomes_of_it_is_not() -> None:
-    told: list[bool] = []
-    one = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=told.append)
-    join(one, A)
-    place(one, "x", prompt(1))
-    place(one, "y", prompt(2))
-    assert told == [True]
+def test_who_is_to_take_news_is_called_once_until_they_are_taken() -> None:
+    called: list[str] = []
+    other = SharingRouter("kv", hang_s=1e9, shadow_ttl_s=120.0, on_news=lambda: called.append(""))
+    join(other, A)
+    place(other, "x", prompt(1))
+    other.on_first(RequestId("x"), 0.1)
+    other.done(RequestId("x"))
+    assert (called, len(other.take_news())) == ([""], 4)  # the last is what its step took
 
-    one.take_news()
-    one.on_first(RequestId("x"), 0.1)
-    one.done(RequestId("x"))
-    place(one, "z", prompt(3))
-    assert told == [True, False, True]
+    place(other, "y", prompt(2))
+    assert len(called) == 2
 
 
 def test_a_router_that_is_gone_takes_its_placements_with_it() -> None:

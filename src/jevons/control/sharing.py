@@ -31,15 +31,14 @@ class SharingRouter(Router):
     """A router that tells what it does and hears what others do.
 
     Args:
-        on_news: called when there is news to be taken, and again when some of it is urgent, once until it is taken.
+        on_news: called when there is news to be taken, once until it is taken.
     """
 
-    def __init__(self, policy: str, *, hang_s: float, shadow_ttl_s: float, on_news: Callable[[bool], None]) -> None:
+    def __init__(self, policy: str, *, hang_s: float, shadow_ttl_s: float, on_news: Callable[[], None]) -> None:
         super().__init__(policy, hang_s=hang_s, shadow_ttl_s=shadow_ttl_s)
         self.counts: Counter[str] = Counter()  # of news, by fate
         self._on_news = on_news
         self._news: list[News] = []
-        self._is_urgent = False
         self._number = 0
         self._numbers: dict[RequestId, int] = {}
         self._may_measure = MEASURED
@@ -61,7 +60,7 @@ class SharingRouter(Router):
 
     def take_news(self) -> list[News]:
         """What happened since this was last called; all that is under way, from nothing on, is `open_news`."""
-        news, self._news, self._is_urgent = self._news, [], False
+        news, self._news = self._news, []
         return news
 
     def open_news(self) -> list[News]:
@@ -137,8 +136,7 @@ class SharingRouter(Router):
     def _tell_placed(self, request: RequestId) -> None:
         self._number += 1
         self._numbers[request] = self._number
-        # Others must not place on top of it; that a prompt is computed, or a request over, can wait for the next one.
-        self._tell(self._placed_news(request, self._number), is_urgent=True)
+        self._tell(self._placed_news(request, self._number))
 
     def _placed_news(self, request: RequestId, number: int) -> PlacedThere:
         placed = self._placed[request]
@@ -153,10 +151,9 @@ class SharingRouter(Router):
             names=placed.names.tobytes(),
         )
 
-    def _tell(self, news: News, is_urgent: bool = False) -> None:
-        if not self._news or (is_urgent and not self._is_urgent):
-            self._is_urgent = is_urgent
-            self._on_news(is_urgent)
+    def _tell(self, news: News) -> None:
+        if not self._news:
+            self._on_news()
         self._news.append(news)
 
     def _hear_placed(self, there: dict[int, Counted], told: PlacedThere, now_s: float) -> None:

@@ -18,9 +18,9 @@ from jevons.wire.gossip import ALL, HUB, LETTERS, Answer, Ask, Body, Everything,
 
 log = logging.getLogger("jevons.siblings")
 
-# News of so long go in one letter, which costs all frontends and the hub some 60 us together. An urgent one goes sooner
-# where none has gone for long: under load all wait as long as a short prompt takes to be computed.
-URGENT_S, FLUSH_S, PAUSE_S = 0.001, 0.01, 0.005
+# News go at once where none went for so long, else together then: a letter costs all frontends and the hub some 60 us.
+# Who goes on with a conversation asks within a millisecond, maybe a frontend that still has its last turn as running.
+PAUSE_S = 0.002
 MOST_WAITING_BYTES = 8 << 20  # of letters the hub has not taken; news beyond that are lost, and noticed by their number
 ASK_AGAIN_S = 1.0
 MEET_S = 10.0  # the hub says at once who is there
@@ -81,11 +81,9 @@ class Siblings:
         self._asked_s = dict.fromkeys(self.peers, self._now_s())
         self._post(ALL, Ask(0, OPEN))
 
-    def on_news(self, is_urgent: bool) -> None:
+    def on_news(self) -> None:
         """The router has news."""
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        loop.call_at(max(now_s + URGENT_S, self._flushed_s + PAUSE_S) if is_urgent else now_s + FLUSH_S, self._flush)
+        asyncio.get_running_loop().call_at(self._flushed_s + PAUSE_S, self._flush)
 
     async def ask(self, to: int, what: str, body: bytes = b"", timeout_s: float = 1.0) -> bytes | None:
         """What one sibling, or the hub, says; None: it does not know, or not in time."""
