@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jevons.base.compiled import _Files
+from jevons.base.compiled import _Files, alike, compiled, is_compiled
 
 KERNELS = """
 import sys
@@ -64,3 +64,30 @@ def test_what_two_processes_compile_at_once_for_different_arguments_is_not_mixed
     assert [files.load(key) for key in ("int64", "float64")] == [None, "ours"]
     files.save("int64", "theirs")
     assert [files.load(key) for key in ("int64", "float64")] == ["theirs", "ours"]
+
+
+@compiled
+def _twice(x: int) -> int:
+    return 2 * x
+
+
+@alike
+@compiled
+def _thrice(x: int) -> int:
+    return 3 * x
+
+
+def test_of_each_kernel_it_is_known_whether_it_was_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: list[Any] = [_twice, _thrice]
+    for kernel in (kernels[0], kernels[1].__wrapped__):
+        file = kernel._cache._cache_file
+        monkeypatch.setattr(file, "_index_path", str(tmp_path / file._index_name))
+        monkeypatch.setattr(file, "_cache_path", str(tmp_path))
+    assert not is_compiled(_twice)
+    assert not is_compiled(_thrice)
+
+    assert _twice(2) == 4
+    assert (is_compiled(_twice), is_compiled(_thrice)) == (True, False)
+
+    assert _thrice(2) == 6
+    assert is_compiled(_thrice)

@@ -15,6 +15,7 @@ import pytest
 from jevons.base import compiled
 from jevons.cli import main, scenarios
 from jevons.serve.http import Door
+from jevons.twin.kernel import run
 from jevons.twin.watch import Watched
 
 H200S = ("--fleet", "2x4xh200", "--model", "llama-3.1-70b", "--traffic", "chat", "--requests", "20")
@@ -121,12 +122,12 @@ def test_out_has_the_report_and_each_request(simulate: Jevons, tmp_path: Path) -
 def test_the_first_time_says_why_it_takes_long(
     simulate: Jevons, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(scenarios, "are_compiled", lambda: False)
+    monkeypatch.setattr(scenarios, "is_compiled", lambda kernel: False)
     ended = simulate("mocker", "--requests", "5", "--json")
 
     assert ended.err == "Compiling the kernels, once for this version: about a minute ...\n"
     assert json.loads(ended.out)["requests"] == 5
-    assert compiled.are_compiled()
+    assert compiled.is_compiled(run)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_another_process_compiles_what_is_not_compiled_and_ours_is_ready_all_the
         processes.append(1)
         return _Started(code)
 
-    monkeypatch.setattr(ready, "are_compiled", lambda: compiled)
+    monkeypatch.setattr(ready, "is_warm", lambda: compiled)
     monkeypatch.setattr(ready, "warm", lambda: warmed.append(1))
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     with caplog.at_level(logging.WARNING):

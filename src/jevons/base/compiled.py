@@ -29,9 +29,9 @@ __all__ = [
     "Reals",
     "Records",
     "alike",
-    "are_compiled",
     "compiled",
     "grown",
+    "is_compiled",
     "reserved",
 ]
 
@@ -96,9 +96,10 @@ class _Cache(FunctionCache):
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
 
 
-def are_compiled() -> bool:
-    """Whether these kernels were compiled on this machine before; the first time takes half a minute."""
-    return any(Path(numba.config.CACHE_DIR).glob("**/*.nbc"))  # type: ignore[attr-defined]
+def is_compiled(kernel: Callable[..., Any]) -> bool:
+    """Whether it, and so all that it calls, was compiled on this machine before, for whatever arguments."""
+    its = kernel if hasattr(kernel, "_cache") else kernel.__wrapped__  # type: ignore[attr-defined] # of `alike`
+    return bool(its._cache._cache_file._load_index())
 
 
 def compiled(function: F) -> F:
@@ -122,6 +123,7 @@ def alike(kernel: F) -> F:
         entry = kernel.overloads[tuple(map(numba.typeof, args))].entry_point  # type: ignore[attr-defined]
         return found
 
+    call.__wrapped__ = kernel  # type: ignore[attr-defined]
     return cast(F, call)
 
 

@@ -12,11 +12,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, dollars, milliseconds, si
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.plans import flip_line, read_plan
+from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_price
@@ -79,8 +79,7 @@ def command(
     asked = {name: value for name, value in given.items() if value not in (None, False)}
     wanted = _priced(_wants(wants, asked), prices)
     former = None if against is None else read_plan(against)
-    if not are_compiled():
-        click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+    tell_of_compiling()
     tell = (lambda tried: None) if as_json else _tell
     found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
     if out is not None and found.best is not None:

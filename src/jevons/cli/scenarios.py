@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from jevons.base.compiled import are_compiled
+from jevons.base.compiled import is_compiled
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Scenario, make_scenario, read_scenario, shipped
+from jevons.twin.kernel import run
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS = (
@@ -34,10 +35,12 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def tell_of_compiling() -> None:
-    """Whoever waits a minute wants to know for what."""
-    if not are_compiled():
-        click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+def tell_of_compiling() -> bool:
+    """Whoever waits a minute wants to know for what. Returns whether that is so."""
+    if is_compiled(run):
+        return False
+    click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+    return True
 
 
 def scenario_of(name: str | None, options: Mapping[str, Any]) -> Scenario:

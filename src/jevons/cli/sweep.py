@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jevons.base.compiled import are_compiled
 from jevons.base.errors import ConfigError
 from jevons.base.units import milliseconds
 from jevons.cli.pictures import files, picture_options
+from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.scenario import shipped
 from jevons.twin.sweep import Cell, grid, read_cells, sweep, write_parquet
 
@@ -55,8 +55,7 @@ def command(
     varied = dict(_varied(text) for text in vary)
     path = Path(scenario) if Path(scenario).exists() else shipped(scenario)
     on: int | str = given["ray"] or processes or os.cpu_count() or 1
-    if not given["ray"] and not are_compiled():
-        click.echo("Compiling the kernels, once for this version: about a minute ...", err=True)
+    if not given["ray"] and tell_of_compiling():
         on = 1  # or each would
     total = len(grid(varied))
     with Progress(console=Console(stderr=True), transient=True) as progress:

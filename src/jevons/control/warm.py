@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from jevons.base.compiled import is_compiled
 from jevons.base.ids import RequestId, WorkerId
+from jevons.control import book
 from jevons.control.router import Router
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.worker import Role, StepReport, WorkerFacts
@@ -16,6 +18,11 @@ _FIRST_BLOCK = {
     "token_ids": list(range(32)),
     "block_size": 32,
 }
+
+
+def is_warm() -> bool:
+    """Whether `warm` will find all compiled; a kernel that it calls among the last tells."""
+    return is_compiled(book._finish)
 
 
 def warm() -> None:

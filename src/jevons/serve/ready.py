@@ -7,8 +7,7 @@ import ctypes
 import logging
 import sys
 
-from jevons.base.compiled import are_compiled
-from jevons.control.warm import warm
+from jevons.control.warm import is_warm, warm
 from jevons.serve.tokenizer import Tokenizer
 
 log = logging.getLogger("jevons.ready")
@@ -19,7 +18,7 @@ async def ready_kernels() -> None:
 
     Where that one fails this one compiles, and raises what is wrong.
     """
-    if not are_compiled():
+    if not is_warm():
         log.info("compiling the router's kernels, this once: about 20 s")
         child = await asyncio.create_subprocess_exec(sys.executable, "-m", "jevons.control.warm")
         try:
