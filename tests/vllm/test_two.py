@@ -81,7 +81,7 @@ def ask(client: openai.OpenAI, messages: Any) -> Turn:
 
 @pytest.fixture(scope="module")
 def both(launch_vllm: Callable[..., Vllm]) -> list[Vllm]:
-    return [launch_vllm(), launch_vllm()]
+    return [launch_vllm(), launch_vllm(core=1)]
 
 
 @pytest.fixture
