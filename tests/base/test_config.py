@@ -39,7 +39,7 @@ def test_attaching_an_engine_starts_no_embedded_worker_unless_asked() -> None:
     [
         ({"port": 70_000}, "test: port: must be int <= 65535, got 70000"),
         ({"workers": -1}, "workers: must be int >= 0, got -1"),
-        ({"prot": 8000}, "unknown field"),
+        ({"prot": 8000}, "test: has no field 'prot'; did you mean 'port'?"),
         ({"workers": 0}, "there must be at least one of any"),
         ({"max_running": 20, "step_tokens": 10}, "max_running 20 > step_tokens 10"),
         ({"nodes": ["b:7100"]}, "give them the same file"),

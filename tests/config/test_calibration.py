@@ -42,9 +42,9 @@ def test_a_file_reads_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("title = 1", "Expected str, got int"),
+        ("title = 1", "title: must be str, got 1"),
         ("title = ", "is not TOML"),
-        ("[effects]\nall = { rows = 1, speed = 2.0 }", "unknown field speed"),
+        ("[effects]\nall = { rows = 1, speed = 2.0 }", "effects[...]: has no field 'speed'"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:

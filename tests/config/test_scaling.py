@@ -34,9 +34,9 @@ def test_the_table_alone_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[slo]\ntpot_s = 0.1\n", "missing required field `scaling`"),
+        ("[slo]\ntpot_s = 0.1\n", "lacks the field 'scaling'"),
         ("[scaling]\nevery_s = 0.5\n", r"scaling.every_s: must be at least 1, got 0.5"),
-        ("[scaling]\nevry_s = 2\n", "unknown field `evry_s`"),
+        ("[scaling]\nevry_s = 2\n", "scaling: has no field 'evry_s'; did you mean 'every_s'?"),
         ("[scaling]\n[[fleet]]\ninstances = 1\n[[fleet]]\ninstances = 2\n", "one group of each role, got both, both"),
     ],
 )

@@ -486,7 +486,7 @@ def test_chips_that_cannot_do_what_is_asked_are_refused(more: dict[str, Any], sa
         ),
         (
             {**H100S, "draft": {"model": "llama-3.1-8b", "chip": "h100", "tokens": 4, "accepted": 1.0}},
-            r"Expected `float` < 1.0 - at `\$.fleet\[0\].draft.accepted`",
+            r"fleet\[0\].draft.accepted: must be float < 1.0, got 1.0",
         ),
     ],
 )

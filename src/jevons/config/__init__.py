@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.kv.layout import DTYPE_BYTES
 
 
@@ -125,14 +126,7 @@ def make(values: dict[str, Any], source: str, *, is_node: bool = False) -> Setti
     Raises:
         ConfigError: names the key, quotes the value, says the rule.
     """
-    try:
-        settings = msgspec.convert(values, Settings)
-    except msgspec.ValidationError as error:
-        rule, _, at = str(error).partition(" - at `$.")
-        key = at.rstrip("`")
-        where = f"{source}: {key}" if key else source
-        got = f", got {values[key]!r}" if key in values and ", got" not in rule else ""
-        raise ConfigError(f"{where}: {rule.replace('Expected', 'must be').replace('`', '')}{got}") from error
+    settings = convert(values, Settings, source)
     _check(settings, is_node)
     return settings
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.perf.calibration import Calibration
 
 
@@ -22,13 +23,12 @@ def read_calibration(path: Path | None = None) -> Calibration:
     where = "calibration.toml" if path is None else str(path)
     try:
         text = resources.files("jevons.facts.catalog").joinpath(where).read_text() if path is None else path.read_text()
-        return msgspec.convert(tomllib.loads(text), Calibration)
+        table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"calibration {where}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"calibration {where}: is not TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"calibration {where}: {str(error).replace('`', '')}") from error
+    return convert(table, Calibration, f"calibration {where}")
 
 
 def as_toml(calibration: Calibration) -> str:

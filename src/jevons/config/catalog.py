@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.facts.claims import Claim
 from jevons.facts.demand import DemandFigures
 from jevons.facts.economics import Economics
@@ -92,12 +93,7 @@ def _records(kind: type[Record], table: Any, where: str) -> dict[str, Record]:
 
 
 def _record(kind: type[Record], values: Any, where: str) -> Record:
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        rule, _, at = str(error).partition(" - at `$")
-        field = at.rstrip("`")
-        raise ConfigError(f"{where}{field}: {rule.replace('`', '')}") from error
+    return convert(values, kind, "", where)
 
 
 def _check(catalog: Catalog) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.config.tables import read_table
 from jevons.facts.hardware import Confidence, Figure, Positive
 
@@ -51,11 +52,7 @@ def read_outlook(name: str) -> OutlookFile:
         ConfigError: names the file, the field, the value and the rule.
     """
     path = Path(name) if Path(name).exists() else _shipped(name)
-    table = read_table(path, "outlook")
-    try:
-        return msgspec.convert(table, OutlookFile)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"outlook {path}: {error}") from error
+    return convert(read_table(path, "outlook"), OutlookFile, f"outlook {path}")
 
 
 def read_range(text: str, where: str) -> Range:

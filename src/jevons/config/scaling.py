@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.config.scenario import Scaling, Slo
 from jevons.config.tables import read_table
 from jevons.policy.route import GUESS_TPOT_S
@@ -43,10 +44,7 @@ def read_scaling(path: Path) -> LiveScaling:
     Raises:
         ConfigError: names the file, the field, the value and the rule.
     """
-    try:
-        tables = msgspec.convert(read_table(path, "scaling"), _Tables)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"scaling {path}: {error}") from error
+    tables = convert(read_table(path, "scaling"), _Tables, f"scaling {path}")
     rule = tables.scaling
     if rule.every_s < _LEAST_EVERY_S:
         raise ConfigError(f"scaling {path}: scaling.every_s: must be at least {_LEAST_EVERY_S:g}, got {rule.every_s:g}")

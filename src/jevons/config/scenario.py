@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.config.tables import read_table, replace_in
 from jevons.facts.llm import Precision
 
@@ -173,10 +174,10 @@ def read_scenario(path: Path, changes: dict[str, Any] | None = None) -> Scenario
 def make_scenario(table: dict[str, Any], where: str, changes: dict[str, Any] | None = None) -> Scenario:
     """A scenario from its fields. Raises ConfigError, see `read_scenario`."""
     replace_in(table, changes, f"scenario {where}")
+    scenario = convert(table, Scenario, f"scenario {where}")
     try:
-        scenario = msgspec.convert(table, Scenario)
         _check(scenario)
-    except (msgspec.ValidationError, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(f"scenario {where}: {error}") from error
     return scenario
 

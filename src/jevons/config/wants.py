@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.config.convert import convert
 from jevons.config.scenario import Count, Positive, Scaling, Share, StoreTier, Traffic
 from jevons.config.tables import read_table, replace_in
 from jevons.facts.hardware import Confidence, Figure
@@ -117,10 +118,10 @@ def read_wants(path: Path, changes: dict[str, Any] | None = None) -> Wants:
 def make_wants(table: dict[str, Any], where: str, changes: dict[str, Any] | None = None) -> Wants:
     """From its fields. Raises ConfigError, see `read_wants`."""
     replace_in(table, changes, f"plan {where}")
+    wants = convert(table, Wants, f"plan {where}")
     try:
-        wants = msgspec.convert(table, Wants)
         _check(wants)
-    except (msgspec.ValidationError, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(f"plan {where}: {error}") from error
     return wants
 

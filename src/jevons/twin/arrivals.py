@@ -165,13 +165,16 @@ def _decoded(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, l
 def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> TraceRow:
     try:
         return decoder.decode(text)
-    except msgspec.MsgspecError as first:
+    except msgspec.ValidationError as first:
         try:
             return _openai(msgspec.json.decode(text, type=dict[str, Any]))
         except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
-                f"trace {path}: line {line}: neither a Mooncake request ({first}) nor an OpenAI one ({error!r})"
+                f"trace {path}: line {line}: neither a Mooncake request ({first}) nor an OpenAI one ({why})"
             ) from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"trace {path}: line {line}: {error}") from error
 
 
 def _openai(row: dict[str, Any]) -> TraceRow:

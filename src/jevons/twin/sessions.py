@@ -55,7 +55,7 @@ def sessions(traffic: Traffic, seed: int) -> Iterator[tuple[Records, Ints]]:
     if traffic.kind not in KINDS:
         raise ConfigError(f"traffic.kind: must be one of {', '.join(KINDS)}, got {traffic.kind!r}")
     if traffic.requests is None and traffic.seconds is None:
-        raise ConfigError("traffic: made-up sessions never end: give requests or seconds")
+        raise ConfigError("traffic: made-up sessions never end: give requests (`--requests`) or seconds")
     kind, draw = KINDS[traffic.kind], np.random.default_rng(seed)
     shared = _lengths(draw, kind.groups, kind.shared_tokens, kind.spread)
     start_s, first, held = 0.0, 0, _Turns.none()
