@@ -17,12 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import SMALL, Ints, Records, compiled, reserved
-from jevons.base.hub import Hub, fetch, view
+from jevons.base.compiled import SMALL, Records, compiled, reserved
+from jevons.base.hub import Hub, view
 from jevons.kv.table import (
-    AHEAD_ENTRY,
-    AHEAD_HEAD,
-    HEAD_BYTES,
     LEAST_HEADS,
     find_from,
     head_among,
@@ -64,7 +61,7 @@ PAIR = np.dtype(
         ("coming", np.int16),
     ]
 )
-_BLOCK_BYTES = BLOCK.itemsize
+BLOCK_BYTES, PAIR_BYTES = BLOCK.itemsize, PAIR.itemsize
 CROWDS, CROWD = 256, 32  # blocks of which it is kept who got them last, in a row, and how many of those
 
 
@@ -167,7 +164,7 @@ def find_before(h: Records, block: int, name: int) -> int:
 def find_pair(h: Records, block: int, worker: int) -> int:
     """Its entry, or -1."""
     heads, pairs = view(h.pair_heads, h.pair_heads_n, SMALL), view(h.pairs, h.pairs_n, PAIR)
-    pair = heads[_pair_head(h, block, worker)] - 1
+    pair = heads[pair_head(h, block, worker)] - 1
     while pair >= 0 and (pairs[pair].block != block or pairs[pair].worker != worker):
         pair = pairs[pair].link
     return int(pair)
@@ -187,7 +184,7 @@ def set_at(worker: int) -> int:
 
 
 @compiled
-def _pair_head(h: Records, block: int, worker: int) -> int:
+def pair_head(h: Records, block: int, worker: int) -> int:
     return head_among(h.pair_heads_used, h.pair_mask, key_of(block, worker))
 
 
@@ -222,26 +219,6 @@ def _new_block(h: Records, name: int, head: int) -> int:
         h.block_mask |= h.block_heads_used - 1
         split(heads, h.block_heads_used, h.block_mask, blocks)
     return int(block)
-
-
-@compiled
-def fetch_ahead(h: Records, names: Ints, at: int) -> None:
-    """`names` are looked up one by one, now the one `at`: ask for what is needed then, before it is."""
-    if at + AHEAD_HEAD < len(names):
-        fetch_head(h, names[at + AHEAD_HEAD])
-    if at + AHEAD_ENTRY < len(names):
-        fetch_entry(h, names[at + AHEAD_ENTRY])
-
-
-@compiled
-def fetch_head(h: Records, name: int) -> None:
-    fetch(h.block_heads + HEAD_BYTES * head_among(h.block_heads_used, h.block_mask, name))
-
-
-@compiled
-def fetch_entry(h: Records, name: int) -> None:
-    head = view(h.block_heads, h.block_heads_n, SMALL)[head_among(h.block_heads_used, h.block_mask, name)]
-    fetch(h.blocks + _BLOCK_BYTES * (head - 1))
 
 
 @compiled
@@ -344,7 +321,7 @@ def _link_pair(h: Records, block: int, worker: int) -> Any:
         pairs[blk.first].before = pair
     blk.first = pair
     _forget_crowd(h, block)
-    insert_at(heads, _pair_head(h, block, worker), pairs, pair)
+    insert_at(heads, pair_head(h, block, worker), pairs, pair)
     h.pairs_known += 1
     return new
 
@@ -378,7 +355,7 @@ def _split_pairs(h: Records) -> None:
     pair, heads[old] = heads[old] - 1, 0
     while pair >= 0:
         after = pairs[pair].link
-        insert_at(heads, _pair_head(h, pairs[pair].block, pairs[pair].worker), pairs, pair)
+        insert_at(heads, pair_head(h, pairs[pair].block, pairs[pair].worker), pairs, pair)
         pair = after
 
 
@@ -395,7 +372,7 @@ def drop_pair(h: Records, pair: int) -> None:
     if old.next >= 0:
         pairs[old.next].before = old.before
     _forget_crowd(h, block)
-    remove_at(heads, _pair_head(h, block, worker), pairs, pair)
+    remove_at(heads, pair_head(h, block, worker), pairs, pair)
     old.next, h.pair_spare = h.pair_spare, pair
     old.worker = -1
     h.pairs_known -= 1

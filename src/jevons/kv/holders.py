@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from jevons.base.compiled import INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import view
+from jevons.kv.ahead import fetch_ahead, fetch_first, fetch_pairs
 from jevons.kv.entries import (
     BLOCK,
     PAIR,
     block_of,
     drop_block,
     drop_pair,
-    fetch_ahead,
     find_before,
     find_block,
     find_pair,
@@ -80,10 +80,14 @@ def _add_all(h: Records, worker: int, names: Ints, copies: int, coming: int) -> 
     block = -1
     h.stamps = (h.stamps + 1) & _STAMPS
     are_new = len(names) > 1 and find_block(h, names[0]) < 0  # others lie in a row
+    if are_new:
+        fetch_first(h, names)
     for at in range(len(names)):
         if are_new:
             fetch_ahead(h, names, at)
         block = block_of(h, names[at], block)
+        if not are_new and view(h.blocks, h.blocks_n, BLOCK)[block].worker != worker:
+            fetch_pairs(h, block, worker)
         _add(h, worker, block, copies, coming)
 
 

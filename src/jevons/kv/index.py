@@ -101,7 +101,7 @@ class PrefixIndex:
     def __init__(self, hub: Hub | None = None, most: int = MOST_ENTRIES) -> None:
         self.hub = hub or Hub(*entries.index_arrays(0, _FIRST_ROOM))
         self.bound(most)
-        self._store, self._drop = alike(_store), alike(_drop)
+        self._store, self._drop, self._overlaps = alike(_store), alike(_drop), alike(_overlaps)
         self._found: tuple[Places, Places] = np.zeros(0, np.int32), np.zeros(0, np.int32)  # workers and depths
         self._numbers = 0  # of holders ever given
         self._swept = 0  # places looked at for what nobody has any more
@@ -130,7 +130,7 @@ class PrefixIndex:
         workers, depths = self._found
         if len(workers) < 2 * most:
             workers, depths = self._found = np.zeros(2 * most, np.int32), np.zeros(2 * most, np.int32)
-        count = _overlaps(self.hub.record, names, workers, depths, most)
+        count = self._overlaps(self.hub.record, np.ascontiguousarray(names, np.int64), workers, depths, most)
         return workers[:count], depths[:count]
 
     def bound(self, most: int) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from jevons.base.compiled import FLOAT, INT, SMALL, Records, compiled
 from jevons.base.hub import Hub, view
-from jevons.kv.entries import fetch_ahead, print_of
+from jevons.kv.ahead import fetch_ahead
+from jevons.kv.entries import print_of
 from jevons.kv.holders import drop_one, store_one
 
 WITHHELD = np.dtype(
