@@ -7,6 +7,7 @@ one that has grown is put in the place of the old.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,13 @@ def _fetch(typing: Any, address: Any) -> Any:
 fetch: Callable[[int], None] = intrinsic(_fetch)  # type: ignore[assignment]
 
 
+@functools.cache
+def _dtype(fields: tuple[tuple[str, Any], ...]) -> Any:
+    """Of all hubs with these fields one object: Numba knows it again at once, others it looks through, which takes a
+    microsecond a call."""
+    return np.dtype(list(fields))
+
+
 class Hub:
     """Arrays and numbers by name.
 
@@ -70,7 +78,7 @@ class Hub:
         # Where its fields end it has one by their number: of two hubs, of which one begins like the other, Numba would
         # take the longer for a kind of the shorter, and warn.
         fields.append((f"after_{len(fields)}", np.int64))
-        self.record = np.zeros(1, np.dtype(fields))  # [1] what kernels get
+        self.record = np.zeros(1, _dtype(tuple(fields)))  # [1] what kernels get
         self._fields = {name: self.record[name] for name, _ in fields}  # finding one in the record takes longer
         self._arrays: dict[str, Any] = {}
         for name, array in arrays.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import INT, Records, compiled
+from jevons.base.compiled import INT, Records, alike, compiled
 from jevons.base.hub import view
 from jevons.base.ids import BlockHash
 from jevons.base.msgpack import Raw
@@ -32,7 +32,7 @@ from jevons.control.reading import (
     read,
 )
 from jevons.kv.blake2b import name
-from jevons.kv.engine_names import SLOT, EngineNames, find, forget_all, put, room, take
+from jevons.kv.engine_names import SLOT, EngineNames, fetch_place, find, forget_all, put, room, take
 from jevons.kv.groups import TIERS, salt_of
 from jevons.kv.hashing import root
 
@@ -82,6 +82,7 @@ def halves(ours: BlockHash) -> tuple[int, int]:
     return int(first), int(second)
 
 
+@alike
 @compiled
 def take_payload(scratches: Records, sources: Records, raw: Raw) -> int:
     """Read a payload and do what it tells. Returns how many runs there are, or ONE_STORE and more; otherwise nothing
@@ -97,6 +98,7 @@ def take_payload(scratches: Records, sources: Records, raw: Raw) -> int:
     return _apply(s, n)
 
 
+@alike
 @compiled
 def apply(scratches: Records, sources: Records) -> int:
     """Do what was read, once its roots are told. Returns the same."""
@@ -219,6 +221,8 @@ def _take_stored(s: Records, n: Records, i: int) -> None:
     one, other = np.uint64(first), np.uint64(second)
     hashes, tokens = view(s.hashes, s.hashes_n, INT), view(s.tokens, s.tokens_n, TOKEN)
     changed = view(s.changed, s.changed_n, INT)
+    for block in range(event.hashes):
+        fetch_place(n, hashes[event.hash_at + block])
     for block in range(event.hashes):
         one, other = name(one, other, tokens, event.token_at + block * event.size, event.size)
         put(n, hashes[event.hash_at + block], int(np.int64(one)), int(np.int64(other)))

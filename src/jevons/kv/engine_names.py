@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from jevons.base.compiled import Records, compiled
-from jevons.base.hub import Hub, view
+from jevons.base.hub import Hub, fetch, view
 from jevons.base.ids import BlockHash
 from jevons.kv.hashing import HASH_BYTES
 
 SLOT = np.dtype([("key", np.int64), ("first", np.int64), ("second", np.int64)])
+_SLOT_BYTES = SLOT.itemsize
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: spreads consecutive numbers evenly
 _COPIES = (1 << 10) - 1  # the most; more are as many
 _LOW32 = (1 << 32) - 1
@@ -59,6 +60,12 @@ def find(h: Records, name: int) -> int:
             return at
         at = at + 1 if at + 1 < h.slots_n else 0
     return -1
+
+
+@compiled
+def fetch_place(h: Records, name: int) -> None:
+    """A block will be looked for, or put in, soon."""
+    fetch(h.slots + _SLOT_BYTES * _home(_key_of(name), h.slots_n))
 
 
 @compiled
