@@ -265,6 +265,35 @@ def test_a_client_that_leaves_takes_its_request_from_the_engine() -> None:
     run([hangs], talk)
 
 
+def test_a_client_that_leaves_when_it_has_all_of_a_stream_has_been_answered() -> None:
+    may_end = asyncio.Event()
+
+    async def ends_late(request: Request, reply: Reply) -> None:
+        reply.start(200, EVENT_STREAM)
+        reply.write(STREAM)
+        await may_end.wait()
+        reply.end()
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(message("/v1/completions", completion(stream=True, stream_options={"include_usage": True})))
+        await reader.readuntil(b"data: [DONE]\n\n")
+        writer.close()
+
+        async def is_over() -> bool:
+            return bool(server.router.snapshot().recent)
+
+        await until(is_over)
+        [outcome] = server.router.snapshot().recent
+        assert outcome.cached_tokens == 4
+        assert await metric(server, "jevons_clients_gone_total") == 0
+        may_end.set()
+        await complete(server)
+        assert engines[0].left == 0
+
+    run([ends_late], talk)
+
+
 def test_a_request_that_takes_too_long_is_ended() -> None:
     async def talk(engines: list[Engine], server: Server) -> None:
         answer = await complete(server)

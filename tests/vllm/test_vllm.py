@@ -296,14 +296,17 @@ def test_a_vllm_that_hangs_leaves_the_rotation_within_a_second_and_returns_with_
     client.chat.completions.create(**asking(prose(random.Random("hung"), 200)))
     held = door.attached()["held_blocks"]
 
+    stream = client.chat.completions.create(**{**asking("Tell a story."), "stream": True, "max_tokens": 400})
     try:
-        vllm.signal(signal.SIGSTOP)
+        next(iter(stream))
+        vllm.signal(signal.SIGSTOP)  # with something to do: of one at rest nobody asks that soon
         left_s = wait_until(lambda: door.attached()["health"] == "suspect", 5.0, "it left the rotation")
     finally:
         vllm.signal(signal.SIGCONT)
+        stream.close()
     returned_s = wait_until(lambda: door.is_up("exact"), 5.0, "it is used again")
 
     measured.append(f"vLLM hung: out of the rotation after {left_s:.2f} s, back {returned_s:.2f} s after it went on")
-    assert door.attached()["held_blocks"] == held > 0
+    assert door.attached()["held_blocks"] >= held > 0
     assert left_s < ROTATION_S
     assert returned_s < ROTATION_S

@@ -158,6 +158,12 @@ class _Transfer:
     # What the client does, and the clock
 
     def on_client_gone(self) -> None:
+        if self._events is not None and self._events.is_done:  # it has all, and did not wait for the message's end
+            self._exchange.resume()  # if it is paused, for nobody would read that end
+            self._used(self._events.usage)
+            self._leave()
+            self._end(None, 200)
+            return
         self._exchange.leave()
         self._leave()
         self._end(ClientGone())
