@@ -27,7 +27,7 @@ import numpy as np
 from jevons.control import naming
 from jevons.control.beside import Beside, Told
 from jevons.control.lives import Doubts, Mark
-from jevons.control.naming import FATES, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
+from jevons.control.naming import FATES, FULL, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.orphans import Orphans, Prompted, Prompts
 from jevons.control.reading import CLEARED, DRAM, IGNORED_ADAPTER, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
 from jevons.control.records import Records
@@ -44,6 +44,9 @@ GUESS_STALE_SHARE = 0.1
 # While a replay is awaited at most this many batches are kept; vLLM's own replay window is 10,000.
 MAX_WAITING = 10_000
 _Batch = KvBatch | KvPayload
+
+_BYTES = np.dtype(np.uint8)
+_NONE, _DEGRADED = IndexMode.NONE, IndexMode.DEGRADED  # a member is found in its class in 50 ns
 
 
 class Intake:
@@ -72,6 +75,7 @@ class Intake:
         self.mode = IndexMode.NONE
         self._counts: Counter[str] = Counter()
         self._names = source_names()
+        self._hubs = self._scratch.hub.record, self._names.hub.record  # what kernels take
         self._next = 0  # the sequence number expected
         self._last_live = -1  # the highest number that came by itself, not by replay
         self._waiting: dict[int, _Batch] | None = None  # what came after a hole, while its replay is awaited
@@ -345,7 +349,7 @@ class Intake:
     def _apply(self, batch: _Batch) -> None:
         self._next = batch.seq + 1
         self._taken += 1
-        if self.mode is IndexMode.NONE and self._waiting is None:  # amid a replay more is to come
+        if self.mode is _NONE and self._waiting is None:  # amid a replay more is to come
             self.mode = IndexMode.EXACT
         if isinstance(batch, KvBatch):
             self._apply_records(batch)
@@ -364,20 +368,22 @@ class Intake:
 
     def _apply_payload(self, payload: bytes) -> bool:
         """Returns whether it is of a shape that kernels know; if not, nothing was done."""
-        scratch, names, raw = self._scratch, self._names, np.frombuffer(payload, np.uint8)
-        runs = naming.take_payload(scratch.hub.record, names.hub.record, raw)
-        if runs >= ONE_STORE and self.mode is not IndexMode.DEGRADED:  # as nearly all are
-            self._holding.store_names(scratch.hub["changed"][: runs - ONE_STORE])
+        raw, hubs = np.frombuffer(payload, _BYTES), self._hubs
+        runs = naming.take_payload(*hubs, raw)
+        if runs >= ONE_STORE and self.mode is not _DEGRADED:  # as nearly all are
+            self._holding.store_names(self._scratch.hub["changed"][: runs - ONE_STORE])
             return True
         while runs == NO_ROOM:
-            if not names.make_room(scratch.hub.number("hashes_used")):
-                scratch.grow()
-            runs = naming.take_payload(scratch.hub.record, names.hub.record, raw)
+            self._scratch.grow()
+            runs = naming.take_payload(*hubs, raw)
+        if runs == FULL:
+            self._names.make_room(self._scratch.hub.number("hashes_used"))
+            runs = naming.take_read(*hubs)
         if runs == SPECIAL:
             if not self._tell_roots(payload):
                 return False
             self._tell_beside()
-            runs = naming.apply(scratch.hub.record, names.hub.record)
+            runs = naming.apply(*hubs)
             self._follow_size()
         if runs == NOT_READ:
             return False

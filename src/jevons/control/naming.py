@@ -23,7 +23,6 @@ from jevons.control.reading import (
     IGNORED_GROUP,
     IGNORED_TIER,
     MISSHAPEN,
-    NO_ROOM,
     ORPHAN,
     PARTIAL,
     STORED,
@@ -45,6 +44,7 @@ ONE_STORE = 1 << 40  # and so many blocks: all that a payload does is to store t
 # Blocks have another size, prompts begin with a salt or an adapter, a tier or group is told of for the first time: who
 # asked is to see to it.
 SPECIAL = -3
+FULL = -4  # the source's table; what was read is there still
 MOST_GROUPS = 62  # of layers that are kept apart: a bit each
 
 
@@ -86,16 +86,23 @@ def halves(ours: BlockHash) -> tuple[int, int]:
 @compiled
 def take_payload(scratches: Records, sources: Records, raw: Raw) -> int:
     """Read a payload and do what it tells. Returns how many runs there are, or ONE_STORE and more; otherwise nothing
-    was done: see `read`, and SPECIAL. NO_ROOM may mean the source's table too."""
-    s, n = scratches[0], sources[0]
-    status = read(s, raw)
-    if status < 0:
-        return status
+    was done: see `read`, SPECIAL and FULL."""
+    status = read(scratches[0], raw)
+    return status if status < 0 else _take_read(scratches[0], sources[0])
+
+
+@alike
+@compiled
+def take_read(scratches: Records, sources: Records) -> int:
+    """Do what was read, once there is room for it. Returns the same."""
+    return _take_read(scratches[0], sources[0])
+
+
+@compiled
+def _take_read(s: Records, n: Records) -> int:
     if room(n) < s.hashes_used:
-        return NO_ROOM
-    if _set_roots(s, n) > 0:
-        return SPECIAL
-    return _apply(s, n)
+        return FULL
+    return SPECIAL if _set_roots(s, n) > 0 else _apply(s, n)
 
 
 @alike

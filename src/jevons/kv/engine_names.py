@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jevons.base.compiled import Records, compiled
+from jevons.base.compiled import Records, alike, compiled
 from jevons.base.hub import Hub, fetch, view
 from jevons.base.ids import BlockHash
 from jevons.kv.hashing import HASH_BYTES
@@ -25,8 +25,8 @@ _SLOT_BYTES = SLOT.itemsize
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: spreads consecutive numbers evenly
 _COPIES = (1 << 10) - 1  # the most; more are as many
 _LOW32 = (1 << 32) - 1
-_FIRST_SIZE = 64
-_SMALL = 4_096  # up to there it doubles: growing costs 30 us besides
+_FIRST_SIZE = 256
+_SMALL = 4_096  # up to there it doubles, or more: growing costs a few us besides
 
 
 def number_of(name: int | bytes) -> int:
@@ -118,16 +118,15 @@ def forget_all(h: Records) -> None:
     h.taken = 0
 
 
+@alike
 @compiled
-def _refill(old: Records, hubs: Records) -> None:
-    """Put all that was in `old` into the new, empty slots."""
-    h = hubs[0]
-    slots = view(h.slots, h.slots_n, SLOT)
+def _refill(old: Records, slots: Records) -> None:
+    """Put all that was in `old` into new, empty slots."""
     for i in range(len(old)):
         if old[i].key != 0:
-            at = _home(old[i].key, h.slots_n)
+            at = _home(old[i].key, len(slots))
             while slots[at].key != 0:
-                at = at + 1 if at + 1 < h.slots_n else 0
+                at = at + 1 if at + 1 < len(slots) else 0
             slots[at].key, slots[at].first, slots[at].second = old[i].key, old[i].first, old[i].second
 
 
@@ -191,7 +190,7 @@ class EngineNames:
             return False
         wider = len(slots) * 5 // 4 if len(slots) > _SMALL else 2 * len(slots)
         self.hub.put("slots", np.zeros(max(_FIRST_SIZE, needed, wider), SLOT))
-        _refill(slots, self.hub.record)
+        _refill(slots, self.hub["slots"])
         return True
 
     def dump(self) -> bytes:
@@ -208,7 +207,7 @@ class EngineNames:
         entries = np.frombuffer(dump, SLOT).copy()  # kernels would be compiled anew for what cannot be written to
         self.clear()
         self.make_room(len(entries))
-        _refill(entries, self.hub.record)
+        _refill(entries, self.hub["slots"])
         self.hub.set("taken", len(entries))
         return [(_name(entry), int(entry["key"]) & _COPIES) for entry in entries]
 
