@@ -152,7 +152,7 @@ def test_copies_are_counted_by_tier() -> None:
 
     assert house.cached(A) == 0
     assert house.router.intake(A).counts["removed_beside"] == 20
-    assert len(house.router.intake(A)._names) == 0
+    assert len(house.router.intake(A)._contents._names) == 0
 
 
 def test_a_tier_told_of_with_tokens_needs_no_name_from_the_device() -> None:

@@ -151,10 +151,10 @@ def test_an_orphan_that_two_prompts_explain_differently_stays_one(intake: Intake
     intake.on_batch(batch(1, stored(3, 4)))
     intake.on_replay_end(complete=False)
     twice = [*range(50, 50 + SIZE), *TOKENS[3 * SIZE :]]
-    intake._orphans.prompted(Prompted(*name_prompt(TOKENS, SIZE)))
+    intake._contents._orphans.prompted(Prompted(*name_prompt(TOKENS, SIZE)))
     intake.on_prompted(Prompted(*name_prompt(twice, SIZE)))
 
-    assert (len(held), len(intake._orphans)) == (0, 1)
+    assert (len(held), len(intake._contents._orphans)) == (0, 1)
 
 
 def test_of_all_prompts_those_told_last_are_kept_as_far_as_there_is_room() -> None:

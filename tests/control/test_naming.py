@@ -92,7 +92,7 @@ def payloads(draw: st.DrawFn) -> bytes:
 
 
 def state(intake: Intake, index: PrefixIndex) -> Any:
-    slots = intake._names.hub["slots"]
+    slots = intake._contents._names.hub["slots"]
     held = sorted((int(slot["second"]), int(slot["key"]) & 1023) for slot in slots if slot["key"])
     beside = intake.beside.windows, intake.beside.in_dram, intake.beside.in_groups
     return (
@@ -100,7 +100,7 @@ def state(intake: Intake, index: PrefixIndex) -> Any:
         beside,
         len(index),
         +intake.counts,
-        float(intake._names.hub.number("ts")),
+        float(intake._contents._names.hub.number("ts")),
         intake.mode,
         intake.block_size,
     )

@@ -140,7 +140,7 @@ def _fetch_entry(h: Records, key: int) -> None:
 
 @compiled
 def _fetch_ahead(h: Records, pool: int, names: Ints, at: int, end: int) -> None:
-    """See `kv.entries.fetch_ahead`."""
+    """See `kv.ahead.fetch_ahead`."""
     if at + AHEAD_HEAD < end:
         _fetch_head(h, key_of(names[at + AHEAD_HEAD], pool))
     if at + AHEAD_ENTRY < end:
