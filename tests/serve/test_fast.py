@@ -18,6 +18,7 @@ from jevons.serve import fast
 from jevons.serve.fast import CHECK_EVERY, Fast, proof_texts
 from jevons.serve.metrics import Metrics
 from jevons.serve.prompts import Prompts, Served, local_encoder
+from jevons.serve.seams import STEP
 from jevons.serve.tokenizer import Tokenizer
 
 pytest.importorskip("fastokens", reason="fastokens has no wheel for this platform")
@@ -102,6 +103,27 @@ def test_one_that_is_found_wrong_later_is_used_no_more(model_dir: Path, caplog: 
     assert made._fast is None
     assert "no longer used" in caplog.text
     assert (made.mismatches, made.encoder) == (1, "tokenizers: fastokens encoded a prompt otherwise")
+
+
+def test_a_long_text_is_checked_part_by_part(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Tokenizer(model_dir)
+    assert made.hasten() == "fastokens"
+    assert made._fast is not None
+    assert made._fast.cuts
+    made._fast._fast = Wrong(made._fast._fast, "Q")
+    text, checked = " ".join(["the router"] * 300 + ["Q"] + ["the router"] * 100), list[int]()
+    slow = made._fast._slow
+
+    def counting(part: str, special: bool) -> array[int]:
+        checked.append(len(part))
+        return slow(part, special)
+
+    monkeypatch.setattr(made._fast, "_slow", counting)
+    turns = next(turn for turn in range(1, 10 * CHECK_EVERY) if made.encode(text) and made._fast is None)
+
+    assert turns % CHECK_EVERY == 0
+    assert max(checked) < 2 * STEP
+    assert made.encode(text) == array("I", made._hf.encode(text).ids)
 
 
 def test_texts_of_a_proof_are_the_same_each_time_and_name_every_special_token() -> None:
