@@ -96,3 +96,20 @@ def test_split_users_without_a_place_to_decode_wait_for_one() -> None:
 
     assert few.running < 4.01
     assert few.ttft_s > split_loop(pools, loop).ttft_s
+
+
+@pytest.mark.parametrize(("users", "output"), [(1, 20_000), (16, 8_000), (8, 100)])
+def test_answers_decoded_apart_take_the_iterations_of_their_growing_contexts(users: int, output: int) -> None:
+    loop = msgspec.structs.replace(ALONE, users=users, input_tokens=100, output_tokens=output)
+    middle = iteration(ENGINE, Work(decodes=users, context_tokens=users * (100 + output / 2))).seconds
+    pools = Split(prefill=ENGINE, prefill_workers=users, decode=ENGINE, decode_workers=1)
+
+    assert split_loop(pools, loop).tpot_s == pytest.approx(middle, rel=0.001)
+
+
+def test_a_prompt_that_ends_meanwhile_cuts_answers_decoded_apart_in_two() -> None:
+    loop = Loop(users=2, input_tokens=20_000, output_tokens=20_000, rounds=2)
+    middle = iteration(ENGINE, Work(decodes=1, context_tokens=30_000)).seconds
+    pools = Split(prefill=ENGINE, prefill_workers=1, decode=ENGINE, decode_workers=2)
+
+    assert split_loop(pools, loop).tpot_s == pytest.approx(middle, rel=0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 
 import msgspec
@@ -46,15 +47,13 @@ class _Pools:
         self._computed: deque[Request] = deque()  # for a place to decode
         self._busy: list[tuple[float, int, list[Request]]] = []  # prefill workers, by when they are done
         self._running: list[tuple[float, int, Request]] = []
-        self._step_s = 0.0  # of an iteration of the mean decode worker, from this change to the next
 
     def run(self) -> Seen:
         for _ in range(self._loop.users):
             self._ask()
         while self._waiting or self._busy or self._computed or self._running:
             self._begin()
-            self._step_s = self._iteration_s() if self._running else 0.0
-            self._pass(self._next_s())
+            self._pass(*self._ahead(max(0.0, self._busy[0][0] - self._now) if self._busy else math.inf))
             while self._busy and self._busy[0][0] <= self._now + 1e-12:
                 self._computed.extend(heapq.heappop(self._busy)[2])
             self._finish()
@@ -82,31 +81,38 @@ class _Pools:
             seconds += taken[-1].prompt * self._split.move_s_per_token
             heapq.heappush(self._busy, (self._now + seconds, taken[0].number, taken))
 
-    def _iteration_s(self) -> float:
-        count, workers = len(self._running), self._split.decode_workers
+    def _iteration_s(self, ahead: float) -> float:
+        """Seconds of the iteration so many after this change, of the mean decode worker."""
+        count, workers, gain = len(self._running), self._split.decode_workers, self._split.decode.shares.tokens_per_step
         each = max(1.0, self._crowd * count / workers)
-        return iteration(self._split.decode, Work(decodes=each, context_tokens=each * self._context / count)).seconds
+        context = each * (self._context / count + ahead * gain)
+        return iteration(self._split.decode, Work(decodes=each, context_tokens=context)).seconds
 
-    def _next_s(self) -> float:
-        """Seconds to the next end of a prompt or of an answer."""
-        ends = [self._busy[0][0] - self._now] if self._busy else []
-        if self._running:
-            ends.append((self._running[0][0] - self._iterations) * self._step_s)
-        return max(0.0, min(ends))
+    def _ahead(self, most_s: float) -> tuple[float, float]:
+        """Seconds and iterations to the first end of an answer, at most `most_s`, to the end of a prompt.
 
-    def _pass(self, seconds: float) -> None:
+        An iteration's time is affine in the context: all take so many times the middle one's.
+        """
+        if not self._running:
+            return most_s, 0.0
+        ahead = max(0.0, self._running[0][0] - self._iterations)
+        first_s, middle_s = self._iteration_s(0.0), self._iteration_s(ahead / 2)
+        if ahead * middle_s <= most_s:
+            return ahead * middle_s, ahead
+        growth_s = 2 * (middle_s - first_s) / ahead
+        return most_s, 2 * most_s / (first_s + math.sqrt(first_s**2 + 2 * growth_s * most_s))
+
+    def _pass(self, seconds: float, iterations: float) -> None:
         count = len(self._running)
-        if count:
-            iterations = seconds / self._step_s
-            self._iterations += iterations
-            self._context += count * iterations * self._split.decode.shares.tokens_per_step
+        self._iterations += iterations
+        self._context += count * iterations * self._split.decode.shares.tokens_per_step
         self._decoding += count * seconds
         self._now += seconds
 
     def _finish(self) -> None:
         while self._running and self._running[0][0] <= self._iterations + 1e-9:
             request = heapq.heappop(self._running)[2]
-            self._context = max(0.0, self._context - request.prompt - request.output)
+            self._context = max(0.0, self._context - (request.prompt + request.output - 1))
             self._held -= self._needs(request)
             self._sums.add(request, self._now)
             self._ask()
