@@ -63,6 +63,27 @@ def test_more_sequences_a_slower_way_or_wider_padding_never_take_less_time() -> 
     assert step(256, way=msgspec.structs.replace(WAY, bytes_per_s=1e9)).bound == "way"
 
 
+def test_copies_of_attention_take_no_sums_and_each_keeps_the_books_of_its_sequences() -> None:
+    """One layer of a micro-batch: weights, keys and values, launches, and what each sequence costs the host."""
+    shares = msgspec.structs.replace(GUESS_SHARES, bandwidth=1e12, kv=1e12, compute=1e12, attention=1e12)
+    books = msgspec.structs.replace(ATTENTION, shares=shares)
+
+    def attention_s(engine: Engine, sequences: float) -> tuple[float, float]:
+        found = afd_step(engine, REST, WAY, sequences, sequences * 8_000)
+        assert found is not None
+        return found.attention_s * KIMI.layers, sequences / found.micro_batches
+
+    for sequences in (1, 2_048):
+        took_s, each = attention_s(books, sequences)
+        launches_s = KIMI.layers * shares.layer_s + shares.host_s
+        assert took_s == pytest.approx(launches_s + shares.sequence_s * each / 8, rel=1e-6)
+
+    together = msgspec.structs.replace(books, group=Group(tensor=8))
+    took_s, each = attention_s(together, 1)
+    link_s = iteration(together, Work(decodes=1, context_tokens=1)).link_s
+    assert took_s == pytest.approx(launches_s + shares.sequence_s + link_s / 2, rel=1e-6)
+
+
 def test_sram_makes_few_sequences_faster_than_hbm_alone() -> None:
     together = Engine(model=KIMI, chip=RUBIN, group=Group(tensor=8), weights="fp8", kv_bytes=1.0)
     quick = msgspec.structs.replace(REST, shares=msgspec.structs.replace(GUESS_SHARES, layer_s=1e-6))

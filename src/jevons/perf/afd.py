@@ -18,6 +18,7 @@ from jevons.facts.hardware import Chip
 from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
 from jevons.perf.roofline import (
     Engine,
+    Group,
     Shares,
     Work,
     attention_params,
@@ -101,18 +102,21 @@ def _step(attention: Engine, rest: Rest, way: Way, count: int, sequences: float,
 
 
 def _attention_s(engine: Engine, sequences: float, context_tokens: float) -> float:
-    """One layer: its weights, keys and values, sums over the group, launches."""
-    model, shares, chips = engine.model, engine.shares, engine.group.tensor
-    parts = iteration(engine, Work(decodes=sequences, context_tokens=context_tokens))
+    """One layer: its weights, keys and values, sums over the chips of a copy, launches, bookkeeping."""
+    model, shares, group = engine.model, engine.shares, engine.group
+    # Copies have nothing to tell each other: what the rest needs and gives goes over the way.
+    alone = msgspec.structs.replace(engine, group=Group(tensor=group.tensor // group.attention))
+    work = Work(decodes=sequences / group.attention, context_tokens=context_tokens / group.attention)
+    parts = iteration(alone, work)
     bits = WEIGHT_BITS[engine.dense_weights or engine.weights or model.weights]
     rate = engine.chip.flops(int(bits))
     assert rate is not None, "who places a model on a chip knows that it computes such numbers"
     params = attention_params(model)
-    read = params * engine.group.attention * bits / 8
-    memory_s = read / (chips * engine.chip.memory_bytes_per_s.value * shares.bandwidth)
-    weights_s = smooth_max(memory_s, 2 * params * sequences / (chips * rate.value * shares.compute))
+    read = params * group.attention * bits / 8
+    memory_s = read / (group.tensor * engine.chip.memory_bytes_per_s.value * shares.bandwidth)
+    weights_s = smooth_max(memory_s, 2 * params * sequences / (group.tensor * rate.value * shares.compute))
     # Of the two sums a layer the one after the experts is on their side.
-    return (weights_s + parts.kv_s + parts.link_s / 2 + model.layers * shares.layer_s + shares.host_s) / model.layers
+    return (weights_s + parts.kv_s + parts.link_s / 2 + parts.overhead_s) / model.layers
 
 
 def _rest_s(model: Llm, rest: Rest, tokens: float) -> float:
