@@ -120,6 +120,24 @@ def test_a_promise_for_each_token_keeps_a_prompt_from_where_tokens_come_too_slow
     assert promised[0].tpot_s == pytest.approx(0.012, rel=0.1)
 
 
+def test_tokens_are_not_forecast_to_be_slow_for_ever_after_many_prompts_came() -> None:
+    r = router()
+    for worker in (A, B):
+        measured(r, worker)
+    idle_s = r.rank(PROMPT, now_s=100.0)[0].tpot_s
+    for i in range(40):
+        r.place(RequestId(str(i)), [i] * 2_000, 100.0)
+    for i in range(40):
+        r.on_first(RequestId(str(i)), 110.0)
+        r.done(RequestId(str(i)))
+
+    after = [r.rank(PROMPT, now_s=110.0 + later_s)[0].tpot_s for later_s in (0.0, 30.0, 300.0)]
+
+    assert after[0] > 1.5 * idle_s
+    assert after == sorted(after, reverse=True)
+    assert after[-1] == pytest.approx(idle_s, rel=0.01)
+
+
 def test_a_stream_that_is_promised_quick_tokens_is_left_alone() -> None:
     def placed(promise: Promise) -> WorkerId:
         r = router()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import exp, inf
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -297,6 +297,14 @@ class Book:
     def count_arrival(self, now_s: float) -> None:
         """See `queues.count_arrival`."""
         _count_arrival(self.hub.record, float(now_s))
+
+    def pass_time(self, now_s: float) -> None:
+        """It is so late, and nobody arrives: what arrived before counts for as much less."""
+        before_s = float(self.hub.number("arrived_s"))
+        if now_s > before_s:
+            left = exp((before_s - now_s) / board.ARRIVALS_S)
+            self.hub.set("crowd", float(self.hub.number("crowd")) * left)
+            self.hub.set("arrived_s", float(now_s))
 
     def arrive(self, now_s: float, promise: Promise, output_tokens: int | None) -> None:
         """`count_arrival` and `promise`, as one."""

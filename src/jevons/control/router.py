@@ -119,17 +119,20 @@ class Router(Workforce):
         output_tokens: int | None = None,
         avoid: Collection[WorkerId] = (),
         most: int | None = None,
+        now_s: float = 0.0,
     ) -> list[Placement]:
         """Where a prompt could go now: first where `place` would put it, then other workers for it by the seconds that
         all concerned would wait. Nothing is counted. Of policies other than kv only the first is told.
 
         Args:
             most: so many placements at most; None: all.
+            now_s: forecasts are for then; or for the last arrival, where that was later.
 
         Raises:
             NoWorker: there is none.
         """
         wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
+        self._book.pass_time(now_s)
         with self._without(wish.avoid) if wish.avoid else _NOBODY:
             self._book.promise(promise, output_tokens)
             whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
@@ -148,6 +151,7 @@ class Router(Workforce):
     ) -> Placement:
         """Choose a worker for what follows: `tokens` are a prompt and the output so far. Otherwise like `place`."""
         wish, promise = self._wish(self._prompt(tokens, salt, model), model, avoid, ""), Promise(tpot_s=tpot_slo_s)
+        self._book.pass_time(now_s)
         self._book.promise(promise, None)
         promised = self._promised(promise, None)
         self._expire_shadows(now_s)

@@ -159,6 +159,7 @@ class Admission:
             output_tokens=limit,
             avoid=avoid,
             most=1,
+            now_s=self.placements.now_s(),
         )[0]
         if self._router.is_saturated(best.worker):
             return TooLate("workers: none has been heard of lately that could take this; come again", RETURN_S)

@@ -178,6 +178,7 @@ class Picker:
             promise=call.promise,
             output_tokens=call.asked.output_limit,
             most=MAX_ATTEMPTS * self._endpoints.most_ranks,
+            now_s=self._now_s(),
         )
         placement = await self._admission.enter(call, id, avoid)
         pick = Pick(
@@ -206,8 +207,9 @@ class Picker:
         tokens = [0] * _guessed_tokens(request)
         # Nobody has its blocks: a salt of its own keeps them from looking like those of the next one.
         most = MAX_ATTEMPTS * self._endpoints.most_ranks
-        ranked = self._router.rank(tokens, salt=id, model=model, avoid=avoid, most=most)
-        placement = self._router.place(id, tokens, self._now_s(), salt=id, model=model, avoid=avoid)
+        now_s = self._now_s()
+        ranked = self._router.rank(tokens, salt=id, model=model, avoid=avoid, most=most, now_s=now_s)
+        placement = self._router.place(id, tokens, now_s, salt=id, model=model, avoid=avoid)
         endpoints = self._named(placement, ranked)
         headers = self._of_rank(placement)
         return Pick(id=id, placement=placement, endpoints=endpoints, call=None, request=request, headers=headers)

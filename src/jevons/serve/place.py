@@ -130,10 +130,10 @@ class Desk:
     ) -> Advice:
         salt, id = asked.cache_salt or "", None
         model, limit = asked.model, asked.output_limit
-        ranked = self._router.rank(tokens, salt=salt, model=model, promise=promise, output_tokens=limit)
+        now_s = self._now_s()
+        ranked = self._router.rank(tokens, salt=salt, model=model, promise=promise, output_tokens=limit, now_s=now_s)
         if hold_s > 0:
             id = RequestId(f"placed-{secrets.token_hex(12)}")
-            now_s = self._now_s()
             counted = self._router.place(
                 id, tokens, now_s, salt=salt, model=model, promise=promise, output_tokens=limit, tells_first=False
             )
