@@ -120,6 +120,32 @@ def test_an_adapter_is_asked_only_of_who_serves_it() -> None:
     assert {p.worker for p in r.rank(LONG, model="poet")} == {A, B}
 
 
+def test_what_was_an_adapter_may_be_a_model_once_nobody_serves_it_as_one() -> None:
+    r = fleet(A, B, adapters={A: {"poet"}})
+    r.join(WorkerFacts(id=C, model="poet", kind="openai", sends_events=False))
+    r.roster.heard(C, 0.0)
+    assert answered(r, LONG, model="poet") == A
+
+    r.carry(A, ())
+    assert answered(r, LONG, model="poet") == C
+    r.carry(A, {"poet"})
+    assert answered(r, LONG, model="poet") == A
+    r.leave(A)
+    assert answered(r, LONG, model="poet") == C
+
+
+def test_an_adapter_of_two_models_is_served_as_long_as_one_of_them_is() -> None:
+    r = fleet(A, adapters={A: {"poet"}})
+    facts = WorkerFacts(id=B, model="other", kind="openai", sends_events=False, adapters=frozenset({"poet"}))
+    r.join(facts)
+    r.join(facts)  # again, after a restart
+    r.roster.heard(B, 0.0)
+    assert answered(r, LONG, model="poet") == B
+
+    r.leave(B)
+    assert answered(r, LONG, model="poet") == A
+
+
 def test_an_adapter_that_is_loaded_saves_loading_it() -> None:
     r = fleet(A, B, adapters={A: {"poet", "clerk"}, B: {"poet", "clerk"}})
     assert answered(r, LONG[:50], model="poet") == A

@@ -1,8 +1,8 @@
-"""Affinities that no index of blocks tells of: where a session was last, and which adapters a worker has loaded."""
+"""Affinities that no index of blocks tells of: where a session was last, who serves an adapter, and has it loaded."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -40,6 +40,28 @@ class Sessions:
     def last(self, session: str) -> Last | None:
         """None where it is new, or forgotten."""
         return self._last.get(session)
+
+
+class Bases:
+    """Of which model each adapter is, as long as a worker serves it."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Counter[str]] = {}  # of each adapter: workers that serve it, by their model
+
+    def count(self, model: str, adapters: Collection[str], change: int) -> None:
+        """A worker of this model serves these from now on (1), or no more (-1)."""
+        for name in adapters:
+            models = self._models.setdefault(name, Counter())
+            models[model] += change
+            if not models[model]:
+                del models[model]
+            if not models:
+                del self._models[name]
+
+    def model_of(self, adapter: str) -> str | None:
+        """None: nobody serves it. Of several the one that was told last and is served still."""
+        models = self._models.get(adapter)
+        return None if models is None else next(reversed(models))
 
 
 class Adapters:

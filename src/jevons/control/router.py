@@ -271,12 +271,12 @@ class Router(Workforce):
         return found[:most]
 
     def _prompt(self, tokens: Sequence[int], salt: str, model: str | None) -> Prompt:
-        return Prompt(tokens, salt, model if model is not None and model in self._bases else "")
+        return Prompt(tokens, salt, model if model is not None and self._bases.model_of(model) is not None else "")
 
     def _wish(self, prompt: Prompt, model: str | None, avoid: Collection[WorkerId], session: str) -> Wish:
         """Where a prompt for `model` may go: for an adapter to its model's workers, but those that do not serve it."""
         if prompt.adapter:
-            model = self._bases[prompt.adapter]
+            model = self._bases.model_of(prompt.adapter)
             others = (id for id, w in self._workers.items() if prompt.adapter not in w.adapters.names)
             avoid = {*avoid, *(id for id in others if self._workers[id].facts.model == model)}
         return Wish(prompt, model, avoid, self._sessions.last(session) if session else None)

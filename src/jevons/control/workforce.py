@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import msgspec
 
 from jevons.base.ids import WorkerId
-from jevons.control.affinity import Adapters
+from jevons.control.affinity import Adapters, Bases
 from jevons.control.book import Book
 from jevons.control.columns import Columns
 from jevons.control.intake import Intake
@@ -43,7 +43,7 @@ class Workforce:
         self._workers: dict[WorkerId, Member] = {}
         self._members: dict[int, Member] = {}  # by number
         self._resorts: dict[WorkerId, Member] = {}  # suspects and stalled ones
-        self._bases: dict[str, str] = {}  # adapter → the model it is of
+        self._bases = Bases()
         self._recalled: dict[WorkerId, WorkerState] = {}  # of workers that have not joined yet
         self._lessons = Lessons(self._book, self._workers)
         self._columns = Columns(self._book.hub, self._workers, self.roster)
@@ -68,6 +68,7 @@ class Workforce:
         self._seatings += 1
         self._workers[facts.id] = worker = Member(facts, learned, self.node(node), self._book, self._shadow_ttl_s)
         self._members[worker.number] = worker
+        self._bases.count(facts.model, facts.adapters, 1)
         if old is not None:
             worker.reports_steps = old.reports_steps
         self.carry(facts.id, facts.adapters, facts.adapter_numbers)
@@ -82,8 +83,9 @@ class Workforce:
         if known.intake is not None:
             known.intake.name_adapters(numbers or {})
         if known.adapters.names != frozenset(adapters):
+            self._bases.count(known.facts.model, adapters, 1)
+            self._bases.count(known.facts.model, known.adapters.names, -1)
             known.adapters = Adapters(adapters)
-        self._bases.update(dict.fromkeys(adapters, known.facts.model))
 
     def on_adapters(self, worker: WorkerId, running: Sequence[str], slots: int) -> None:
         """It reports which adapters run, and for how many it has room."""
@@ -280,6 +282,7 @@ class Workforce:
 
     def _end(self, member: Member) -> None:
         del self._members[member.number]
+        self._bases.count(member.facts.model, member.adapters.names, -1)
         member.end()
 
     def _on_health(self, worker: WorkerId, health: Health) -> None:
