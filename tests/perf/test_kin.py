@@ -129,3 +129,18 @@ def test_a_step_of_nothing_or_no_time_is_passed_over() -> None:
     assert not worker.measured(USUAL, 0.0)
     assert worker.prices == GUESS_PRICES
     assert isinstance(worker.prices, Prices)
+
+
+def test_a_step_believed_to_take_nothing_is_learned_from_all_the_same() -> None:
+    w = WorkerSeconds(Kin())
+    for i in range(200):  # those with streams are the shorter ones, by what else was in them
+        size, streams = i % 7, i % 2
+        load = Load(steps=1, tokens=1_024 + size * 256, decodes=8 * streams)
+        w.measured(load, 0.014 + size * 0.005 - streams * 0.012)
+    decode = Load(steps=1, decodes=8)
+    assert w.prices.seconds(decode) == 0.0
+
+    for _ in range(50):
+        w.measured(decode, 0.01)
+
+    assert w.prices.seconds(decode) == pytest.approx(0.01, rel=0.05)

@@ -91,10 +91,10 @@ class WorkerSeconds:
 
     def measured(self, load: Load, seconds: float) -> bool:
         """A step of it took so long; passed over unless both are above 0. Returns whether its kin's prices are new."""
-        expected_s = self.kin.prices.seconds(load)
-        if seconds <= 0 or expected_s <= 0:
+        if seconds <= 0 or not (load.steps or load.tokens or load.token_context or load.decodes):
             return False
-        if self.kin.is_settled:
+        expected_s = self.kin.prices.seconds(load)
+        if self.kin.is_settled and expected_s > 0:  # else all its parts are believed to take nothing
             self._count(log(seconds / expected_s))
             self._judge()
         if self._own is None:
