@@ -44,6 +44,13 @@ def test_draws_follow_the_softmax_of_the_logits_over_the_temperature() -> None:
         assert drawn[token] / 4000 == pytest.approx(probability, abs=0.03)  # 4 standard errors are 0.032 at most
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-46, 1e-100, 5e-324])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_however_low_a_temperature_is_the_likeliest_token_is_drawn(temperature: float, filters: dict[str, int]) -> None:
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0])
+    assert set(draw(logits, Sampling(temperature=temperature, seed=7, **filters), 5)) == {2}
+
+
 def test_top_k_leaves_the_k_likeliest_in_their_proportions() -> None:
     drawn = draw(torch.tensor([1.0, 0.0, 2.0, -1.0]), Sampling(top_k=2, seed=3), 2000)
     assert set(drawn) == {0, 2}

@@ -10,6 +10,8 @@ import torch
 
 from jevons.facts.request import Sampling, TokenLogprob
 
+# Lower ones draw the likeliest token as this one does; below 7e-46 a float32 knows them as 0.
+LEAST_TEMPERATURE = 1e-30
 NUCLEUS_TOKENS = 512  # likeliest tokens looked at first for top_p: sorting all 49,152 takes ms, this 0.2 ms
 
 
@@ -64,7 +66,7 @@ def _token(logits: torch.Tensor, sampling: Sampling, draw: int) -> int:
     """One token from `logits` [vocab], by the inverse of the distribution function over ids."""
     if sampling.temperature == 0:
         return argmax(logits[None])[0]
-    scaled = (logits.float() - logits.max()) / sampling.temperature
+    scaled = (logits.float() - logits.max()) / max(sampling.temperature, LEAST_TEMPERATURE)
     probs = torch.softmax(filtered(scaled, sampling.top_k, sampling.top_p), -1, dtype=torch.float64)
     summed = probs.cumsum(-1)
     at = torch.searchsorted(summed, summed[-1] * uniform(sampling.seed, draw), right=True)
