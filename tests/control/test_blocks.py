@@ -188,6 +188,21 @@ def test_a_load_that_fails_is_told_and_counted(reason: str, left: Tier | None) -
     assert (b.counts[f"disk_read_{reason}"], b.tier(key(1)), b.used_bytes, b.leases) == (1, left, 0, 0)
 
 
+@pytest.mark.parametrize("page_bytes", [None, PAGE])
+def test_what_the_arena_has_no_place_for_is_told_at_once_and_costs_no_other_block(page_bytes: int | None) -> None:
+    """A peer may ask for what is on disk before any engine has come here, or for larger blocks than those here have."""
+    b = Blocks(4 * PAGE, [Tier.DISK])
+    b.found_below(Tier.DISK, [(key(1), BlockMeta(5 * PAGE, 0))])
+    if page_bytes is not None:
+        b.welcome(page_bytes)
+        fill(b, 2)
+        write_all(b, Tier.DISK)
+
+    assert [(o.lease, o.reason) for o in fetch(b, B, 1)] == [(B, "full")]
+    assert b.take_loads(Tier.DISK, 4, 0.0) == []
+    assert (b.counts["dram_read_full"], b.counts["dram_evicted"], b.leases, b.queued_bytes[Tier.DISK]) == (1, 0, 0, 0)
+
+
 def test_a_load_nobody_waits_for_any_more_is_not_started() -> None:
     b = blocks(2, Tier.DISK)
     b.found_below(Tier.DISK, [(key(1), BlockMeta(PAGE, 0))])

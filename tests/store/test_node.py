@@ -451,3 +451,20 @@ def test_who_does_not_know_the_secret_learns_nothing(start: Start, engine: Make,
 
     assert b.bring(0, 3) == {0: "missing", 1: "missing", 2: "missing"}
     assert b.look(0, 3) == [None] * 3
+
+
+def test_a_peer_that_asks_before_any_engine_has_come_is_answered(start: Start, engine: Make, tmp_path: Path) -> None:
+    disk = {"disk_path": str(tmp_path / "disk"), "disk_bytes": 64 << 20}
+    first = start(**disk)
+    engine(first).save(0, 3)
+    until(lambda: [p.stat().st_size for p in tmp_path.glob("disk/*.headers")] == [3 * 128], WAIT_S, "all is on disk")
+    first.stop()
+    here = start(socket=str(tmp_path / "again"), listen="127.0.0.1:0", peer_secret=SECRET, **disk)
+    assert isinstance(here.first, Ready)
+    there = start(socket=str(tmp_path / "other"), peers=[f"127.0.0.1:{here.first.port}"], peer_secret=SECRET)
+    b = engine(there)
+    until(lambda: b.look(0, 3) == [Tier.PEER] * 3, WAIT_S, "the peer's blocks are known")
+
+    assert b.bring(0, 3) == {0: "full", 1: "full", 2: "full"}
+    engine(here)
+    assert b.bring(0, 3) == {0: "peer", 1: "peer", 2: "peer"}

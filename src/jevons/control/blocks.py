@@ -134,7 +134,8 @@ class Blocks:
     def fetch(self, lease: LeaseId, keys: Sequence[BlockKey], now_s: float) -> None:
         """An engine wants these blocks. Each gets one `Offer`, now or when it has been loaded.
 
-        What is offered stays in place until `release`.
+        What is offered stays in place until `release`. A peer may ask before any engine has come here, or for larger
+        blocks than those of the engines here: for these there is no place.
         """
         for key in keys:
             block = self._blocks.get(key)
@@ -142,6 +143,9 @@ class Blocks:
                 self._offers.append(Offer(lease, key, reason="missing"))
             elif block.copy is not None and block.copy.filled:
                 self._lend(lease, key, block, Tier.DRAM)
+            elif self._slabs is None or not self._slabs.can_hold(block.meta.size_bytes):
+                self.counts["dram_read_full"] += 1
+                self._offers.append(Offer(lease, key, reason="full"))
             else:
                 self._wait(lease, key, block)
 
@@ -283,8 +287,8 @@ class Blocks:
         return offset
 
     def _place(self, size_bytes: int, now_s: float) -> int | None:
-        """A place in the arena, another block's if need be; None if all are in use, or it could never fit."""
-        assert self._slabs is not None, "engines introduce their pages first"
+        """A place in the arena, another block's if need be; None if all are in use."""
+        assert self._slabs is not None, "who has no place for a page was told so before"
         while (offset := self._slabs.allocate(size_bytes)) is None:
             victim = self._evictor.victim(lambda key: self._is_kept(key, now_s), now_s)
             if victim is None:

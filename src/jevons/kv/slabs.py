@@ -51,9 +51,13 @@ class Slabs:
         self._empty = list(reversed(range(len(self._slabs))))
         self._partial: dict[int, set[int]] = {}  # page size → its slabs that have a place left
 
+    def can_hold(self, page_bytes: int) -> bool:
+        """Whether there can be a place for such pages at all."""
+        return _aligned(page_bytes) <= self.slab_bytes
+
     def check(self, page_bytes: int) -> None:
         """Raises ConfigError if such pages cannot be held."""
-        if _aligned(page_bytes) > self.slab_bytes:
+        if not self.can_hold(page_bytes):
             raise ConfigError(
                 f"dram_bytes: its {len(self._slabs)} parts of {self.slab_bytes} bytes cannot hold blocks of "
                 f"{page_bytes} bytes; raise it, or start the engine with the larger blocks first"
@@ -90,7 +94,7 @@ class Slabs:
 
     def _open(self, page: int) -> bool:
         """Give an empty slab to pages of this size."""
-        if not self._empty or page > self.slab_bytes:
+        if not self._empty or not self.can_hold(page):
             return False
         number = self._empty.pop()
         slab = self._slabs[number]
