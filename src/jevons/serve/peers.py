@@ -33,6 +33,7 @@ log = logging.getLogger("jevons.peers")
 
 READ_S = 5.0  # engines give up long before, by their own reckoning
 RETRY_S = 1.0
+SILENT_S = 5.0  # keepers tell twice a second what they hold: one not heard of for so long hangs, or its host is gone
 OWN = (Tier.DRAM, Tier.DISK)  # what a peer has itself; the rest it would have to bring too
 
 OnChange = Callable[[Iterable[BlockKey], bool], None]
@@ -120,7 +121,7 @@ class Peer:
         try:
             channel.send(wire.Admit(self._secret))
             channel.send(wire.Watch())
-            log.info("peer %s: %s", self.address, await lost)
+            log.info("peer %s: %s", self.address, await _until_lost(channel, lost))
         finally:
             self._channel = None
             channel.close()
@@ -165,6 +166,15 @@ class Peer:
     def _reach(self, address: LinkAddress) -> Link:
         kind = NixlLink if address.kind == "nixl" else TcpLink
         return kind(address, self._host, self._arena)
+
+
+async def _until_lost(channel: Channel[wire.ToClient], lost: asyncio.Future[str]) -> str:
+    """Returns why; silence is a loss too."""
+    heard_bytes = -1
+    while channel.received_bytes > heard_bytes and not lost.done():
+        heard_bytes = channel.received_bytes
+        await asyncio.wait((lost,), timeout=SILENT_S)
+    return lost.result() if lost.done() else f"nothing heard for {SILENT_S:g} s"
 
 
 _OPEN = Read("open")

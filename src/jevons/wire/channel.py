@@ -171,6 +171,7 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
         self._on_made = on_made
         self._chunk = bytearray(1 << 16)
         self._pending = bytearray()
+        self.received_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._reason = "connection closed"
 
@@ -207,6 +208,7 @@ class Channel(asyncio.BufferedProtocol, Generic[Incoming]):
         return self._chunk
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.received_bytes += nbytes
         self._pending += memoryview(self._chunk)[:nbytes]
         try:
             messages = take_messages(self._pending, self._decoder)
