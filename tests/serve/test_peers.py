@@ -95,3 +95,24 @@ def test_what_a_peer_holds_that_hangs_is_forgotten_and_one_that_goes_on_is_belie
             await until(lambda: told[:3] == [True, False, True])
 
     live(test)
+
+
+@pytest.mark.parametrize("index", [-1, 1, 99])
+@pytest.mark.parametrize("kind", [wire.Here, wire.Lost])
+def test_blocks_that_nobody_asked_for_are_a_lost_peer_and_no_error(
+    kind: type[wire.Here | wire.Lost], index: int
+) -> None:
+    def answers(message: wire.ToKeeper) -> msgspec.Struct | None:
+        if isinstance(message, wire.Fetch):
+            of_one = (index, 0, 0, 1) if kind is wire.Here else (index, "missing")
+            return kind(message.id, [of_one])  # type: ignore[list-item]
+        return as_a_keeper_does(message)
+
+    async def test() -> None:
+        async with beside(answers) as (ours, told):
+            await until(lambda: told == [True])
+            page = memoryview(bytearray(PAGE))
+            reads = await ours.read([Load(KEY, BlockMeta(PAGE, 0), page, 0)])
+            assert [read.reason for read in reads] == ["gone"]
+
+    live(test)

@@ -139,14 +139,22 @@ class Peer:
                 self._channel = channel
             case wire.Holding():
                 self._on_holding(message)
-            case wire.Here(id, blocks):
-                if id in self._fetches:
-                    self._fetches[id].here.put_nowait(blocks)
-            case wire.Lost(id, blocks):
-                if id in self._fetches:
-                    self._fetches[id].settle({i: Read(reason) for i, reason in blocks})
+            case wire.Here() | wire.Lost():
+                self._on_answer(channel, message)
             case _:
                 pass
+
+    def _on_answer(self, channel: Channel[wire.ToClient], answer: wire.Here | wire.Lost) -> None:
+        fetch = self._fetches.get(answer.id)
+        if fetch is None:
+            return  # over
+        if not all(0 <= block[0] < len(fetch.loads) for block in answer.blocks):
+            log.info("peer %s: told of blocks that nobody asked for", self.address)
+            channel.close()
+        elif isinstance(answer, wire.Here):
+            fetch.here.put_nowait(answer.blocks)
+        else:
+            fetch.settle({i: Read(reason) for i, reason in answer.blocks})
 
     def _on_holding(self, message: wire.Holding) -> None:
         if message.fresh:
