@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -385,6 +387,19 @@ def test_an_arena_too_small_for_a_block_refuses_the_engine(start: Start) -> None
     node = Node(Path(keeper.config.socket), Introduction("test", MARK, PAGE), Memory(), lambda answer: None)
     until(lambda: node.counts["keeper_lost"] > 0, WAIT_S, "it is told")
     node.close()
+
+
+def test_an_engine_with_more_than_a_thousand_files_open_has_its_tiers(start: Start, engine: Make) -> None:
+    keeper = start()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(2048, limits[1])), limits[1]))
+    with contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1024):
+            opened.enter_context(Path(os.devnull).open())
+        a = engine(keeper)
+        assert a.save(0, 3) == 0
+        assert a.bring(0, 3) == {0: "dram", 1: "dram", 2: "dram"}
 
 
 SECRET = "a secret of all nodes"

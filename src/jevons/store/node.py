@@ -170,7 +170,7 @@ class Node:
         self._pool.attach(line.arena)
         line.send(wire.Attach(self._who, self._fingerprint, self._page_bytes))
         while True:
-            ready, _, _ = select.select([line.socket.fileno(), self._wake_read], [], [])
+            ready = readable([line.socket.fileno(), self._wake_read])
             if self._wake_read in ready and not self._take_inbox(line):
                 return False
             if line.socket.fileno() in ready:
@@ -179,8 +179,7 @@ class Node:
 
     def _idle(self, seconds: float) -> bool:
         """Answer, without a keeper, for a while. Returns False when it is time to end."""
-        ready, _, _ = select.select([self._wake_read], [], [], seconds)
-        return not ready or self._take_inbox(None)
+        return not readable([self._wake_read], seconds) or self._take_inbox(None)
 
     def _take_inbox(self, line: _Line | None) -> bool:
         os.read(self._wake_read, _READ_BYTES)
@@ -342,6 +341,15 @@ class Node:
         self._left.pop(id, None)
         self._filling.pop(id, None)
         self._on_answer(Over(id, refused))
+
+
+def readable(fds: Sequence[int], seconds: float | None = None) -> set[int]:
+    """Those with something to read, or closed, as soon as there are any or after so long. Their numbers may be any:
+    `select` takes none above 1,023, which engines with many devices have."""
+    waiting = select.poll()
+    for fd in fds:
+        waiting.register(fd, select.POLLIN)
+    return {fd for fd, _ in waiting.poll(None if seconds is None else 1000 * seconds)}
 
 
 def _by_tier(queued: Sequence[int]) -> dict[Tier, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import msgspec
 
 from jevons.base.clock import Clock
 from jevons.base.errors import ConfigError
+from jevons.store.node import readable
 from jevons.wire.channel import Failed, KeeperConfig, Ready
 
 WHERE = "kv_connector_extra_config"
@@ -118,8 +118,7 @@ class Keeper:
 
     def _await_ready(self) -> None:
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], START_S)
-        line = self.process.stdout.readline() if ready else b""
+        line = self.process.stdout.readline() if readable([self.process.stdout.fileno()], START_S) else b""
         if not line:
             self.close()
             raise ConfigError(f"{WHERE}: the keeper did not start within {START_S:.0f} s, or ended; it says why above")
