@@ -72,6 +72,25 @@ def test_what_was_cleared_is_swept_away_and_its_room_is_used_again() -> None:
     assert len(index.hub["held"]) <= 64, "numbers of holders are used again"
 
 
+def test_what_others_store_anew_before_it_is_swept_away_is_not_taken_for_the_next_ones_with_its_number() -> None:
+    index, (gone, other) = held_by(2)
+    names = block_hashes(list(range(16_000)), 4)
+    gone.store(names[:1])
+    other.store(names[:1])
+    other.remove(names[:1])
+    gone.remove(names[:1])  # pairs at the beginning of their array are free again
+    gone.store(names)
+    number = gone.holder
+    gone.clear()
+    index.sweep(100)
+    other.store(names[-1:])
+    index.sweep(len(names) - int(index.hub.number("sweep_at")))  # once around
+    new = [index.holding(worker) for worker in range(2, 6)]
+
+    assert number in [holding.holder for holding in new]
+    assert index.overlaps(names[-1:]) == {1: 1}
+
+
 def test_the_index_grows_with_what_it_is_told() -> None:
     index, (a, b) = held_by(2)
     names = block_hashes(list(range(80_000)), 4)

@@ -32,7 +32,7 @@ def _add(h: Records, worker: int, block: int, copies: int, coming: int) -> None:
     blk = view(h.blocks, h.blocks_n, BLOCK)[block]
     held = view(h.held, h.held_n, INT)
     blk.stamp = h.stamps
-    if blk.worker == -1:
+    if blk.worker == -1 or _is_left(h, blk.worker, worker):
         blk.worker, blk.copies, blk.coming = worker, copies, coming
         held[worker] += copies
         return
@@ -45,6 +45,13 @@ def _add(h: Records, worker: int, block: int, copies: int, coming: int) -> None:
     held[worker] += own.copies == 0 and copies > 0
     own.copies = min(own.copies + copies, _MOST)
     own.coming = min(own.coming + coming, _MOST)
+
+
+@compiled
+def _is_left(h: Records, only: int, worker: int) -> bool:
+    """Whether the only worker of a block is gone. A pair made for it now may lie where `sweep` has looked already, and
+    would then be that of whoever gets its number next."""
+    return bool(only >= 0 and only != worker and view(h.whose, h.whose_n, SMALL)[only] < 0)
 
 
 @compiled
