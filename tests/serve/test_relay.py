@@ -294,6 +294,35 @@ def test_a_client_that_leaves_when_it_has_all_of_a_stream_has_been_answered() ->
     run([ends_late], talk)
 
 
+@pytest.mark.parametrize("cuts", [True, False])
+def test_a_stream_is_over_at_done_whether_or_not_its_engine_ends_the_message(cuts: bool) -> None:
+    async def never_ends(request: Request, reply: Reply) -> None:
+        reply.start(200, EVENT_STREAM)
+        reply.write(STREAM)
+        if cuts:
+            await passed.wait()
+            await dies(request, reply)
+        await asyncio.sleep(60)
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(message("/v1/completions", completion(stream=True, stream_options={"include_usage": True})))
+        raw = await reader.readuntil(b"data: [DONE]\n\n")
+        passed.set()
+        raw += await reader.read()
+        writer.close()
+
+        assert raw.count(b"data:") == len(EVENTS)
+        assert raw.endswith(b"0\r\n\r\n")
+        assert await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="200"}') == 1
+        assert await metric(server, "jevons_cached_tokens_total") == 4
+        assert await metric(server, "jevons_retries_total") == await metric(server, "jevons_cut_streams_total") == 0
+        assert [w.requests for w in server.router.snapshot().workers] == [0]
+
+    passed = asyncio.Event()
+    run([never_ends], talk, request_timeout_s=60.0 if cuts else 1.0)
+
+
 def test_a_request_that_takes_too_long_is_ended() -> None:
     async def talk(engines: list[Engine], server: Server) -> None:
         answer = await complete(server)

@@ -129,10 +129,7 @@ class _Transfer:
             if self._events is None:
                 self._whole()
             elif self._events.is_done:
-                self._used(self._events.usage)
-                self._leave()
-                self._reply.end()
-                self._end(None, 200)
+                self._streamed(self._events.usage)
             else:
                 self.on_lost(EngineGone(f"engine {self._attached.id}: ended its stream in the middle"))
         except Exception as error:  # the edge: a bug must cost one request, not leave its client waiting
@@ -142,6 +139,9 @@ class _Transfer:
     def on_lost(self, error: EngineGone) -> None:
         worker = self._attached.id
         self._attached.lost()
+        if self._events is not None and self._events.is_done:  # only the message's end was missing
+            self._streamed(self._events.usage)
+            return
         self._leave()
         self._failed.append(worker)
         if self._reply.started and self._is_over():
@@ -160,9 +160,7 @@ class _Transfer:
     def on_client_gone(self) -> None:
         if self._events is not None and self._events.is_done:  # it has all, and did not wait for the message's end
             self._exchange.resume()  # if it is paused, for nobody would read that end
-            self._used(self._events.usage)
-            self._leave()
-            self._end(None, 200)
+            self._streamed(self._events.usage)
             return
         self._exchange.leave()
         self._leave()
@@ -176,6 +174,9 @@ class _Transfer:
 
     def on_late(self) -> None:
         self._exchange.leave()
+        if self._events is not None and self._events.is_done:
+            self._streamed(self._events.usage)
+            return
         self._leave()
         self._end(TimeoutError())
 
@@ -266,6 +267,13 @@ class _Transfer:
         kind = content_type(head.headers).encode("latin-1")
         self._reply.send(head.status, body, kind, self._call.headers(worker))
         self._end(None, head.status)
+
+    def _streamed(self, usage: SeenUsage | None) -> None:
+        """The client has all of a stream, up to [DONE]."""
+        self._used(usage)
+        self._leave()
+        self._reply.end()
+        self._end(None, 200)
 
     def _used(self, usage: SeenUsage | None) -> None:
         """It is answered whole; the engine tells what it took."""
