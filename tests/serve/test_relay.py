@@ -174,6 +174,19 @@ def test_what_an_engine_refuses_is_told_with_its_status() -> None:
     run([refuse], talk)
 
 
+def test_a_status_that_has_no_name_is_told_as_it_is() -> None:
+    async def overloaded(request: Request, reply: Reply) -> None:
+        reply.send(529, b'{"error":"overloaded"}')
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server)
+
+        assert (answer.status, answer.body) == (529, b'{"error":"overloaded"}')
+        assert await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="529"}') == 1
+
+    run([overloaded], talk)
+
+
 @pytest.mark.parametrize("bad", [busy, dies])
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_engine_that_is_lost_before_its_answer_costs_no_client(bad: Serve, stream: bool) -> None:

@@ -74,7 +74,7 @@ def _is_plain(head: bytes) -> bool:
 def answer_head(status: int, content_type: bytes, keep_alive: bool, headers: bytes) -> bytes:
     """An answer's head, but for the length of its body and the empty line. `headers` are further lines, with CRLF."""
     return b"HTTP/1.1 %b\r\ndate: %b\r\ncontent-type: %b\r\n%b%b" % (
-        _STATUS_LINE[status],
+        _STATUS_LINE.get(status) or b"%d " % status,  # engines and proxies have numbers of their own, as 529
         _date(),
         content_type,
         b"" if keep_alive else b"connection: close\r\n",
