@@ -174,6 +174,20 @@ def test_what_an_engine_refuses_is_told_with_its_status() -> None:
     run([refuse], talk)
 
 
+def test_when_to_come_again_is_told_as_the_engine_says() -> None:
+    async def full(request: Request, reply: Reply) -> None:
+        reply.send(429, b'{"error":"full"}', headers=b"retry-after: 7\r\nretry-after-ms: 6500\r\nserver: x\r\n")
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server)
+
+        assert answer.status == 429
+        assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("7", "6500")
+        assert "server" not in answer.headers
+
+    run([full], talk)
+
+
 def test_a_status_that_has_no_name_is_told_as_it_is() -> None:
     async def overloaded(request: Request, reply: Reply) -> None:
         reply.send(529, b'{"error":"overloaded"}')

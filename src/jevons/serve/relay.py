@@ -36,6 +36,7 @@ log = logging.getLogger("jevons.relay")
 
 # What an engine or a proxy before it answers while it starts, drains or is overloaded: another may do better.
 ELSEWHERE = frozenset((502, 503, 504))
+AGAIN = ("retry-after", "retry-after-ms")  # when to come again: OpenAI's client heeds both
 
 Over = Callable[[Exception | None, int], None]
 """Told once: what went wrong and was not yet told to the client, else the answer's status."""
@@ -265,7 +266,7 @@ class _Transfer:
             self._used(usage)
         self._leave()
         kind = content_type(head.headers).encode("latin-1")
-        self._reply.send(head.status, body, kind, self._call.headers(worker))
+        self._reply.send(head.status, body, kind, self._call.headers(worker) + _when_again(head.headers))
         self._end(None, head.status)
 
     def _streamed(self, usage: SeenUsage | None) -> None:
@@ -296,6 +297,11 @@ class _Transfer:
         self._reply.answerer = None
         self._exchange.forget()  # it knows us and we know it: only a collection would find that nobody needs either
         self._over(error, status)
+
+
+def _when_again(headers: dict[str, str]) -> bytes:
+    """Header lines of an answer that say when to come again."""
+    return "".join(f"{name}: {headers[name]}\r\n" for name in AGAIN if name in headers).encode("latin-1")
 
 
 def as_finished(
