@@ -34,3 +34,18 @@ def test_it_begins_anew_after_all_have_ended() -> None:
             await asyncio.wait_for(over.wait(), 5.0)
 
     asyncio.run(run())
+
+
+def test_who_spent_some_of_its_time_before_is_due_so_much_earlier() -> None:
+    async def run() -> list[str]:
+        told: list[str] = []
+        deadlines, over = Deadlines(60.0), asyncio.Event()
+        deadlines.start("fresh", lambda: told.append("fresh"))
+        deadlines.start("ended", lambda: told.append("ended"), 59.99)
+        deadlines.start("late", over.set, 59.98)
+        deadlines.end("ended")
+        await asyncio.wait_for(over.wait(), 5.0)
+        deadlines.end("fresh")
+        return told
+
+    assert asyncio.run(run()) == []

@@ -360,6 +360,20 @@ def test_a_request_that_takes_too_long_is_ended() -> None:
     run([hangs], talk, request_timeout_s=1.0)
 
 
+def test_a_request_that_was_placed_again_has_no_more_time_than_others() -> None:
+    async def late(request: Request, reply: Reply) -> None:
+        await asyncio.sleep(1.0)
+        reply.send(503, b"{}")
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server)
+
+        assert answer.status == 504
+        assert sum(len(engine.asked) for engine in engines) == 2  # a third would begin after 2 s
+
+    run([late, late], talk, request_timeout_s=1.5)
+
+
 def test_an_engine_is_not_read_faster_than_its_client_reads() -> None:
     sent = 0
 

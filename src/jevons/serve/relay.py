@@ -61,9 +61,7 @@ class Relay:
         `over` is told EngineGone if it could not be answered to its end, NoWorker if none is left, TimeoutError, or
         ClientGone.
         """
-        transfer = _Transfer(self, call, reply, over)
-        self.deadlines.start(transfer, transfer.on_late)
-        transfer.begin(id, placement)
+        _Transfer(self, call, reply, over).begin(id, placement)
 
 
 class _Transfer:
@@ -89,6 +87,7 @@ class _Transfer:
 
     def begin(self, id: RequestId, placement: Placement) -> None:
         """Send it to the worker it is placed on."""
+        self._relay.deadlines.start(self, self.on_late, self._placements.now_s() - self._call.arrived_s)
         self._id, self._placement = id, placement
         self._head, self._body, self._events = None, [], None
         self._attached = attached = self._relay.fleet.attached[placement.worker]
@@ -227,7 +226,6 @@ class _Transfer:
             self._end(ClientGone())
             raise
         else:
-            self._relay.deadlines.start(self, self.on_late)
             self.begin(id, placement)
 
     def _cut(self, why: str) -> None:
