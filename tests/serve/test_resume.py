@@ -101,6 +101,14 @@ def test_usage_counts_what_was_said_before_as_answer_not_as_prompt() -> None:
     assert made.whole_usage(SeenUsage(5, 4)) == SeenUsage(3, 6)
 
 
+def test_an_error_of_who_goes_on_is_told() -> None:
+    made = said(chat(max_tokens=20), chunk("It"))
+    made.rest(b"{}", [1], [8], None)
+    error = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+
+    assert made.shaped(read_event(error)) == error
+
+
 def test_a_prompt_in_text_goes_on_as_text_where_the_tokens_are_not_known() -> None:
     made = said(CompletionRequest(model=MODEL, prompt="The sea", max_tokens=9, stream=True), _text(" is"))
 

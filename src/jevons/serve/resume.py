@@ -145,6 +145,8 @@ class Said:
             choices = told.get("choices") or []
         except (msgspec.DecodeError, AttributeError):
             return event.raw
+        if "error" in told:
+            return event.raw
         if not choices:
             return b"" if event.usage is None else self._event([], self.whole_usage(event.usage))
         if not self._resent:
