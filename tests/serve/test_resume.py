@@ -109,6 +109,15 @@ def test_an_error_of_who_goes_on_is_told() -> None:
     assert made.shaped(read_event(error)) == error
 
 
+def test_of_several_answers_all_must_have_ended() -> None:
+    other = b'data: {"id":"x","choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}\n\n'
+    made = said(chat(n=2), chunk("It was", "stop"))
+
+    assert not made.is_complete()
+    made.add(other)
+    assert made.is_complete()
+
+
 def test_a_prompt_in_text_goes_on_as_text_where_the_tokens_are_not_known() -> None:
     made = said(CompletionRequest(model=MODEL, prompt="The sea", max_tokens=9, stream=True), _text(" is"))
 

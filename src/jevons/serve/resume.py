@@ -31,6 +31,7 @@ _PLAIN = frozenset(("role", "content"))  # of a delta, what a continuation can g
 
 
 class _Choice(msgspec.Struct, frozen=True):
+    index: int = 0
     text: str | None = None
     delta: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -74,7 +75,9 @@ class Said:
         self._pieces = 0
         self._odd: str | None = _unfit(asked)
         self._resent = False  # the rest is the whole request once more: nothing of the answer was out
-        self.finish: str | None = None
+        self._wanted = (asked.n or 1) * (1 if isinstance(asked, ChatRequest) else len(asked.prompts))  # answers
+        self._finished: set[int] = set()  # of them
+        self.finish: str | None = None  # of the first answer
         self.tokens = 0  # of `text`, as far as known
 
     def add(self, raw: bytes) -> None:
@@ -132,7 +135,8 @@ class Said:
         limit = self._asked.output_limit
         if self.finish is None and limit is not None and self._text and self.tokens >= limit:
             self.finish = "length"
-        return self.finish is not None
+            self._finished.add(0)
+        return len(self._finished) >= self._wanted
 
     def ending(self) -> bytes:
         """What a stream lacks of which all is said."""
@@ -194,6 +198,7 @@ class Said:
             return  # [DONE], a comment
         if not self._chunk.id:
             self._chunk = chunk
+        self._finished |= {choice.index for choice in chunk.choices if choice.finish_reason is not None}
         for choice in chunk.choices[:1]:
             delta = choice.delta or {}
             odd = [key for key, value in delta.items() if value and key not in _PLAIN]
