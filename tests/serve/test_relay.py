@@ -272,6 +272,33 @@ def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
     run([breaks], talk)
 
 
+@pytest.mark.parametrize("wants_usage", [False, True])
+def test_a_stream_that_breaks_off_at_its_end_gets_no_more_text(wants_usage: bool) -> None:
+    async def breaks(request: Request, reply: Reply) -> None:
+        first = len(engines_asked) == 0
+        engines_asked.append(json.loads(request.body))
+        reply.start(200, EVENT_STREAM)
+        for event in EVENTS[:2] if first else [*EVENTS[:1], *EVENTS[2:]]:
+            reply.write(event)
+        await asyncio.sleep(0.05)
+        await (dies(request, reply) if first else asyncio.sleep(0))
+        reply.end()
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        options = {"stream_options": {"include_usage": True}} if wants_usage else {}
+        answer = await complete(server, stream=True, max_tokens=2, **options)
+
+        events = [json.loads(line[6:]) for line in answer.body.split(b"\n\n")[:-2]]
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert "".join(c["text"] for e in events for c in e["choices"]) == 'a "choices" b'
+        assert [c["finish_reason"] for e in events[2:] for c in e["choices"]] == ["length"]
+        assert [e["usage"]["completion_tokens"] for e in events if "usage" in e] == [2] * wants_usage
+        assert [asked["max_tokens"] for asked in engines_asked[1:]] == [1] * wants_usage
+
+    engines_asked: list[dict[str, Any]] = []
+    run([breaks, breaks], talk)
+
+
 def test_a_client_that_leaves_takes_its_request_from_the_engine() -> None:
     async def talk(engines: list[Engine], server: Server) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))

@@ -101,21 +101,48 @@ def test_usage_counts_what_was_said_before_as_answer_not_as_prompt() -> None:
     assert made.whole_usage(SeenUsage(5, 4)) == SeenUsage(3, 6)
 
 
-def test_an_error_of_who_goes_on_is_told() -> None:
-    made = said(chat(max_tokens=20), chunk("It"))
-    made.rest(b"{}", [1], [8], None)
-    error = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+def test_a_stream_of_which_only_the_usage_is_missing_gets_that_and_no_more_text() -> None:
+    made = said(chat(max_tokens=20), chunk("It was"), chunk("", "stop"))
 
-    assert made.shaped(read_event(error)) == error
+    rest = made.rest(b"{}", [1, 2, 3], [8, 9], None)
+
+    assert rest is not None
+    assert json.loads(rest.body)["max_tokens"] == 1
+    assert made.shaped(read_event(_text(" more"))) == b""
+    told = json.loads(made.shaped(read_event(b'data: {"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'))[6:])
+    assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def test_a_stream_with_as_many_tokens_as_it_may_have_lacks_but_its_end() -> None:
+    made = said(chat(max_tokens=2), chunk("It was"))
+
+    assert not made.is_complete([8])
+    assert made.is_complete([8, 9])
+    assert json.loads(made.ending()[6:])["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_end_that_an_engine_told_is_not_told_twice() -> None:
+    made = said(chat(max_tokens=2), chunk("It was", "length"))
+
+    assert made.is_complete([8, 9])
+    assert made.ending() == b""
 
 
 def test_of_several_answers_all_must_have_ended() -> None:
     other = b'data: {"id":"x","choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}\n\n'
     made = said(chat(n=2), chunk("It was", "stop"))
 
-    assert not made.is_complete()
+    assert not made.is_complete(None)
     made.add(other)
-    assert made.is_complete()
+    assert made.is_complete(None)
+
+
+def test_an_error_of_who_goes_on_is_told() -> None:
+    made = said(chat(max_tokens=20), chunk("It"))
+    made.rest(b"{}", [1], [8], None)
+    error = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+
+    assert made.shaped(read_event(error)) == error
 
 
 def test_a_prompt_in_text_goes_on_as_text_where_the_tokens_are_not_known() -> None:

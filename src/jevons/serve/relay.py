@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from jevons.base.compiled import Ints
 from jevons.base.errors import EngineGone, NoWorker
@@ -184,22 +184,25 @@ class _Transfer:
 
     def _take_up(self) -> str | None:
         """What another engine is asked for goes into `_rest`. Returns why nobody could go on, else None."""
-        said, prompts, model = self._said, self._relay.prompts, self._call.asked.model
+        said, context_tokens = self._said, self._relay.prompts.context_tokens(self._call.asked.model)
         assert said is not None, "only streams begin before they are whole"
         reason = said.stuck()
         if reason is not None:
             return reason
-        tail = prompts.encode_rest(model, said.text)
-        self._rest = said.rest(self._call.body, self._call.prompts[0], tail, prompts.context_tokens(model))
+        self._rest = said.rest(self._call.body, self._call.prompts[0], self._tail(said), context_tokens)
         return None if self._rest is not None else "its tokens are not known here"
 
     def _is_over(self) -> bool:
         """Whether nothing but the end of a stream was missing; then it is sent."""
         said = self._said
-        if said is None or not said.is_complete() or self._call.asked.wants_usage:
+        if said is None or not said.is_complete(self._tail(said)) or self._call.asked.wants_usage:
             return False
         self._reply.end(said.ending() + DONE)
         return True
+
+    def _tail(self, said: Said) -> Sequence[int] | None:
+        """Tokens of what was said; None: not known here."""
+        return self._relay.prompts.encode_rest(self._call.asked.model, said.text)
 
     async def _again(self) -> None:
         """Place it once more, where it was not lost yet, within the time that is left."""

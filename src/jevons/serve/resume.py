@@ -75,8 +75,10 @@ class Said:
         self._pieces = 0
         self._odd: str | None = _unfit(asked)
         self._resent = False  # the rest is the whole request once more: nothing of the answer was out
+        self._is_said = False  # all of the answer: of the rest its usage alone is of use
         self._wanted = (asked.n or 1) * (1 if isinstance(asked, ChatRequest) else len(asked.prompts))  # answers
         self._finished: set[int] = set()  # of them
+        self._lacks_finish = False  # the client was not told why it ended
         self.finish: str | None = None  # of the first answer
         self.tokens = 0  # of `text`, as far as known
 
@@ -112,13 +114,12 @@ class Said:
         Returns:
             None: it cannot be asked for.
         """
-        self._fold()
+        self._is_said = self.is_complete(tail)
         if not self._text:
             self._resent = True
             return Rest(self._path, body, prompt, is_all=True)
         told = self._asked.prompt if isinstance(self._asked, CompletionRequest) else None
-        self.tokens = len(tail) if tail is not None else self._pieces
-        left = self._left(len(prompt), context_tokens)
+        left = 1 if self._is_said else self._left(len(prompt), context_tokens)
         if left is None or (tail is None and not isinstance(told, str)):
             return None
         fields = {key: value for key, value in msgspec.json.decode(body).items() if key not in _NOT_PASSED}
@@ -129,18 +130,25 @@ class Said:
         self._resent = False
         return Rest(COMPLETIONS, _encode(fields), [*prompt, *(tail or ())])
 
-    def is_complete(self) -> bool:
-        """Whether only the end was missing: the engine said why it stopped, or as much was said as was asked for."""
+    def is_complete(self, tail: Sequence[int] | None) -> bool:
+        """Whether only the end was missing: the engine said why it stopped, or as much was said as was asked for.
+
+        Args:
+            tail: as for `rest`.
+        """
         self._fold()
+        self.tokens = len(tail) if tail is not None else self._pieces
         limit = self._asked.output_limit
-        if self.finish is None and limit is not None and self._text and self.tokens >= limit:
-            self.finish = "length"
+        is_long = self._odd is None and limit is not None and self.tokens >= limit
+        if self.finish is None and self._text and is_long:
+            self.finish, self._lacks_finish = "length", True
             self._finished.add(0)
         return len(self._finished) >= self._wanted
 
     def ending(self) -> bytes:
         """What a stream lacks of which all is said."""
-        return self._event(self._choices("", self.finish)) if self.finish == "length" else b""
+        lacks, self._lacks_finish = self._lacks_finish, False
+        return self._event(self._choices("", self.finish)) if lacks else b""
 
     def shaped(self, event: Event) -> bytes:
         """An event of the rest, as the client expects it; b"" where it repeats what there is."""
@@ -153,6 +161,8 @@ class Said:
             return event.raw
         if not choices:
             return b"" if event.usage is None else self._event([], self.whole_usage(event.usage))
+        if self._is_said:
+            return self.ending()
         if not self._resent:
             return self._event(self._choices(choices[0].get("text") or "", choices[0].get("finish_reason")))
         if _only_role(choices[0]):
@@ -161,9 +171,8 @@ class Said:
 
     def whole_usage(self, usage: SeenUsage) -> SeenUsage:
         """Of prompt and whole answer, from that of the rest."""
-        return SeenUsage(
-            usage.prompt_tokens - self.tokens, usage.completion_tokens + self.tokens, usage.prompt_tokens_details
-        )
+        more = 0 if self._is_said else usage.completion_tokens
+        return SeenUsage(usage.prompt_tokens - self.tokens, more + self.tokens, usage.prompt_tokens_details)
 
     def _left(self, prompt_tokens: int, context_tokens: int | None) -> int | None:
         """Tokens still wanted; None: not known."""
