@@ -253,6 +253,19 @@ def test_a_stream_passes_and_its_usage_only_if_it_was_asked_for(options: dict[st
     run([streams], talk)
 
 
+def test_stream_options_of_null_are_none_at_all() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server, stream=True, stream_options=None, prompt='"stream_options" é', user="x")
+
+        assert answer.body == EVENTS[0] + EVENTS[1] + EVENTS[3]
+        pairs = json.loads(engines[0].asked[0].body, object_pairs_hook=list)
+        assert [value for name, value in pairs if name == "stream_options"] == [[("include_usage", True)]]
+        assert sorted(name for name, _ in pairs) == ["model", "prompt", "stream", "stream_options", "user"]
+        assert dict(pairs)["prompt"] == '"stream_options" é'
+
+    run([streams], talk)
+
+
 def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
     async def breaks(request: Request, reply: Reply) -> None:
         reply.start(200, EVENT_STREAM)

@@ -191,6 +191,7 @@ class _Used(msgspec.Struct, frozen=True):
 
 _CHOICES = b'"choices"'
 _read_body = msgspec.json.Decoder(_Body).decode
+_read_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _read_used = msgspec.json.Decoder(_Used).decode
 
 
@@ -410,7 +411,12 @@ class Events:
 
 
 def with_usage(body: bytes) -> bytes:
-    """The same request, asking for usage at the end of the stream. `body` is a JSON object without stream_options."""
+    """The same request, asking for usage at the end of the stream. `body` is a JSON object whose stream_options are null
+    or not there: a field told twice is an error to some engines, and to others the last one counts."""
+    if b'"stream_options"' in body:
+        fields = _read_fields(body)
+        fields.pop("stream_options", None)
+        body = msgspec.json.encode(fields)
     return INCLUDE_USAGE + body.lstrip()[1:]
 
 
