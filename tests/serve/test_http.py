@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jevons.serve.heads import Heads
-from jevons.serve.http import ClientGone, Door, Limits, Reply, Request
+from jevons.serve.http import ClientGone, Connection, Door, Limits, Reply, Request
 from jevons.serve.openai import refusal
 
 LIMITS = Limits(head_bytes=2_000, body_bytes=1_000, head_s=0.3, body_s=0.3, idle_s=0.5, write_s=0.3, pipelined=4)
@@ -266,6 +266,81 @@ def test_a_client_that_takes_nothing_is_given_up() -> None:
                 await asyncio.sleep(0.01)
         writer.close()
         await door.close(0.1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("path", ["/whole", "/stream"])
+def test_a_client_that_takes_nothing_of_a_finished_answer_is_given_up(path: str, close: bool) -> None:
+    async def large(request: Request, reply: Reply) -> None:
+        if path == "/whole":
+            reply.send(200, b"x" * (32 << 20))
+        else:
+            reply.start(200, b"text/plain", first=b"x" * (32 << 20))
+            reply.end()
+        answered.set()
+
+    async def run() -> None:
+        door = Door(large, refusal, LIMITS)
+        await door.listen("127.0.0.1", 0)
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1_000)
+        writer.write(get(path, close))
+        await answered.wait()
+        async with asyncio.timeout(10):
+            while door.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        writer.close()
+        await door.close(0.1)
+
+    answered = asyncio.Event()
+    asyncio.run(run())
+
+
+class Wire(asyncio.Transport):
+    """A connection whose client takes what it was sent bit by bit, then nothing more."""
+
+    def __init__(self, unsent: list[int]) -> None:
+        super().__init__()
+        self.unsent = unsent
+        self.written: list[bytes] = []
+        self.aborted = asyncio.Event()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent.pop(0)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+def test_a_client_that_takes_its_answer_slowly_is_not_given_up_before_it_stops() -> None:
+    async def run() -> list[int]:
+        connection = Connection(Door(echo, refusal, Limits(write_s=0.001)))
+        connection.connection_made(wire := Wire([5, 4, 3, 3, 9]))
+        connection.pause_writing()
+        await asyncio.wait_for(wire.aborted.wait(), 10)
+        connection.connection_lost(None)
+        return wire.unsent
+
+    assert asyncio.run(run()) == [9]
+
+
+def test_what_was_sent_ahead_waits_while_the_client_takes_nothing() -> None:
+    async def run() -> None:
+        connection = Connection(Door(lambda _, reply: reply.send(200, b"here"), refusal))
+        connection.connection_made(wire := Wire([9]))
+        connection.pause_writing()
+        connection.data_received(get("/a") + get("/b"))
+        assert wire.written == []
+        connection.resume_writing()
+        assert len(wire.written) == 2
+        connection.connection_lost(None)
 
     asyncio.run(run())
 

@@ -411,8 +411,11 @@ class Events:
 
 
 def with_usage(body: bytes) -> bytes:
-    """The same request, asking for usage at the end of the stream. `body` is a JSON object whose stream_options are null
-    or not there: a field told twice is an error to some engines, and to others the last one counts."""
+    """The same request, asking for usage at the end of the stream.
+
+    `body` is a JSON object whose stream_options are null or not there: told twice, they would be an error to some
+    engines, and to others the last would count.
+    """
     if b'"stream_options"' in body:
         fields = _read_fields(body)
         fields.pop("stream_options", None)

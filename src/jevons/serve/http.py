@@ -64,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since_s = 0.0
         self._full = False
+        self._unsent = 0  # bytes, when it was last looked whether the client takes them
+        self._write_timer: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None  # for who waits
         self._reading: Request | None = None
         self._first: Request | None = None  # whose head was complete in what is being read
@@ -91,13 +93,14 @@ class Connection(asyncio.Protocol):
         self._open.discard(self)
         self._transport = None
         self._disarm()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        for timer in (self._idle_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         self._queue.clear()
+        reply, self._reply = self._reply, None
         if self._writable is not None and not self._writable.done():
             self._writable.set_exception(ClientGone())
-        reply, self._reply = self._reply, None
-        if self._task is not None:
+        elif self._task is not None:
             self._task.cancel()
         elif reply is not None and reply.answerer is not None:
             reply.answerer.on_client_gone()
@@ -133,17 +136,20 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._full = True
+        self._watch_writing()
         if self._reply is not None and self._reply.answerer is not None:
-            self._arm(self._limits.write_s, self.abort)
             self._reply.answerer.on_full()
 
     def resume_writing(self) -> None:
         self._full = False
+        if self._write_timer is not None and self._transport is not None and not self._transport.is_closing():
+            self._write_timer.cancel()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         if self._reply is not None and self._reply.answerer is not None:
-            self._disarm()
             self._reply.answerer.on_room()
+        elif self._reply is None and self._queue and not self._deaf:
+            self._begin(self._queue.popleft())
 
     # The parser's calls
 
@@ -176,7 +182,7 @@ class Connection(asyncio.Protocol):
         declared = request.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             self._too_large(f"{declared} bytes declared")
-        elif request.headers.get("expect", "").lower() == "100-continue" and self._reply is None:
+        elif request.headers.get("expect", "").lower() == "100-continue" and self._is_free:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -195,7 +201,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, request: Request) -> None:
         """A request is complete."""
-        if self._reply is None:
+        if self._reply is None and not self._full:
             self._begin(request)
         elif len(self._queue) < self._limits.pipelined:
             self._queue.append(request)
@@ -216,10 +222,7 @@ class Connection(asyncio.Protocol):
         if self._full:
             self._writable = self._loop.create_future()
             try:
-                await asyncio.wait_for(asyncio.shield(self._writable), self._limits.write_s)
-            except TimeoutError:
-                self.abort()
-                raise ClientGone from None
+                await self._writable
             finally:
                 self._writable = None
 
@@ -230,8 +233,13 @@ class Connection(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """Finish what is being answered, take nothing new."""
         self._closing = True
-        if self._reply is None and self._transport is not None:
-            self._transport.close()
+        if self._is_free:
+            self._close()
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether nobody waits for an answer here."""
+        return self._reply is None and not self._queue
 
     def _begin(self, request: Request) -> None:
         self._disarm()
@@ -293,9 +301,10 @@ class Connection(asyncio.Protocol):
         self._disarm()
         if not reply.request.keep_alive or (self._closing and not self._queue):
             self._deaf = True
-            self._transport.close()
+            self._close()
         elif self._queue:
-            self._begin(self._queue.popleft())
+            if not self._full:  # else when there is room: what nobody takes is not piled up
+                self._begin(self._queue.popleft())
         elif self._reading is not None:
             self._await_rest(begins=True)
         else:
@@ -316,7 +325,7 @@ class Connection(asyncio.Protocol):
         if self._deaf or self._transport is None:
             return
         self._deaf = True
-        if self._reply is not None:
+        if not self._is_free:
             self.abort()
             return
         request = Request()
@@ -324,7 +333,30 @@ class Connection(asyncio.Protocol):
         Reply(self, request).send(status, self._refuse(status, message))
         # Closing at once would reset the connection while the client still sends, and our answer would be lost: drop
         # what comes for a moment first.
-        self._arm(1.0, self._transport.close)
+        self._arm(1.0, self._close)
+
+    def _close(self) -> None:
+        """Send what was written, then close."""
+        if self._transport is not None:
+            self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._watch_writing()
+
+    def _watch_writing(self) -> None:
+        """A client that takes nothing of what was written has left."""
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        assert self._transport is not None, "it was written to"
+        self._unsent = self._transport.get_write_buffer_size()
+        self._write_timer = self._loop.call_later(self._limits.write_s, self._look_at_written)
+
+    def _look_at_written(self) -> None:
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() < self._unsent:
+            self._watch_writing()
+        else:
+            self.abort()
 
     def _await_rest(self, begins: bool) -> None:
         """A request has come in part."""
@@ -351,12 +383,12 @@ class Connection(asyncio.Protocol):
     def _on_idle(self) -> None:
         """Set once for a whole idle time: setting it anew for each request would cost more than reading its head."""
         left_s = self._idle_since_s + self._limits.idle_s - self._loop.time()
-        if self._reply is not None or self._reading is not None:
+        if not self._is_free or self._reading is not None:
             left_s = self._limits.idle_s
         if left_s > 0:
             self._idle_timer = self._loop.call_later(left_s, self._on_idle)
-        elif self._transport is not None:
-            self._transport.close()
+        else:
+            self._close()
 
 
 class Door:
