@@ -414,41 +414,68 @@ def test_a_request_that_was_placed_again_has_no_more_time_than_others() -> None:
     run([late, late], talk, request_timeout_s=1.5)
 
 
-def test_an_engine_is_not_read_faster_than_its_client_reads() -> None:
-    sent = 0
+class Flood:
+    """Streams of comments without end, and how many bytes of them engines got rid of."""
 
-    async def floods(request: Request, reply: Reply) -> None:
-        nonlocal sent
+    def __init__(self) -> None:
+        self.sent = 0
+        self._before = -1
+
+    async def __call__(self, request: Request, reply: Reply) -> None:
         reply.start(200, EVENT_STREAM)
-        event = b'data: {"choices":[{"index":0,"text":"%b"}]}\n\n' % (b"x" * 65_000)
-        while sent < 1 << 28:
+        event = b": %b\n\n" % (b"x" * 65_000)
+        while self.sent < 1 << 28:
             reply.write(event)
-            sent += len(event)
+            self.sent += len(event)
             await reply.drain()
+
+    async def is_still(self) -> bool:
+        await asyncio.sleep(0.3)
+        still, self._before = self.sent == self._before and self.sent > 0, self.sent
+        return still
+
+
+def test_an_engine_is_not_read_faster_than_its_client_reads() -> None:
+    flood = Flood()
 
     async def talk(engines: list[Engine], server: Server) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1_000)
         writer.write(message("/v1/completions", completion(stream=True)))
-        before = -1
-
-        async def is_still() -> bool:
-            nonlocal before
-            await asyncio.sleep(0.3)
-            still, before = sent == before and sent > 0, sent
-            return still
-
-        await until(is_still)
-        assert sent < 64 << 20  # what sockets hold
-        stood = sent
+        await until(flood.is_still)
+        assert flood.sent < 64 << 20  # what sockets hold
+        stood = flood.sent
         await reader.readexactly(stood // 2)
 
         async def goes_on() -> bool:
-            return sent > stood
+            return flood.sent > stood
 
         await until(goes_on)
         writer.close()
 
-    run([floods], talk)
+    run([flood], talk)
+
+
+def test_nor_is_the_one_that_takes_the_place_of_a_lost_one() -> None:
+    floods = [Flood(), Flood()]
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1_000)
+        writer.write(message("/v1/completions", completion(stream=True)))
+        both = list(zip(floods, server.fleet.attached.values(), strict=True))
+
+        async def is_asked() -> bool:
+            return any(flood.sent for flood in floods)
+
+        await until(is_asked)
+        [(first, attached)] = [(flood, attached) for flood, attached in both if flood.sent]
+        [second] = [flood for flood in floods if flood is not first]
+        await until(first.is_still)
+        attached.drop()
+        await until(second.is_still)
+        assert second.sent < 64 << 20
+        writer.close()
+
+    run(list(floods), talk)
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 10_000])

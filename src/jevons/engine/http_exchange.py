@@ -52,12 +52,13 @@ _NOBODY = _Nobody()
 class Exchange:
     """A request on its way and its response, for whoever decides that it must end."""
 
-    __slots__ = ("_connection", "_dialing", "aborted", "message", "taker")
+    __slots__ = ("_connection", "_dialing", "_paused", "aborted", "message", "taker")
 
     def __init__(self, message: bytes, taker: Taker) -> None:
         self.message = message
         self.taker = taker
         self.aborted = False  # its taker hears nothing more
+        self._paused = False
         self._connection: Connection | None = None
         self._dialing: asyncio.Task[None] | None = None
 
@@ -80,11 +81,13 @@ class Exchange:
         self.taker = _NOBODY
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Read no more for now, on whichever connection it comes."""
+        self._paused = True
         if self._connection is not None:
             self._connection.pause()
 
     def resume(self) -> None:
+        self._paused = False
         if self._connection is not None:
             self._connection.resume()
 
@@ -95,6 +98,8 @@ class Exchange:
 
     def begin(self, connection: Connection) -> None:
         self._dialing, self._connection = None, connection
+        if self._paused:
+            connection.pause()
 
     def over(self, lost: EngineGone | None) -> None:
         if not self.aborted:

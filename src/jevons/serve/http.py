@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None  # of what must come or end
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since_s = 0.0
-        self._full = False
+        self.is_full = False  # the client takes no more for now
         self._unsent = 0  # bytes, when it was last looked whether the client takes them
         self._write_timer: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None  # for who waits
@@ -135,13 +135,13 @@ class Connection(asyncio.Protocol):
                 self._fail(400, f"request: not valid HTTP: {error}")
 
     def pause_writing(self) -> None:
-        self._full = True
+        self.is_full = True
         self._watch_writing()
         if self._reply is not None and self._reply.answerer is not None:
             self._reply.answerer.on_full()
 
     def resume_writing(self) -> None:
-        self._full = False
+        self.is_full = False
         if self._write_timer is not None and self._transport is not None and not self._transport.is_closing():
             self._write_timer.cancel()
         if self._writable is not None and not self._writable.done():
@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, request: Request) -> None:
         """A request is complete."""
-        if self._reply is None and not self._full:
+        if self._reply is None and not self.is_full:
             self._begin(request)
         elif len(self._queue) < self._limits.pipelined:
             self._queue.append(request)
@@ -219,7 +219,7 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(0)  # that it is lost can only be told when others have their turn
         if self._transport is None:
             raise ClientGone
-        if self._full:
+        if self.is_full:
             self._writable = self._loop.create_future()
             try:
                 await self._writable
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
             self._deaf = True
             self._close()
         elif self._queue:
-            if not self._full:  # else when there is room: what nobody takes is not piled up
+            if not self.is_full:  # else when there is room: what nobody takes is not piled up
                 self._begin(self._queue.popleft())
         elif self._reading is not None:
             self._await_rest(begins=True)

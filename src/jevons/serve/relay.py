@@ -94,6 +94,8 @@ class _Transfer:
         self._reply.answerer = self
         path, body = self._asked_for()
         self._exchange = attached.engine.send(path, body, self)
+        if self._reply.is_full:
+            self.on_full()
         attached.enter(id, self._exchange)
 
     # What the engine answers

@@ -53,6 +53,11 @@ class Reply:
         """That it goes out on."""
         return self._connection
 
+    @property
+    def is_full(self) -> bool:
+        """The client takes no more for now: an answerer that begins meanwhile is told `on_room`, not `on_full`."""
+        return self._connection.is_full
+
     def send(self, status: int, body: bytes, content_type: bytes = JSON, headers: bytes = b"") -> None:
         """The whole answer at once. `headers` are further lines, each ended by CRLF."""
         head = answer_head(status, content_type, self.request.keep_alive, headers)
