@@ -478,6 +478,28 @@ def test_nor_is_the_one_that_takes_the_place_of_a_lost_one() -> None:
     run(list(floods), talk)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_end_is_given_up(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jevons.serve.relay.MOST_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr("jevons.serve.relay.MOST_EVENT_BYTES", 1 << 20)
+
+    async def endless(request: Request, reply: Reply) -> None:
+        reply.start(200, EVENT_STREAM if stream else b"application/json")
+        for _ in range(1 << 10):
+            reply.write(b"x" * 65_000)
+            await reply.drain()
+        reply.end()
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server, stream=stream)
+
+        assert b"has more than 1048576 bytes" in answer.body
+        assert answer.complete
+        assert [w.requests for w in server.router.snapshot().workers] == [0]
+
+    run([endless], talk)
+
+
 @pytest.mark.parametrize("size", [1, 7, 50, 10_000])
 def test_events_are_the_same_however_they_are_cut(size: int) -> None:
     events = Events(keeps_usage=False)

@@ -384,6 +384,11 @@ class Events:
         self._shape = shape
         self._pending = b""
 
+    @property
+    def pending_bytes(self) -> int:
+        """Of an event that has not ended."""
+        return len(self._pending)
+
     def read(self, data: bytes) -> bytes:
         """What of `data` goes to the client.
 

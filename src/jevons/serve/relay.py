@@ -36,6 +36,9 @@ log = logging.getLogger("jevons.relay")
 
 # What an engine or a proxy before it answers while it starts, drains or is overloaded: another may do better.
 ELSEWHERE = frozenset((502, 503, 504))
+# What is held of an engine's answer at most: of a whole one (20 log probabilities each of 100,000 tokens take 200 MB),
+# and of one event that has not ended.
+MOST_ANSWER_BYTES, MOST_EVENT_BYTES = 256 << 20, 8 << 20
 AGAIN = ("retry-after", "retry-after-ms")  # when to come again: OpenAI's client heeds both
 
 Over = Callable[[Exception | None, int], None]
@@ -80,6 +83,7 @@ class _Transfer:
         self._exchange: Exchange
         self._head: Head | None = None
         self._body: list[bytes] = []
+        self._body_bytes = 0
         self._events: Events | None = None  # of a stream
         self._first_s: float | None = None
         self._said = Said(call.path, call.asked) if call.asked.stream else None
@@ -89,7 +93,7 @@ class _Transfer:
         """Send it to the worker it is placed on."""
         self._relay.deadlines.start(self, self.on_late, self._placements.now_s() - self._call.arrived_s)
         self._id, self._placement = id, placement
-        self._head, self._body, self._events = None, [], None
+        self._head, self._body, self._body_bytes, self._events = None, [], 0, None
         self._attached = attached = self._relay.fleet.attached[placement.worker]
         self._reply.answerer = self
         path, body = self._asked_for()
@@ -109,6 +113,9 @@ class _Transfer:
     def on_body(self, data: bytes) -> None:
         if self._events is None:
             self._body.append(data)
+            self._body_bytes += len(data)
+            if self._body_bytes > MOST_ANSWER_BYTES:
+                self._exchange.abort(f"its answer has more than {MOST_ANSWER_BYTES} bytes")
             return
         self._attached.heard()
         begins = not self._events.began
@@ -125,6 +132,8 @@ class _Transfer:
             if self._first_s is None:
                 self._first_s = self._placements.now_s()
             self._placements.token(self._id, self._attached.id, self._events.tokens)
+        if self._events.pending_bytes > MOST_EVENT_BYTES:
+            self._exchange.abort(f"an event of its stream has more than {MOST_EVENT_BYTES} bytes")
 
     def on_end(self) -> None:
         try:
