@@ -57,6 +57,24 @@ def test_a_limit_that_binds_is_named_with_what_is_needed_and_what_could_be_promi
     assert "has 1.4 kW" in told
 
 
+@pytest.mark.parametrize(
+    ("option", "field"), [("--mw", "limits.power_w"), ("--budget-usd-per-hour", "limits.usd_per_hour")]
+)
+def test_a_limit_of_nothing_is_an_error_and_not_no_limit(option: str, field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{field}: must be float > 0.0, got 0.0"):
+        run(option, "0")
+
+
+def test_a_seed_of_zero_counts_where_the_file_has_another(tmp_path: Path) -> None:
+    file = tmp_path / "wants.toml"
+    file.write_text('model = "llama-3.1-8b"\nchips = ["h100"]\nroles = ["both"]\nseed = 1\n[traffic]\nkind = "rag"\n')
+    args = ["plan", str(file), "--requests", "300", "--rate", "10", "--finalists", "1", "--json"]
+    loads = [
+        msgspec.json.decode(CliRunner().invoke(jevons, [*args, *seed]).stdout)["load"] for seed in ([], ["--seed", "0"])
+    ]
+    assert loads[0] != loads[1]
+
+
 def test_half_of_no_limit_is_an_error() -> None:
     with pytest.raises(ConfigError, match="--half-power: there is no limit on power"):
         run("--half-power")

@@ -76,7 +76,7 @@ def command(
     """The cheapest fleet that keeps a promise. WANTS is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
     prices = dict(read_price(text) for text in given.pop("usd_per_hour"))
-    asked = {name: value for name, value in given.items() if value not in (None, False)}
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
     wanted = _priced(_wants(wants, asked), prices)
     former = None if against is None else read_plan(against)
     tell_of_compiling()
