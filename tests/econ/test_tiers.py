@@ -85,6 +85,17 @@ def test_a_tier_is_a_line_of_the_bill_that_all_tokens_pay_alike() -> None:
     assert money(plain, Draws(100)).tiers == {}
 
 
+def test_a_tier_of_instances_that_start_and_stop_is_the_part_of_the_year_that_they_pay() -> None:
+    """There for a quarter of the time: of chips and of memory a quarter is paid, and nothing else is."""
+    plain, tiered = (
+        bill(replace(of, groups=[replace(each, paid_share=0.25) for each in of.groups]))
+        for of in (usage(), usage(dram=1e12))
+    )
+    base = bases(tiered.figures())
+
+    assert tiered.tier_usd_per_year("dram", base) == pytest.approx(tiered.usd_per_year(base) - plain.usd_per_year(base))
+
+
 def test_at_break_even_chips_are_cheaper_by_what_the_tier_costs() -> None:
     plain, tiered = bill(usage()), bill(usage(dram=1e12))
     base = bases(tiered.figures())

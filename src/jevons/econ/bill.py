@@ -72,8 +72,9 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
         return self.usd_per_hour(of) * HOURS_PER_YEAR
 
     def tier_usd_per_year(self, tier: str, of: Mapping[str, Amount]) -> Amount:
-        """Of memory below the chips', as much as these instances have."""
-        return tier_usd_per_hour(tier, self.usage.tier_bytes[tier], of) * HOURS_PER_YEAR
+        """Of memory below the chips', as much as these instances have, while they are paid."""
+        paid_bytes = sum(group.tier_bytes.get(tier, 0.0) * group.paid_share for group in self.usage.groups)
+        return tier_usd_per_hour(tier, paid_bytes, of) * HOURS_PER_YEAR
 
     def usd_per_mtok(self, of: Mapping[str, Amount]) -> Amount:
         """Of output, which pays for everything: the definition of InferenceX."""
