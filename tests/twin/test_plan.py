@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ pytest.importorskip("highspy", reason="plans need HiGHS: pip install 'jevons[pla
 from jevons.base.errors import ConfigError
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
+from jevons.config.prices import make_bill
 from jevons.config.scenario import Group, make_scenario
 from jevons.config.wants import Budget, OfferedTier, Wants, make_wants
-from jevons.econ.cost import capital_recovery
+from jevons.econ.cost import Basis, capital_recovery
+from jevons.econ.draws import bases
 from jevons.econ.purchase import Excess, Kind
 from jevons.perf.calibration import Trust
 from jevons.twin.offers import Candidate, load_of, offers_of, with_tier
@@ -290,7 +293,7 @@ def test_the_front_has_nothing_that_is_worse_in_all(usual: Plan) -> None:
 
 
 def test_a_tier_that_is_offered_without_a_price_costs_what_such_memory_does() -> None:
-    """1 TB of DRAM at the catalog's price, paid back over a chip's life, shared by two instances."""
+    """1 TB of DRAM at the catalog's price, paid back over a chip's life, for every two instances."""
     economics = read_catalog().economics
     group = Group(chip="h100", instances=1)
     kind = Kind(role="both", chips={"h100": 1}, requests_per_s=1.0)
@@ -299,8 +302,9 @@ def test_a_tier_that_is_offered_without_a_price_costs_what_such_memory_does() ->
     payment = capital_recovery(economics.wacc.value, economics.life_years.value)
 
     ours, theirs = (with_tier(plain, each, economics) for each in (offered, replace(offered, usd_per_hour=0.5)))
-    assert ours.kind.usd_per_hour == pytest.approx(economics.dram_usd_per_gb.value * 1e3 * payment / 8760 / 2)
-    assert theirs.kind.usd_per_hour == 0.25
+    hour = economics.dram_usd_per_gb.value * 1e3 * payment / 8760
+    assert [ours.kind.more_usd_per_hour(count) for count in (1, 2, 3)] == pytest.approx([hour, hour, 2 * hour])
+    assert [theirs.kind.more_usd_per_hour(count) for count in (1, 2, 3)] == [0.5, 0.5, 1.0]
     assert ours.group.tier is not None
     assert ours.group.tier.size_bytes == 1e12
 
@@ -321,10 +325,22 @@ def test_a_tier_is_bought_where_it_saves_more_than_it_costs() -> None:
     best, without = cheap.finalists[:2]
     assert (best.parts[0].tier, without.parts[0].tier) == ("dram", "")
     assert best.reuse > without.reuse
-    hour = 4 * OFFERS["h100"].usd_per_hour + 0.08 / 8
-    assert best.usd_per_hour == pytest.approx(best.parts[0].instances * hour)
+    instances, hour = best.parts[0].instances, 4 * OFFERS["h100"].usd_per_hour
+    assert best.usd_per_hour == pytest.approx(instances * hour + 0.08 * math.ceil(instances / 8))
     assert dear.best is not None
     assert dear.best.parts == without.parts
+
+
+def test_a_tier_that_few_instances_share_costs_in_a_plan_what_it_costs_when_it_is_priced() -> None:
+    """Few instances have all of what eight may share, so they pay all of it."""
+    tier = {"size_bytes": 2e12, "bytes_per_s": 2e11, "instances": 8}
+    traffic = {"kind": "agents", "rate": 4.0, "requests": 400}
+    found = planned(wants(traffic=traffic, chips=["h100"], tensor=[1], roles=["both"], finalists=1, tiers=[tier]))
+    tiered = next(each for each in found.finalists if each.parts[0].tier)
+    group = {"instances": tiered.parts[0].instances, "chip": "h100", "tier": tier}
+    scenario = make_scenario({"model": "llama-3.1-8b", "traffic": traffic, "fleet": [group]}, "of a test")
+    bill = make_bill(simulate(scenario, CATALOG, CALIBRATION).usage, CATALOG, Basis.OWN, {})
+    assert tiered.usd_per_hour == pytest.approx(float(bill.usd_per_hour(bases(bill.figures()))))
 
 
 DAY = {"kind": "documents", "shape": "diurnal", "rate": 0.4, "seconds": 60_000.0}

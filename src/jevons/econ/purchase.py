@@ -42,7 +42,12 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     chips: dict[str, int]  # of one instance, by kind
     requests_per_s: float  # that one can do for ever
-    usd_per_hour: float = 0.0  # on top of its chips: its share of a memory tier
+    usd_per_hour: float = 0.0  # on top of its chips: of a memory tier that `sharing` of them have together
+    sharing: int = 1
+
+    def more_usd_per_hour(self, count: int) -> float:
+        """On top of the chips of so many; a tier that fewer have than may is paid whole."""
+        return self.usd_per_hour * math.ceil(count / self.sharing)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +81,7 @@ def needs_of(kinds: Sequence[Kind], counts: Sequence[int], offers: dict[str, Off
     more = 0.0
     for kind, count in zip(kinds, counts, strict=True):
         if count:
-            more += kind.usd_per_hour * count
+            more += kind.more_usd_per_hour(count)
             for chip, each in kind.chips.items():
                 chips[chip] = chips.get(chip, 0) + each * count
     usd = [
@@ -209,7 +214,7 @@ class _Program:
         """Of a resource, what each variable takes. A kind of which it is not known takes more than there can be."""
         row, offers = np.zeros(self._width), self._market.offers
         for at, kind in enumerate(self._market.kinds):
-            row[at] = kind.usd_per_hour if name == "usd_per_hour" else 0.0
+            row[at] = kind.usd_per_hour / kind.sharing if name == "usd_per_hour" else 0.0
             for chip, count in kind.chips.items():
                 running = {"usd_per_hour": offers[chip].running_usd_per_hour, "power_w": offers[chip].power_w or 0.0}
                 row[at] += count * running.get(name, 0.0)

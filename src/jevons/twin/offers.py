@@ -307,5 +307,5 @@ def with_tier(candidate: Candidate, tier: OfferedTier, economics: Economics) -> 
     if price is None:
         price = float(usd_per_hour(tier.name, tier.size_bytes, bases(figures_of(tier.name, economics))))
     plain = StoreTier(**{name: getattr(tier, name) for name in StoreTier.__struct_fields__})
-    kind = replace(candidate.kind, usd_per_hour=price / tier.instances)
+    kind = replace(candidate.kind, usd_per_hour=price, sharing=tier.instances)
     return replace(candidate, group=replace(candidate.group, tier=plain), kind=kind)

@@ -140,7 +140,7 @@ def _rented(sizing: Sizing, each: _Try) -> float:
     all_of = sizing.needs(each.counts).chips
     for kind, group in zip(sorted(each.counts), _usage(each), strict=True):
         count = each.counts[kind]
-        usd += sizing.kinds[kind].usd_per_hour * count * group.paid_share
+        usd += sizing.kinds[kind].more_usd_per_hour(count) * group.paid_share
         for chip, number in sizing.kinds[kind].chips.items():
             offer = sizing.offers[chip]
             owned = min(offer.owned, all_of[chip]) / all_of[chip]
