@@ -41,8 +41,10 @@ def row(id: str, at_ms: float, wait_for: str | None = None) -> Answered:
     )
 
 
-def worker(id: str, blocks: int | None = 64, block_size: int | None = 16, model: str = "m") -> LivedWorker:
-    told = RecordedWorker("kv", id, model, "openai", "both", 2048, block_size, blocks)
+def worker(
+    id: str, blocks: int | None = 64, block_size: int | None = 16, model: str = "m", role: str = "both"
+) -> LivedWorker:
+    told = RecordedWorker("kv", id, model, "openai", role, 2048, block_size, blocks)
     return LivedWorker(told, PRICES, "", 1)
 
 
@@ -95,6 +97,32 @@ def test_more_workers_are_of_each_kind_in_proportion() -> None:
 
     assert [group.instances for group in scenario.fleet] == [6, 2]
     assert scenario.router == "random"
+
+
+@pytest.mark.parametrize(
+    ("now", "asked", "instances"),
+    [
+        ([worker("a", role="prefill"), worker("b", role="decode")], 3, [2, 1]),
+        ([worker("a", blocks=64), worker("b", blocks=65), worker("c", blocks=66)], 2, [1, 1]),
+        ([worker("a", blocks=64), worker("b", blocks=65), worker("c", blocks=66)], 4, [2, 1, 1]),
+        ([worker("a", role="prefill"), *(worker(f"b{n}", role="decode") for n in range(9))], 2, [1, 1]),
+        ([worker("a", role="prefill"), *(worker(f"b{n}", role="decode") for n in range(9))], 10_000, [1_000, 9_000]),
+    ],
+)
+def test_as_many_workers_are_rehearsed_as_are_asked_for(
+    now: list[LivedWorker], asked: int, instances: list[int]
+) -> None:
+    scenario = as_it_is(lived(*now), asked)
+
+    assert [group.instances for group in scenario.fleet] == instances
+    assert {group.role for group in scenario.fleet} == {each.worker.role for each in now}
+
+
+def test_fewer_workers_than_there_are_roles_are_refused() -> None:
+    now = lived(worker("a", role="prefill"), worker("b", role="decode"))
+
+    with pytest.raises(ConfigError, match="workers: must be at least 2, one for each role there is, got 1"):
+        as_it_is(now, 1)
 
 
 @pytest.mark.parametrize(

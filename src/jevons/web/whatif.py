@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import os
 import statistics
 import sys
@@ -157,10 +158,10 @@ def as_it_is(lived: Lived, workers: int | None, policy: str | None = None) -> Sc
     """The fleet of a server, its steps timed as the router learned them.
 
     Args:
-        workers: so many instead, of each kind in proportion.
+        workers: so many instead, of each kind in proportion, and one of each role at least.
 
     Raises:
-        ConfigError: something that a rehearsal needs is not known.
+        ConfigError: something that a rehearsal needs is not known, or `workers` are fewer than there are roles.
     """
     alike: dict[tuple[object, ...], list[LivedWorker]] = {}
     if len({each.worker.model for each in lived.workers}) != 1:
@@ -173,13 +174,33 @@ def as_it_is(lived: Lived, workers: int | None, policy: str | None = None) -> Sc
             raise ConfigError(f"how many blocks the pool of worker {w.id} has, or of how many tokens, is not known")
         told = each._replace(worker=msgspec.structs.replace(w, block_size=size))
         alike.setdefault((w.kind, w.role, w.step_tokens, size, w.blocks, w.max_running), []).append(told)
-    scale = 1.0 if workers is None else workers / len(lived.workers)
+    kinds = list(alike.values())
+    counts = [len(members) for members in kinds] if workers is None else _in_proportion(kinds, workers)
     return Scenario(
         title="The fleet as it is" if workers is None else f"{workers} workers",
-        fleet=[_group(members, max(1, round(scale * len(members)))) for members in alike.values()],
+        fleet=[_group(members, count) for members, count in zip(kinds, counts, strict=True) if count],
         traffic=Traffic(trace=REQUESTS),
         router=policy or lived.policy,
     )
+
+
+def _in_proportion(kinds: Sequence[Sequence[LivedWorker]], workers: int) -> list[int]:
+    """How many of them are of each kind: one after another goes where it is due most (Sainte-Laguë)."""
+    largest: dict[str, int] = {}  # kind of each role
+    for at, members in enumerate(kinds):
+        role = members[0].worker.role
+        if role not in largest or len(members) > len(kinds[largest[role]]):
+            largest[role] = at
+    if workers < len(largest):
+        raise ConfigError(f"workers: must be at least {len(largest)}, one for each role there is, got {workers}")
+    counts = [int(at in largest.values()) for at in range(len(kinds))]
+    due = [(-len(members) / (2 * counts[at] + 1), at) for at, members in enumerate(kinds)]
+    heapq.heapify(due)
+    for _ in range(workers - len(largest)):
+        at = due[0][1]
+        counts[at] += 1
+        heapq.heapreplace(due, (-len(kinds[at]) / (2 * counts[at] + 1), at))
+    return counts
 
 
 def _as_it_is(lived: Lived, workers: int | None, policy: str | None = None) -> tuple[Scenario | None, str | None]:
