@@ -57,3 +57,23 @@ def test_what_was_never_measured_is_less_sure_than_what_was() -> None:
         spans.append(step.offers["rubin"].mtok.high / step.offers["rubin"].mtok.low)
 
     assert spans == sorted(spans)
+
+
+def test_a_price_is_as_sure_whichever_chips_stand_beside_it() -> None:
+    """What one has in common with others is its own error's part, not that of who stands last."""
+    measured, unmeasured = (
+        side("rubin", "3.6", (900.0, 500.0), error=0.2),
+        side("lpu3", "1", (900.0, 500.0), error=None),
+    )
+    alone = {each.chip: prices_at([each], [50.0], Draws(500))[0].offers[each.chip] for each in (measured, unmeasured)}
+
+    for sides in ([measured, unmeasured], [unmeasured, measured]):
+        assert prices_at(sides, [50.0], Draws(500))[0].offers == alone
+
+
+def test_what_was_never_measured_is_within_a_factor_of_three_nine_times_of_ten() -> None:
+    (step,) = prices_at([side("lpu3", "3.6", (900.0, 500.0), error=None)], [50.0], Draws(4000))
+    mtok = step.offers["lpu3"].mtok
+
+    assert mtok is not None
+    assert 2.5 < mtok.high / mtok.base < 3.5

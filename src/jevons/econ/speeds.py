@@ -33,13 +33,16 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     rate_p90_error: float | None
 
     def figures(self) -> dict[str, Figure]:
-        """Its errors: those of its own, and those it has in common with others."""
-        own, common = (_part(self.rate_p90_error, part) for part in (1.0 - GUESS_COMMON, GUESS_COMMON))
+        """Its errors: those of its own, and those it has in common with others; unmeasured it has its own alone."""
+        error = self.rate_p90_error
+        if error is None:
+            return self.hour.figures | {f"{STEP_TIME}{self.chip}": step_time(None)}
+        own, common = (_part(error, part) for part in (1.0 - GUESS_COMMON, GUESS_COMMON))
         return self.hour.figures | {f"{STEP_TIME}{self.chip}": step_time(own), COMMON: step_time(common)}
 
     def usd_per_mtok(self, interactivity: float, of: Mapping[str, Amount]) -> Reals:
         """Infinite where it is not so fast. Steps that take longer slow users and chips alike."""
-        longer = np.asarray(of[f"{STEP_TIME}{self.chip}"] * of[COMMON], dtype=np.float64)
+        longer = np.asarray(of[f"{STEP_TIME}{self.chip}"] * of.get(COMMON, 1.0), dtype=np.float64)
         rates = rates_at(self.points, interactivity * longer) / longer
         usd = np.broadcast_to(np.asarray(self.hour.usd(of), dtype=np.float64), rates.shape)
         found = np.full(rates.shape, np.inf)
@@ -67,16 +70,26 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prices_at(sides: Sequence[Side], speeds: Sequence[float], draws: Draws) -> list[Step]:
-    """Prices at each speed; the last side beside each other."""
-    figures: dict[str, Figure] = {}
-    for side in sides:
-        figures |= side.figures()
-    drawn: dict[str, Amount] = {name: draws.of(name, figure) for name, figure in figures.items()}
-    return [_step(sides, speed, bases(figures), drawn) for speed in speeds]
+    """Prices at each speed; the last side beside each other.
+
+    Draws of one name go up and down together for all sides, each as far as its own figure of that name goes.
+    """
+    values = [_values(side.figures(), draws) for side in sides]
+    return [_step(sides, speed, values) for speed in speeds]
 
 
-def _step(sides: Sequence[Side], speed: float, base: Mapping[str, Amount], drawn: Mapping[str, Amount]) -> Step:
-    costs = {side.chip: (float(side.usd_per_mtok(speed, base)), side.usd_per_mtok(speed, drawn)) for side in sides}
+_Values = tuple[Mapping[str, Amount], Mapping[str, Amount]]  # of figures by name: at their base, and drawn
+
+
+def _values(figures: Mapping[str, Figure], draws: Draws) -> _Values:
+    return bases(figures), {name: draws.of(name, figure) for name, figure in figures.items()}
+
+
+def _step(sides: Sequence[Side], speed: float, values: Sequence[_Values]) -> Step:
+    costs = {
+        side.chip: (float(side.usd_per_mtok(speed, base)), side.usd_per_mtok(speed, drawn))
+        for side, (base, drawn) in zip(sides, values, strict=True)
+    }
     last, last_drawn = costs[sides[-1].chip]
     cheaper: dict[str, Interval | None] = {}
     for side in sides[:-1]:
@@ -98,9 +111,9 @@ def _offer(side: Side, speed: float, cost: float, drawn: Reals) -> Offer:
     return Offer(mtok=_interval(drawn, cost), reach=reach, chips=best.group.chips, users=best.users, rate=best.rate)
 
 
-def _part(p90_error: float | None, of_variance: float) -> float | None:
+def _part(p90_error: float, of_variance: float) -> float:
     """One of two independent factors whose product has such an error."""
-    return None if p90_error is None else float((1.0 + p90_error) ** np.sqrt(of_variance) - 1.0)
+    return float((1.0 + p90_error) ** np.sqrt(of_variance) - 1.0)
 
 
 def _interval(samples: Reals, base: float) -> Interval:
