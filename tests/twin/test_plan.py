@@ -292,6 +292,16 @@ def test_the_front_has_nothing_that_is_worse_in_all(usual: Plan) -> None:
     assert front(usual.front) == usual.front
 
 
+def test_chips_to_be_had_for_less_than_owned_ones_draw_are_planned_with() -> None:
+    """Two that are owned draw $0.13 an hour each, one more is to be had for $0.05: three do, for $0.15."""
+    traffic = {"kind": "agents", "rate": 6.0, "requests": 400}
+    asked = {"chips": ["h100"], "tensor": [1], "roles": ["both"], "finalists": 1, "traffic": traffic}
+    found = planned(wants(**asked, owned={"h100": 2}, prices={"h100": {"usd_per_hour": 0.05}}))
+
+    assert found.best is not None
+    assert found.best.usd_per_hour == pytest.approx(0.05 * found.best.chips["h100"])
+
+
 def test_a_tier_that_is_offered_without_a_price_costs_what_such_memory_does() -> None:
     """1 TB of DRAM at the catalog's price, paid back over a chip's life, for every two instances."""
     economics = read_catalog().economics

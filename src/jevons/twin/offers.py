@@ -164,7 +164,7 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
     return Offer(
         chip=name,
         usd_per_hour=usd,
-        running_usd_per_hour=running if owned else 0.0,
+        running_usd_per_hour=min(running, usd) if owned else 0.0,  # who has another for less leaves his own off
         owned=owned,
         most=most,
         power_w=power_w,
