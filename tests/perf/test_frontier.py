@@ -57,3 +57,11 @@ def test_a_model_that_does_not_fit_has_no_points() -> None:
     lone = Engine(model=CATALOG.models["kimi-k2"], chip=CATALOG.chips["l40s"], weights="fp8")
 
     assert frontier(lone, Asked(input_tokens=1000, output_tokens=100)) == []
+
+
+def test_a_chip_that_nothing_joins_to_others_serves_what_fits_on_it() -> None:
+    lone = Engine(model=CATALOG.models["llama-3.1-8b"], chip=CATALOG.chips["l40s"], weights="fp8")
+    points = frontier(lone, Asked(input_tokens=1000, output_tokens=100))
+
+    assert {point.group.tensor for point in points} == {1}
+    assert points[0].rate == pytest.approx(1 / steady(lone, 1, 1000, 100).tpot_s)

@@ -11,7 +11,7 @@ from jevons.base.compiled import Reals
 from jevons.perf.roofline import Engine, Group, steady
 from jevons.perf.room import room_tokens
 
-TENSORS = (4, 8, 16, 24, 36, 72)  # chips that run one copy of the model
+TENSORS = (1, 2, 4, 8, 16, 24, 36, 72)  # chips that run one copy of the model
 _STEP = 1.15  # between batches that are looked at
 _MOST_USERS = 8192
 _MEMORY_SHARE = 0.9
