@@ -175,6 +175,8 @@ def test_economics_are_those_that_were_collected(shared: Path) -> None:
         ),
         ('[economics]\nlpx_rack_w = { low = 3, high = 2, source = "x", confidence = "assumed" }\n', "lpx_rack_w: low"),
         ("[chip.mine]\n", "'chip' is no table of it"),
+        ("chips = 3\n", "chips: must be a table, got 3"),
+        ("economics = 3\n", "economics: must be a table, got 3"),
         ("[chips", "is not TOML"),
     ],
 )
@@ -186,3 +188,4 @@ def test_what_is_wrong_in_it_is_named(tmp_path: Path, text: str, says: str) -> N
         read_catalog(path)
 
     assert says in str(caught.value)
+    assert str(path) in str(caught.value)

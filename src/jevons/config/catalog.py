@@ -53,19 +53,26 @@ def read_catalog(more: Path | None = None) -> Catalog:
         own = _records(kind, _own(table), f"{table}.toml")
         return own | _records(kind, theirs.get(table, {}), f"{more}: {table}")
 
+    def one(kind: type[Record], table: str) -> Record:
+        where = table if more is None else f"{more}: {table}"
+        return _record(kind, _own(table) | theirs.get(table, {}), where)
+
     catalog = Catalog(
         chips=of(Chip, "chips"),
         racks=of(Rack, "racks"),
         fabrics=of(Fabric, "fabrics"),
         stores=of(KvStore, "stores"),
         models=of(Llm, "models"),
-        economics=_record(Economics, _own("economics") | theirs.get("economics", {}), "economics"),
-        demand=_record(DemandFigures, _own("demand") | theirs.get("demand", {}), "demand"),
+        economics=one(Economics, "economics"),
+        demand=one(DemandFigures, "demand"),
         claims=of(Claim, "claims"),
         evidence=of(Figure, "evidence"),
         sources=of(Source, "sources"),
     )
-    _check(catalog)
+    try:
+        _check(catalog)
+    except ConfigError as error:
+        raise ConfigError(f"catalog {more}: {error}" if more else str(error)) from error
     return catalog
 
 
@@ -85,6 +92,9 @@ def _tables(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"catalog {path}: {unknown[0]!r} is no table of it; {', '.join(Catalog.__struct_fields__)} are"
         )
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"catalog {path}: {name}: must be a table, got {table!r}")
     return tables
 
 
