@@ -155,6 +155,10 @@ def test_economics_are_those_that_were_collected(shared: Path) -> None:
     assert compared == 13
 
 
+def share(name: str, value: float) -> str:
+    return f'[economics]\n{name} = {{ value = {value}, source = "x", confidence = "assumed" }}\n'
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -174,6 +178,11 @@ def test_economics_are_those_that_were_collected(shared: Path) -> None:
             "economics.wacc: must",
         ),
         ('[economics]\nlpx_rack_w = { low = 3, high = 2, source = "x", confidence = "assumed" }\n', "lpx_rack_w: low"),
+        (share("utilisation", 50), "economics.utilisation: is a share and must be at most 1, got 50"),
+        (share("availability", 97), "economics.availability: is a share and must be at most 1, got 97"),
+        (share("wacc", 10), "economics.wacc: is a share and must be at most 1, got 10"),
+        (share("memory_price_share", 25), "economics.memory_price_share: is a share and must be at most 1, got 25"),
+        (share("pue", 0.2), "economics.pue: must be at least 1, all of a site's power over that of its IT, got 0.2"),
         ("[chip.mine]\n", "'chip' is no table of it"),
         ("chips = 3\n", "chips: must be a table, got 3"),
         ("economics = 3\n", "economics: must be a table, got 3"),

@@ -18,6 +18,7 @@ from jevons.facts.hardware import Chip, Fabric, Figure, KvStore, Rack, Source
 from jevons.facts.llm import Llm
 
 _OWN = "jevons.facts.catalog"
+_SHARES = ("wacc", "availability", "utilisation", "memory_price_share", "custom_silicon_share_2028")  # of economics
 Record = TypeVar("Record", Chip, Rack, Fabric, KvStore, Llm, Source, Economics, DemandFigures, Claim, Figure)
 
 
@@ -127,6 +128,16 @@ def _check(catalog: Catalog) -> None:
 def _check_economics(economics: Economics) -> None:
     for key, figure in economics.figures().items():
         _check_range(figure, f"economics.{key}")
+    for key in _SHARES:
+        figure = getattr(economics, key)
+        most = figure.high or figure.value
+        if most > 1.0:
+            raise ConfigError(f"economics.{key}: is a share and must be at most 1, got {most:g}")
+    least = economics.pue.low or economics.pue.value
+    if least < 1.0:
+        raise ConfigError(
+            f"economics.pue: must be at least 1, all of a site's power over that of its IT, got {least:g}"
+        )
     for key, bounds in economics.bounds().items():
         if bounds.low > bounds.high:
             raise ConfigError(f"economics.{key}: low must not be above high, got {bounds.low} and {bounds.high}")
