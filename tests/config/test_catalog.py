@@ -167,6 +167,7 @@ def share(name: str, value: float) -> str:
             A_CHIP.replace('"measured" }\nm', '"sure" }\nm'),
             "chips.mine.memory_bytes.confidence: must be one of",
         ),
+        (A_CHIP.replace("32e9", "inf"), "chips.mine.memory_bytes.value: must be float <= 1e+300, got inf"),
         (A_CHIP + "speed = 3\n", "chips.mine: has no field 'speed'"),
         (A_CHIP + 'fabric = "rope"\n', "chips.mine.fabric: 'rope' is unknown; add it to fabrics"),
         (A_CHIP.replace("value = 32e9,", "value = 32e9, low = 40e9,"), "must lie between low and high"),

@@ -15,7 +15,7 @@ from jevons.config.tables import read_table, replace_in
 from jevons.facts.llm import Precision
 
 Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e300)]  # TOML has infinity too, and what is made of it is no number
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 

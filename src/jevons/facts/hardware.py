@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e300)]  # TOML has infinity too, and what is made of it is no number
 
 
 class Confidence(enum.StrEnum):
