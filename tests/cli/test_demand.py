@@ -133,6 +133,7 @@ def test_a_lever_of_its_own_tells_what_tiers_do_net_of_their_memory() -> None:
     [
         (("--elasticity", "2:1:3"), r"--elasticity: must be LOW:BASE:HIGH .* got '2:1:3'"),
         (("--elasticity", "-1"), r"above 0, got '-1'"),
+        (("--set", "life_years=inf"), r"--set life_years: must be LOW:BASE:HIGH .* got 'inf'"),
         (("--without", "magic"), r"--without: must be one of hardware, .* got 'magic'"),
         (("--set", "hyperscaler_share=0.5:0.6:1.2"), r"hyperscaler_share: is a share and must be at most 1, got 1.2"),
         (("--set", "mid_interactivity_share=0.9"), r"must be at most 1 together, got 1.05"),
@@ -146,3 +147,11 @@ def test_a_lever_of_its_own_tells_what_tiers_do_net_of_their_memory() -> None:
 def test_what_is_wrong_is_one_line_that_quotes_it(args: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         CliRunner().invoke(command, [*args], catch_exceptions=False)
+
+
+def test_a_range_of_a_file_that_does_not_hold_its_value_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[parameters.price_elasticity]\nvalue = 1.0\nlow = 2.0\nhigh = 0.5\n")
+
+    with pytest.raises(ConfigError, match=r"mine.toml: parameters.price_elasticity: value must be from low to high, "):
+        told(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -52,7 +53,15 @@ def read_outlook(name: str) -> OutlookFile:
         ConfigError: names the file, the field, the value and the rule.
     """
     path = Path(name) if Path(name).exists() else _shipped(name)
-    return convert(read_table(path, "outlook"), OutlookFile, f"outlook {path}")
+    found = convert(read_table(path, "outlook"), OutlookFile, f"outlook {path}")
+    for key, of in found.parameters.items():
+        low, high = of.low or of.value, of.high or of.value
+        if not low <= of.value <= high:
+            raise ConfigError(
+                f"outlook {path}: parameters.{key}: value must be from low to high, got {of.value:g} and {low:g} to "
+                f"{high:g}"
+            )
+    return found
 
 
 def read_range(text: str, where: str) -> Range:
@@ -65,9 +74,9 @@ def read_range(text: str, where: str) -> Range:
         values = [float(part) for part in text.split(":")]
     except ValueError:
         values = []
-    if len(values) == 1 and values[0] > 0:
+    if len(values) == 1 and 0 < values[0] < inf:
         return Range(value=values[0])
-    if len(values) == 3 and 0 < values[0] <= values[1] <= values[2]:
+    if len(values) == 3 and 0 < values[0] <= values[1] <= values[2] < inf:
         return Range(low=values[0], value=values[1], high=values[2])
     raise ConfigError(f"{where}: must be LOW:BASE:HIGH in this order or one number, above 0, got {text!r}")
 
