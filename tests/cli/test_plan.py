@@ -142,3 +142,15 @@ def test_a_price_of_a_chip_that_is_unknown_is_an_error() -> None:
 def test_a_fleet_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--out .*: cannot be written: No such file or directory"):
         run("--chips", "h100", "--out", str(tmp_path / "nowhere" / "fleet.toml"))
+
+
+def test_a_plan_for_answers_of_one_token_can_be_drawn(tmp_path: Path) -> None:
+    """A token after the first there is none, so nobody has a speed."""
+    trace, html = tmp_path / "trace.jsonl", tmp_path / "plan.html"
+    rows = ({"timestamp": 100 * i, "input_length": 600, "output_length": 1, "hash_ids": [2 * i]} for i in range(200))
+    trace.write_bytes(b"\n".join(msgspec.json.encode(row) for row in rows))
+    args = ["plan", "--model", "llama-3.1-8b", "--trace", str(trace), "--chips", "h100", "--finalists", "1"]
+    told = CliRunner().invoke(jevons, [*args, "--html", str(html)], catch_exceptions=False).stdout
+
+    assert "1 × 1 h100" in told
+    assert "What fleets that keep the promise cost" in html.read_text()

@@ -30,7 +30,8 @@ def _fronts(title: str, plans: dict[str, Plan]) -> Picture:
     points = []
     for group, plan in plans.items():
         tried = {each.name: each for each in [*plan.front, *plan.finalists]}
-        points += [_point(each, group) for each in tried.values() if each.keeps]
+        # Of answers of one token nobody knows how fast more would come.
+        points += [_point(each, group) for each in tried.values() if each.keeps and each.tpot_s > 0]
     about = "Each point keeps the promise. Speed: what that share of requests has at least. Right and low is better."
     return scatter(title, (_SPEED, _USD), points, better=("high", "low"), about=about)
 
