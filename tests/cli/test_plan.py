@@ -12,7 +12,10 @@ pytest.importorskip("highspy", reason="plans need HiGHS: pip install 'jevons[pla
 
 from jevons.base.errors import ConfigError
 from jevons.cli import jevons
+from jevons.cli.pictures.plan import wait_pictures
+from jevons.cli.wait import answered
 from jevons.config.catalog import read_catalog
+from jevons.config.prices import read_range
 from jevons.config.wants import read_wants, shipped_wants
 from jevons.twin.planned import Plan
 
@@ -154,3 +157,15 @@ def test_a_plan_for_answers_of_one_token_can_be_drawn(tmp_path: Path) -> None:
 
     assert "1 × 1 h100" in told
     assert "What fleets that keep the promise cost" in html.read_text()
+
+
+def test_fleets_of_two_plans_with_one_title_are_both_drawn(former: Path) -> None:
+    now = msgspec.structs.replace(msgspec.json.decode(former.read_bytes(), type=Plan), title="Chat")
+    later = msgspec.json.decode(run("--chips", "b200", "--json").stdout, type=Plan)
+    later = msgspec.structs.replace(later, title="Chat")
+    found = answered((now, later), 24.0, read_range("--delay", "6"), read_catalog())
+
+    drawn = str(wait_pictures(found, now, later)[1].data)
+    for plan in (now, later):
+        assert plan.best is not None
+        assert f"${plan.best.usd_per_hour:,.2f}/h" in drawn

@@ -72,8 +72,15 @@ def wait_pictures(found: Answer, now: Plan, later: Plan) -> list[Picture]:
     )
     return [
         spans("What a token costs until then and after", _USD, rows, about=about),
-        _fronts("Fleets of now and of later", {now.title or "now": now, later.title or "later": later}),
+        _fronts("Fleets of now and of later", _named(now, later)),
     ]
+
+
+def _named(now: Plan, later: Plan) -> dict[str, Plan]:
+    """By their titles; by when they are bought where those do not tell them apart."""
+    if now.title == later.title:
+        return {"now": now, "later": later}
+    return {now.title or "now": now, later.title or "later": later}
 
 
 def wait_notes(found: Answer) -> list[str]:
