@@ -60,6 +60,16 @@ def test_a_limit_that_binds_is_named_with_what_is_needed_and_what_could_be_promi
     assert "has 1.4 kW" in told
 
 
+def test_a_page_without_a_fleet_says_why(tmp_path: Path) -> None:
+    html = tmp_path / "plan.html"
+    told = run("--chips", "h100", "--mw", "0.0001", "--html", str(html)).stdout
+    page = " ".join(html.read_text().split())
+
+    assert "Nothing keeps the promise (90% of requests within 2 s and 50.0 ms a token) within these limits." in page
+    binds = next(line.strip() for line in told.splitlines() if "power_w: needs" in line)
+    assert binds in page
+
+
 @pytest.mark.parametrize(
     ("option", "field"), [("--mw", "limits.power_w"), ("--budget-usd-per-hour", "limits.usd_per_hour")]
 )

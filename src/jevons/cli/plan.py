@@ -13,15 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jevons.base.errors import ConfigError
-from jevons.base.units import count, dollars, milliseconds, si
+from jevons.base.units import milliseconds
 from jevons.cli.pictures import files, picture_options
-from jevons.cli.plans import flip_line, read_plan
+from jevons.cli.plans import amount, flip_line, read_plan, short_lines
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_price
 from jevons.config.wants import Price, Wants, make_wants, read_wants, shipped_wants
-from jevons.econ.purchase import Excess
 from jevons.econ.rivals import Sureness
 from jevons.facts.hardware import Figure
 from jevons.twin.plan import plan
@@ -154,12 +153,11 @@ def _tell(tried: Tried) -> None:
 
 
 def _lines(found: Plan) -> Iterator[Any]:
+    if found.best is None:
+        yield from short_lines(found)
+        return
     slo = found.slo
     promise = f"{slo.share:.0%} of requests within {slo.ttft_s:g} s and {milliseconds(slo.tpot_s)} a token"
-    if found.best is None:
-        yield f"Nothing keeps the promise ({promise}) within these limits."
-        yield from _short(found)
-        return
     if found.title:
         yield found.title
     yield f"{found.model}, {promise}: {found.best.name}"
@@ -240,29 +238,6 @@ def _trusted(best: Tried) -> Iterator[str]:
         yield f" trust: {chip}: {part.trust}; {note}"
 
 
-def _short(found: Plan) -> Iterator[str]:
-    if found.short_of:
-        yield " one limit binds:" if len(found.short_of) == 1 else " limits that bind:"
-    for each in found.short_of:
-        yield f"  {_excess(each)}"
-    near = found.nearest
-    if near is not None:
-        ttft_s, tpot_s = near.both_s if found.slo.of == "both" else (near.ttft_s, near.tpot_s)
-        within = f"{found.slo.share:.0%} of requests within {ttft_s:.3g} s and {milliseconds(tpot_s)} a token"
-        yield f" or promise what {near.name} keeps within the limits: {within} (the old promise: {near.met:.1%})"
-
-
-def _excess(each: Excess) -> str:
-    needs, has = _amount(each.limit, each.needs), _amount(each.limit, each.has)
-    return f"{each.limit}: needs {needs}, has {has} ({each.needs / each.has:.2f} ×)" if each.has else f"{needs} needed"
-
-
-def _amount(limit: str, value: float) -> str:
-    if limit == "power_w":
-        return si(value, "W")
-    return dollars(value) if "usd" in limit else count(value)
-
-
 def _usd(value: float | None) -> str:
     return "unknown" if value is None else f"${value:,.2f}"
 
@@ -290,7 +265,7 @@ def _reasons(was: Tried, former: Plan, now: Plan) -> Iterator[str]:
     for name in ("power_w", "usd_per_hour", "capex_usd"):
         has, needed = getattr(now.limits, name), getattr(was, name)
         if has is not None and (needed is None or needed > has):
-            told = "unknown" if needed is None else _amount(name, needed)
-            yield f"because {name} is limited to {_amount(name, has)}: the former fleet needs {told}"
+            told = "unknown" if needed is None else amount(name, needed)
+            yield f"because {name} is limited to {amount(name, has)}: the former fleet needs {told}"
     if not gone and (now.slo != former.slo or now.load != former.load):
         yield "because another promise, or other traffic, is asked for"

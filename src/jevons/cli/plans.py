@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.base.units import count, dollars, milliseconds, si
+from jevons.econ.purchase import Excess
 from jevons.econ.rivals import Flip
 from jevons.twin.planned import Plan
 
@@ -49,3 +52,31 @@ def flip_line(flip: Flip) -> str:
     known = "within what is known" if flip.is_within else "beyond what is known"
     more = "above" if flip.at > flip.base else "below"
     return f"{figure_name(flip.figure)} {more} {flip.at:.3g} instead of {flip.base:.3g} ({known}): {flip.to}"
+
+
+def short_lines(found: Plan) -> Iterator[str]:
+    """Of a plan that found nothing: that, which limits bind, and what could be promised instead."""
+    slo = found.slo
+    promise = f"{slo.share:.0%} of requests within {slo.ttft_s:g} s and {milliseconds(slo.tpot_s)} a token"
+    yield f"Nothing keeps the promise ({promise}) within these limits."
+    if found.short_of:
+        yield " one limit binds:" if len(found.short_of) == 1 else " limits that bind:"
+    for each in found.short_of:
+        yield f"  {_excess(each)}"
+    near = found.nearest
+    if near is not None:
+        ttft_s, tpot_s = near.both_s if found.slo.of == "both" else (near.ttft_s, near.tpot_s)
+        within = f"{found.slo.share:.0%} of requests within {ttft_s:.3g} s and {milliseconds(tpot_s)} a token"
+        yield f" or promise what {near.name} keeps within the limits: {within} (the old promise: {near.met:.1%})"
+
+
+def _excess(each: Excess) -> str:
+    needs, has = amount(each.limit, each.needs), amount(each.limit, each.has)
+    return f"{each.limit}: needs {needs}, has {has} ({each.needs / each.has:.2f} ×)" if each.has else f"{needs} needed"
+
+
+def amount(limit: str, value: float) -> str:
+    """Of what a limit is of, with its unit."""
+    if limit == "power_w":
+        return si(value, "W")
+    return dollars(value) if "usd" in limit else count(value)

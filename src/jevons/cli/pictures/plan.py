@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jevons.base.units import milliseconds
 from jevons.charts import Axis, Limit, Picture, Point, Span, scatter, spans
-from jevons.cli.plans import flip_line
+from jevons.cli.plans import flip_line, short_lines
 from jevons.econ.wait import Answer
 from jevons.twin.planned import Plan, Tried
 
@@ -20,6 +20,7 @@ def pictures(found: Plan) -> list[Picture]:
 def notes(found: Plan) -> list[str]:
     slo = found.slo
     return [
+        *([] if found.best else [" ".join(line.strip() for line in short_lines(found))]),
         f"{found.model}: {slo.share:.0%} of requests within {slo.ttft_s:g} s and {milliseconds(slo.tpot_s)} a token.",
         f"{found.rehearsals} fleets rehearsed, simulated, not measured.",
         *(f"How far to trust {p.chip}: {p.trust}." for p in (found.best.parts if found.best else [])),
