@@ -13,10 +13,12 @@ pytest.importorskip("highspy", reason="plans need HiGHS: pip install 'jevons[pla
 from jevons.base.errors import ConfigError
 from jevons.cli import jevons
 from jevons.cli.pictures.plan import wait_pictures
+from jevons.cli.plans import read_plan
 from jevons.cli.wait import answered
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_range
 from jevons.config.wants import read_wants, shipped_wants
+from jevons.econ.purchase import Excess
 from jevons.twin.planned import Plan
 
 USUAL = ["plan", "--model", "llama-3.1-8b", "--traffic", "rag", "--rate", "30", "--requests", "500", "--finalists", "2"]
@@ -58,6 +60,16 @@ def test_a_limit_that_binds_is_named_with_what_is_needed_and_what_could_be_promi
     assert "Nothing keeps the promise" in told
     assert "power_w: needs" in told
     assert "has 1.4 kW" in told
+
+
+def test_a_limit_on_what_is_not_known_of_a_chip_is_told_as_that(tmp_path: Path) -> None:
+    """Nobody published what a TPU v6e draws with all around it."""
+    asked = ["--chips", "tpu-v6e", "--basis", "rent", "--mw", "1"]
+    told = run(*asked).stdout
+    assert "power_w: has 1 MW, and what the fleet takes is not known" in told
+    path = tmp_path / "plan.json"
+    path.write_text(run(*asked, "--json").stdout)
+    assert read_plan(path).short_of == [Excess("power_w", 1e6, None)]
 
 
 def test_a_page_without_a_fleet_says_why(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:
     assert short.best is None
     assert [each.limit for each in short.short_of] == ["power_w"]
     needs = short.short_of[0].needs
+    assert needs is not None
     assert usual.best.power_w / 8 < needs <= usual.best.power_w
     enough = planned(replace(wants(), limits=Budget(power_w=needs)))
     assert enough.best is not None
@@ -150,7 +151,7 @@ def test_a_limit_that_forbids_the_cheapest_fleet_finds_no_cheaper_one(name: str)
     assert free is not None
     less = planned(wants(**asked, limits={name: getattr(free, name) * 0.999}))
     assert less.best is None or less.best.usd_per_hour >= free.usd_per_hour
-    assert all(each.needs <= getattr(free, name) for each in less.short_of)
+    assert all(each.needs and each.needs <= getattr(free, name) for each in less.short_of)
 
 
 def test_as_much_is_told_to_be_needed_as_the_cheapest_fleet_takes_that_is_found_without_the_limit() -> None:

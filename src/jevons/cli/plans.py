@@ -71,8 +71,10 @@ def short_lines(found: Plan) -> Iterator[str]:
 
 
 def _excess(each: Excess) -> str:
-    needs, has = amount(each.limit, each.needs), amount(each.limit, each.has)
-    return f"{each.limit}: needs {needs}, has {has} ({each.needs / each.has:.2f} ×)" if each.has else f"{needs} needed"
+    has = amount(each.limit, each.has)
+    if each.needs is None:
+        return f"{each.limit}: has {has}, and what the fleet takes is not known"
+    return f"{each.limit}: needs {amount(each.limit, each.needs)}, has {has} ({each.times:.2f} ×)"
 
 
 def amount(limit: str, value: float) -> str:

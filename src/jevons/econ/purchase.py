@@ -72,7 +72,12 @@ class Excess(msgspec.Struct, frozen=True):
 
     limit: str  # of `Limits`, or "chips of NAME"
     has: float
-    needs: float
+    needs: float | None  # None: not known
+
+    @property
+    def times(self) -> float:
+        """So many times too much."""
+        return math.inf if self.needs is None or not self.has else self.needs / self.has
 
 
 def needs_of(kinds: Sequence[Kind], counts: Sequence[int], offers: dict[str, Offer]) -> Needs:
@@ -109,7 +114,7 @@ def excesses(taken: Needs, limits: Limits, offers: dict[str, Offer]) -> list[Exc
     for name in Limits.__struct_fields__:
         has, needs = getattr(limits, name), getattr(taken, name)
         if has is not None and (needs is None or needs > has * (1 + 1e-9)):
-            found.append(Excess(name, has, math.inf if needs is None else needs))
+            found.append(Excess(name, has, needs))
     for chip, count in taken.chips.items():
         most = offers[chip].most
         if most is not None and count > most:

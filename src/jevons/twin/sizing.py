@@ -170,7 +170,7 @@ class Sizing:
 
     def _beyond(self, counts: Counts) -> float:
         """How many times the limit it exceeds most; 1 within all."""
-        return max((each.needs / each.has if each.has else math.inf for each in self.excesses(counts)), default=1.0)
+        return max((each.times for each in self.excesses(counts)), default=1.0)
 
     def serves(self, counts: Counts) -> bool:
         """By the bound."""
