@@ -233,6 +233,15 @@ def test_experts_stay_where_the_given_price_is_high() -> None:
     assert set(found.best.chips) == {"h100"}
 
 
+def test_what_a_chip_draws_is_its_part_of_the_rack_where_nothing_else_is_known_as_in_a_bill() -> None:
+    """A Helios of 72 draws 245 kW."""
+    offer = offers_of(wants(chips=["mi455x"], prices={"mi455x": {"usd_per_hour": 4.0}}), CATALOG)[0]["mi455x"]
+    assert offer.power_w == pytest.approx(245e3 / 72)
+    owned = offers_of(wants(chips=["mi455x"], owned={"mi455x": 8}), CATALOG)[0]["mi455x"]
+    assert owned.most == 8
+    assert owned.usd_per_hour == pytest.approx(245 / 72 * 1.2 * 0.08)
+
+
 def test_chips_whose_power_is_not_known_are_not_bought_under_a_limit_of_power() -> None:
     found = planned(split(0.01, limits={"power_w": 1e6}))
     assert found.best is not None

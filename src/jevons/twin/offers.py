@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from jevons.base.compiled import Reals
 from jevons.base.errors import ConfigError, UnknownFigure
 from jevons.config.catalog import Catalog
-from jevons.config.prices import price_of, rack_of
+from jevons.config.prices import power_of, price_of, rack_of
 from jevons.config.scenario import Group, Scenario, StoreTier, Traffic
 from jevons.config.wants import Available, OfferedTier, Wants
 from jevons.econ.capacity import Demand, Instance, Role, requests_per_s
@@ -155,9 +155,10 @@ def _offer(name: str, chip: Chip, wants: Wants, there: Available | None, catalog
         return "priced, but not among the chips that may be bought"
     if hour is None and not owned:
         return f"there from {there.since} on" if late and there else f"no price ({wants.basis}) known"
-    if owned and chip.all_in_w is None:
+    drawn = power_of(catalog, name)
+    if owned and drawn is None:
         return "owned, but what it draws is not known"
-    economics, power_w = catalog.economics, None if chip.all_in_w is None else chip.all_in_w.value
+    economics, power_w = catalog.economics, None if drawn is None else drawn.value
     running = (power_w or 0.0) / 1e3 * economics.pue.value * economics.usd_per_kwh.value
     usd = running if hour is None else float(hour.usd(bases(hour.figures)))
     most = owned if hour is None else None if there is None or there.chips is None else max(there.chips, owned)
