@@ -77,3 +77,16 @@ def test_what_economics_hang_on_is_shown_with_its_sources(
 
     for text in ("wacc", "0.07–0.14", "assumed", "lpx_rack_usd", "not known", "Uptime Institute"):
         assert text in out
+
+
+def test_fleets_whose_files_have_one_name_are_told_apart(site: Any, tmp_path: Path) -> None:
+    paths = []
+    for name in ("same-vr", "same-mi355x"):
+        (tmp_path / name).mkdir()
+        (path,) = short(tmp_path / name, name)
+        paths.append(str(path.rename(path.parent / "fleet.toml")))
+    html = tmp_path / "site.html"
+    out = site(*paths, "--json", "--html", str(html))
+
+    assert [each["scenario"] for each in json.loads(out)] == paths
+    assert all(path in html.read_text() for path in paths)

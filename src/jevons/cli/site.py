@@ -50,9 +50,10 @@ def command(scenarios: tuple[str, ...], catalog: Path | None, as_json: bool, **g
     known = utilised(read_catalog(catalog), given["utilisation"])
     prices = dict(read_price(text) for text in given["usd_per_hour"])
     wanted = Wanted(basis=Basis(given["basis"]), prices=prices, site_mw=given["mw"])
+    names = list(dict.fromkeys(scenarios or SAME))
     found = [
-        Found(scenario=Path(name).stem, priced=priced(rehearsed(name, {}, known), known, wanted))
-        for name in scenarios or SAME
+        Found(scenario=called, priced=priced(rehearsed(name, {}, known), known, wanted))
+        for name, called in zip(names, _called(names), strict=True)
     ]
     if shown:
         from jevons.cli.pictures.site import notes, pictures
@@ -63,6 +64,12 @@ def command(scenarios: tuple[str, ...], catalog: Path | None, as_json: bool, **g
         click.echo(msgspec.json.encode(found))
         return
     _show(found, given["mw"])
+
+
+def _called(names: list[str]) -> list[str]:
+    """Without their folders, where that tells them apart."""
+    stems = [Path(name).stem for name in names]
+    return stems if len(set(stems)) == len(stems) else names
 
 
 def _show(found: list[Found], site_mw: float) -> None:
