@@ -15,6 +15,7 @@ from jevons.twin.names import Layout, Unpredicted
 GUESS_USERS_PER_WORKER = 12
 GUESS_MOST_WORKERS = 8
 GUESS_MANY_USERS = 200
+_SLIP = re.compile(r"(?<![\d.])0+(?:\.0*)?(?![\d.])|\d{7}")  # counts that nothing can have
 _POOL = r"{}\(tp(\d+)\S* dp(\d+)\S* ep(\d+)\S* x(\d+|nan)"
 
 
@@ -24,6 +25,8 @@ def layout_of(text: str, chip: Chip, model: Llm, users: float) -> Layout:
     Raises:
         Unpredicted: none of these.
     """
+    if _SLIP.search(text):
+        raise Unpredicted(f"layout {text!r} has a count of 0, or one of more than six digits")
     if "disagg" in text:
         return _split(text, model, users)
     spread = re.search(r"\bD?EP(\d+)", text) if not text.startswith("TP") else None

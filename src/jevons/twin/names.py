@@ -64,6 +64,8 @@ ENGINES = (
     (r"open-infra-index", "deepseek"),
     (r"; vllm|vllm 0|mi300x|bmg-pro", "vllm"),
 )
+MOST = 1_000_000  # tokens of a prompt or an answer, users, chips: beyond that a row is a slip, and takes minutes
+_DIGITS = 20  # of a number that is read at all
 _PRECISIONS: dict[str, Precision] = {"fp16": "bf16", "bf16": "bf16", "fp8": "fp8", "fp4": "fp4", "nvfp4": "fp4"}
 
 
@@ -117,7 +119,7 @@ def weights_of(point: Point, chip: str, model: str) -> Precision:
 
 
 def number(text: str, what: str) -> int:
-    """A whole number, alone or first of what is written.
+    """A whole number from 1 to `MOST`, alone or first of what is written.
 
     Raises:
         Unpredicted: it is none.
@@ -125,4 +127,12 @@ def number(text: str, what: str) -> int:
     found = re.match(r"\d+(?=$| new|\b)", text)
     if found is None:
         raise Unpredicted(f"{what} {text!r} is no number")
-    return int(found[0])
+    return within(found[0], what)
+
+
+def within(digits: str, what: str) -> int:
+    """Digits as a number from 1 to `MOST`. Raises Unpredicted: it is not between them."""
+    value = int(digits) if len(digits) < _DIGITS else MOST + 1
+    if not 1 <= value <= MOST:
+        raise Unpredicted(f"{what} {digits!r} is not from 1 to {MOST:,}")
+    return value

@@ -26,6 +26,7 @@ from jevons.twin.names import (
     named,
     number,
     weights_of,
+    within,
 )
 
 CHECK_SHARE = 0.3  # of points that are never fitted
@@ -252,9 +253,8 @@ def _total_rate(point: Point, case: Case, catalog: Catalog) -> Case:
     prompt, output = _lengths(point)
     loop = Loop(users=1, input_tokens=prompt * (1 - _SPREAD / 2), output_tokens=output * (1 - _SPREAD / 2))
     times = (prompt + output) / output
-    return msgspec.structs.replace(
-        case, what="best rate", loop=loop, times=times, tpot_limit_s=1 / int(speed[1]), layout=None
-    )
+    limit_s = 1 / within(speed[1], "speed")
+    return msgspec.structs.replace(case, what="best rate", loop=loop, times=times, tpot_limit_s=limit_s, layout=None)
 
 
 def _cost(point: Point, case: Case, catalog: Catalog) -> Case:
@@ -277,8 +277,8 @@ def _per_megawatt(point: Point, case: Case, catalog: Catalog) -> Case:
 def _prompts(point: Point, case: Case, catalog: Catalog) -> Case:
     """A batch of prompts, computed at once, some of them after tokens that are there already."""
     batch, prompt = number(point.users, "batch"), number(point.input_len, "input")
-    past = re.search(r"\+ (\d+) past", point.input_len)
-    before = int(past[1]) if past else 0
+    past = re.search(r"\+ 0*([1-9]\d*) past", point.input_len)
+    before = within(past[1], "past") if past else 0
     work = Work(prompt_tokens=batch * prompt, prompt_pairs=batch * prompt * (before + (prompt + 1) / 2))
     layout = _placed(point, case, catalog, 1)
     return msgspec.structs.replace(case, what="step", layout=layout, work=work, times=1e3)
@@ -295,7 +295,7 @@ def _decodes(point: Point, case: Case, catalog: Catalog) -> Case:
 def _prefill_rate(point: Point, case: Case, catalog: Catalog) -> Case:
     """Prompt tokens a second of a node of eight, in full batches; production counts those it found cached too."""
     known = re.match(r"\d+$", point.input_len)
-    prompt = int(known[0]) if known else 5_000
+    prompt = within(known[0], "input") if known else 5_000
     layout = _placed(point, case, catalog, 1)
     tokens = 16_384.0 * layout.group.tensor
     work = Work(prompt_tokens=tokens, prompt_pairs=tokens * prompt / 2)
@@ -307,7 +307,7 @@ def _decode_rate(point: Point, case: Case, catalog: Catalog) -> Case:
     context = re.search(r"\d+", point.input_len)
     if context is None:
         raise Unpredicted(f"input {point.input_len!r} is no number")
-    loop = Loop(users=1, input_tokens=int(context[0]), output_tokens=1)
+    loop = Loop(users=1, input_tokens=within(context[0], "input"), output_tokens=1)
     limit = GUESS_PRODUCTION_TPOT_S if point.users == "production" else None
     layout = _placed(point, case, catalog, 1)
     return msgspec.structs.replace(case, what="decode rate", layout=layout, loop=loop, tpot_limit_s=limit, times=8.0)
