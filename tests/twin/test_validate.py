@@ -151,6 +151,8 @@ def test_fitted_and_held_out_points_are_told_apart() -> None:
     [
         ("id,system\n", "lacks the column 'model'"),
         ("{head}\na,h100,m,fp8,TP1,1,1,1,TPOT,fast,ms\n", "line 2: value: must be a number, got 'fast'"),
+        ("{head}\na,h100,m,fp8,TP1,1,1,1,TPOT,0,ms\n", "line 2: value: must be above 0 and finite, got '0'"),
+        ("{head}\na,h100,m,fp8,TP1,1,1,1,TPOT,nan,ms\n", "line 2: value: must be above 0 and finite, got 'nan'"),
     ],
 )
 def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ def read_points(path: Path) -> list[Point]:
     """All rows, in order.
 
     Raises:
-        ConfigError: it cannot be read, lacks a column, or a value is no number.
+        ConfigError: it cannot be read, lacks a column, or a value is no finite number above 0.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -57,6 +58,8 @@ def _point(row: dict[str, str], where: str) -> Point:
         value = float(row["value"])
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: value: must be a number, got {row['value']!r}") from None
+    if not 0 < value < inf:
+        raise ConfigError(f"{where}: value: must be above 0 and finite, got {row['value']!r}")
     text = {name: (row[name] or "").strip() for name in _COLUMNS if name not in ("id", "value")}
     more = {field: (row.get(name) or "").strip() for field, name in _MORE.items()}
     return Point(id=row["id"] or "", users=(row[_USERS] or "").strip(), value=value, **text, **more)
