@@ -15,6 +15,7 @@ from jevons.config.scenario import Traffic
 from jevons.twin import arrivals as module
 from jevons.twin.arrivals import TRACE_BLOCK, Piece, arrivals
 from jevons.twin.sessions import KINDS
+from jevons.twin.workload import read_trace
 
 DAY_S = 86_400.0
 
@@ -69,6 +70,15 @@ def test_an_azure_trace_begins_at_its_first_request(tmp_path: Path) -> None:
     assert column(pieces, "prompt") == [4_808, 110]
     assert column(pieces, "output") == [10, 27]
     assert ids(pieces) == [[], []]
+
+
+def test_a_trace_that_begins_with_a_byte_order_mark_is_read_as_without(tmp_path: Path) -> None:
+    azure, lines = tmp_path / "trace.csv", tmp_path / "trace.jsonl"
+    azure.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,48,1\n", encoding="utf-8-sig")
+    lines.write_text(f"{mooncake(0, 48)}\n", encoding="utf-8-sig")
+
+    assert column(read(azure), "prompt") == column(read(lines), "prompt") == [48]
+    assert [request.input_tokens for file in (azure, lines) for request in read_trace(file)] == [48, 48]
 
 
 def test_requests_as_clients_send_them_share_what_their_texts_begin_with(tmp_path: Path) -> None:

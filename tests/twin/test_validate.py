@@ -166,3 +166,13 @@ def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, 
     assert says in str(caught.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_points(tmp_path / "none.csv")
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read_as_without(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    head = "id,system,model,precision,parallelism,input_len,output_len,batch/concurrency,metric,value,unit"
+    path.write_text(f"{head}\na,h100,m,fp8,TP1,1,1,1,TPOT,2.5,ms\n", encoding="utf-8-sig")
+
+    (point,) = read_points(path)
+
+    assert (point.id, point.value) == ("a", 2.5)

@@ -40,7 +40,7 @@ def read_points(path: Path) -> list[Point]:
         ConfigError: it cannot be read, lacks a column, or a value is no finite number above 0.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in (*_COLUMNS, _USERS) if name not in (reader.fieldnames or ())]
             if missing:

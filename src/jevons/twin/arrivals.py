@@ -9,6 +9,7 @@ In a trace whose first request has a `request_id` or a `session_id` some may fol
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from hashlib import blake2b
@@ -143,7 +144,8 @@ def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) 
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
-    decoder, line, rest = msgspec.json.Decoder(TraceRow), 1, b""
+    decoder, line = msgspec.json.Decoder(TraceRow), 1
+    rest = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8)
     while read := file.read(_READ_BYTES):
         whole, newline, rest = (rest + read).rpartition(b"\n")
         rows = _decoded(path, decoder, whole + newline, line)
@@ -195,7 +197,7 @@ def _openai(row: dict[str, Any]) -> TraceRow:
 
 def _azure(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
     began: datetime | None = None
-    with TextIOWrapper(file, "utf-8") as text:
+    with TextIOWrapper(file, "utf-8-sig") as text:
         rows = enumerate(csv.DictReader(text), 2)
         while some := list(islice(rows, PIECE)):
             found = []

@@ -80,7 +80,7 @@ def read_trace(path: Path, limit: int | None = None) -> list[TraceRequest]:
         ConfigError: it cannot be read, or a line is of neither kind; names the line.
     """
     try:
-        with path.open() as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             rows = _azure(lines) if path.suffix == ".csv" else _mooncake(lines)
             found = [row for row, _ in zip(rows, range(limit or 1 << 62), strict=False)]
     except OSError as error:
