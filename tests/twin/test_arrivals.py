@@ -72,6 +72,16 @@ def test_an_azure_trace_begins_at_its_first_request(tmp_path: Path) -> None:
     assert ids(pieces) == [[], []]
 
 
+def test_an_azure_trace_with_zones_may_leave_out_the_fraction_of_a_whole_second(tmp_path: Path) -> None:
+    times = ["2024-05-10 00:00:00.25+00:00", "2024-05-10 00:00:01+00:00", "2024-05-10 02:00:01.5+02:00"]
+    trace = written(
+        tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens", *(f"{at},48,1" for at in times), name="trace.csv"
+    )
+
+    assert column(read(trace), "at_s") == [0.0, 0.75, 1.25]
+    assert [request.at_s for request in read_trace(trace)] == [0.0, 0.75, 1.25]
+
+
 def test_a_trace_that_begins_with_a_byte_order_mark_is_read_as_without(tmp_path: Path) -> None:
     azure, lines = tmp_path / "trace.csv", tmp_path / "trace.jsonl"
     azure.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,48,1\n", encoding="utf-8-sig")

@@ -28,6 +28,7 @@ from jevons.facts.trace import TraceRow
 from jevons.twin.kernel import AFTER, ARRIVAL
 from jevons.twin.linked import link
 from jevons.twin.sessions import sessions
+from jevons.twin.workload import azure_time
 
 TRACE_BLOCK = 512
 PIECE = 16_384  # requests
@@ -203,7 +204,7 @@ def _azure(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
             found = []
             for number, row in some:
                 try:
-                    at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+                    at = azure_time(row["TIMESTAMP"])
                     began = began or at
                     prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
                 except (KeyError, ValueError, TypeError) as error:

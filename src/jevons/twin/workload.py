@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -116,9 +116,15 @@ def _mooncake(lines: Iterable[str]) -> Iterator[TraceRequest]:
             )
 
 
+def azure_time(text: str) -> datetime:
+    """When a request of an Azure trace came. Later ones tell the zone, and no fraction where a second is whole."""
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo is None else at.astimezone(UTC).replace(tzinfo=None)
+
+
 def _azure(lines: Iterable[str]) -> Iterator[TraceRequest]:
     began: datetime | None = None
     for row in csv.DictReader(lines):
-        at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+        at = azure_time(row["TIMESTAMP"])
         began = began or at
         yield TraceRequest((at - began).total_seconds(), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
