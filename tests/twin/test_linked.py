@@ -116,6 +116,7 @@ def test_a_delay_that_is_not_told_is_the_time_between(tmp_path: Path) -> None:
         ([row("a", timestamp=0), row("b")], "request 2: follows nobody and has no timestamp"),
         ([row("a", wait_for=["b"]), row("b", wait_for=["a"])], "waits for itself, by way of others"),
         ([row("a", timestamp=0), row("b", wait_for=["a"], input_length=-1)], "request 2: -1 tokens in"),
+        ([row("a", timestamp=0), row("b", wait_for=["a"], delay=-5)], "request 2: delay and tool_wait_ms must be at"),
     ],
 )
 def test_who_cannot_be_followed_is_an_error(tmp_path: Path, rows: list[dict[str, Any]], says: str) -> None:

@@ -35,6 +35,7 @@ PIECE = 16_384  # requests
 _CHARS_PER_TOKEN = 4  # of English text with usual tokenizers
 _READ_BYTES = 1 << 20  # a piece of a trace and the next are held as objects, as arrays and as text
 _COPY_STRIDE = 1 << 36  # ids of one copy of a trace stay below
+_LONGEST, _IDS = 1 << 40, 1 << 63  # tokens; ids are below
 
 
 class Piece(NamedTuple):
@@ -86,6 +87,7 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
                 if rows[0].is_linked:
                     yield _linked(path, list(chain(rows, *batches)), traffic)
                     return
+                _check_numbers(path, rows, count)
                 piece = _piece(rows, traffic)
                 once = piece.requests[:: traffic.copies]
                 _check(path, once["at_s"] * traffic.speed, once, before, count)
@@ -95,6 +97,8 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         raise ConfigError(f"trace {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"trace {path}: is not text: {error}") from error
+    except csv.Error as error:
+        raise ConfigError(f"trace {path}: is not CSV: {error}") from error
 
 
 def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
@@ -104,7 +108,8 @@ def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     ends = np.cumsum(counts)
     ids = np.fromiter(chain.from_iterable(row.hash_ids for row in rows), np.int64, int(ends[-1]))
     at_ms = [np.nan if row.timestamp is None else row.timestamp for row in rows]
-    requests["at_s"] = np.repeat(at_ms, copies) / (1000.0 * traffic.speed)
+    with np.errstate(over="ignore"):  # told by `_check`
+        requests["at_s"] = np.repeat(at_ms, copies) / (1000.0 * traffic.speed)
     requests["prompt"] = np.repeat([row.input_length for row in rows], copies)
     requests["output"] = np.repeat([row.output_length or 1 for row in rows], copies)
     requests["count"] = np.repeat(counts, copies)
@@ -115,6 +120,7 @@ def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
 
 
 def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
+    _check_numbers(path, rows, 0)
     linked = link(path, rows, traffic)
     piece = _piece(linked.rows, traffic) if linked.rows else Piece(np.zeros(0, ARRIVAL), np.zeros(0, np.int64))
     once = piece.requests[:: traffic.copies]
@@ -123,24 +129,33 @@ def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     return piece._replace(afters=afters, followers=followers, numbers=np.repeat(linked.numbers, traffic.copies))
 
 
+def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int) -> None:
+    """Lengths must be lengths, ids have 64 bits. Of the first that is wrong its number is told, from 1."""
+    for number, row in enumerate(rows, first + 1):
+        prompt, output = row.input_length, row.output_length
+        if not (1 <= prompt <= _LONGEST and 0 <= output <= _LONGEST):
+            raise ConfigError(
+                f"trace {path}: request {number}: {prompt} tokens in, {output} out; must be at least 1 and 0, "
+                f"at most {_LONGEST:,}"
+            )
+        if row.hash_ids and not (-_IDS <= min(row.hash_ids) and max(row.hash_ids) < _IDS):
+            raise ConfigError(f"trace {path}: request {number}: hash_ids: must have 64 bits with a sign, one has more")
+
+
 def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) -> None:
-    """Times must not go back, lengths must be lengths. Of the first that is wrong its number is told, from 1."""
+    """Times must be there, finite and not go back. Of the first that is wrong its number is told, from 1."""
     without = np.flatnonzero(np.isnan(at_s))
     if len(without):
         raise ConfigError(f"trace {path}: request {first + int(without[0]) + 1}: has no timestamp; give one")
+    endless = np.flatnonzero(np.isinf(requests["at_s"]))
+    if len(endless):
+        raise ConfigError(f"trace {path}: request {first + int(endless[0]) + 1}: its time must be finite, it is not")
     back = np.flatnonzero(np.diff(at_s, prepend=before) < -1e-9)
     if len(back):
         i = int(back[0])
         was = before if i == 0 else at_s[i - 1]
         raise ConfigError(
             f"trace {path}: request {first + i + 1}: at {at_s[i]:g} s, after one at {was:g} s; sort it by time"
-        )
-    wrong = np.flatnonzero((requests["prompt"] < 1) | (requests["output"] < 1))
-    if len(wrong):
-        row = requests[wrong[0]]
-        raise ConfigError(
-            f"trace {path}: request {first + int(wrong[0]) + 1}: {row['prompt']} tokens in, {row['output']} out; "
-            f"must be at least 1 and 0"
         )
 
 

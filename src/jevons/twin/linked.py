@@ -50,8 +50,14 @@ def link(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Linked:
     """Put together who follows whom, within the limits of `traffic`: who follows one that is left out is too.
 
     Raises:
-        ConfigError: a request follows one that is not there or itself, or follows nobody and has no time.
+        ConfigError: a request follows one that is not there or itself, before it is done, or nobody and has no time.
     """
+    for number, row in enumerate(rows, 1):
+        if min(row.delay or 0.0, row.tool_wait_ms) < 0:
+            raise ConfigError(
+                f"trace {path}: request {number}: delay and tool_wait_ms must be at least 0, "
+                f"got {row.delay or 0.0:g} and {row.tool_wait_ms:g}"
+            )
     times, last_ms = [], 0.0
     for row in rows:
         last_ms = last_ms if row.timestamp is None else row.timestamp

@@ -85,7 +85,7 @@ def read_trace(path: Path, limit: int | None = None) -> list[TraceRequest]:
             found = [row for row, _ in zip(rows, range(limit or 1 << 62), strict=False)]
     except OSError as error:
         raise ConfigError(f"trace {path}: cannot be read: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error, msgspec.MsgspecError) as error:
         raise ConfigError(f"trace {path}: neither a Mooncake (.jsonl) nor an Azure (.csv) trace: {error!r}") from error
     if not found:
         raise ConfigError(f"trace {path}: must hold at least one request, got none")
