@@ -77,6 +77,21 @@ def test_rows_may_be_in_any_order_and_keep_their_numbers(tmp_path: Path) -> None
     assert b["at_s"] == pytest.approx(a["done_s"] + 0.007)
 
 
+def test_who_stands_before_those_it_follows_comes_after_them(tmp_path: Path) -> None:
+    rows = [
+        row("c", wait_for=["b"], delay=5),
+        row("b", wait_for=["a"], delay=7, timestamp=100),
+        row("a", timestamp=300),
+        row("d", timestamp=200),
+    ]
+
+    c, b, a, d = rehearse(written(tmp_path, *rows))
+
+    assert (a["at_s"], d["at_s"]) == (0.3, 0.2)
+    assert b["at_s"] == pytest.approx(a["done_s"] + 0.007)
+    assert c["at_s"] == pytest.approx(b["done_s"] + 0.005)
+
+
 def test_copies_follow_their_own(tmp_path: Path) -> None:
     file = written(tmp_path, row("a", timestamp=0), row("b", wait_for=["a"], delay=10), row("c", wait_for=["b"]))
 

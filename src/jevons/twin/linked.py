@@ -8,6 +8,7 @@ delay, tool_wait_ms milliseconds from when those are done until it arrives
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def link(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Linked:
     end_ms = np.inf if traffic.seconds is None else traffic.seconds * traffic.speed * 1000.0
     most = traffic.requests or len(rows)
     kept: dict[int, int] = {}
-    for i in sorted(_in_turn(path, leaders, numbers)):
+    for i in _in_turn(path, leaders, numbers):
         in_time = bool(leaders[i]) or times[numbers[i]] <= end_ms
         if in_time and len(kept) < most and all(leader in kept for leader in leaders[i]):
             kept[i] = len(kept)
@@ -104,18 +105,19 @@ def _leaders(path: Path, rows: Sequence[TraceRow], numbers: Sequence[int]) -> li
 
 
 def _in_turn(path: Path, leaders: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[int]:
-    """All requests, each after those it follows."""
+    """All requests, each after those it follows, in their order where that allows it."""
     pending = [len(found) for found in leaders]
     followers: list[list[int]] = [[] for _ in leaders]
     for i, found in enumerate(leaders):
         for leader in found:
             followers[leader].append(i)
-    turn = [i for i, count in enumerate(pending) if not count]
-    for i in turn:
-        for follower in followers[i]:
+    turn, ready = list[int](), [i for i, count in enumerate(pending) if not count]  # a heap: it is sorted
+    while ready:
+        turn.append(heappop(ready))
+        for follower in followers[turn[-1]]:
             pending[follower] -= 1
             if not pending[follower]:
-                turn.append(follower)
+                heappush(ready, follower)
     if len(turn) < len(leaders):
         stuck = next(i for i, count in enumerate(pending) if count)
         raise ConfigError(f"trace {path}: request {numbers[stuck] + 1}: waits for itself, by way of others")
