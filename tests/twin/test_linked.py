@@ -92,6 +92,24 @@ def test_who_stands_before_those_it_follows_comes_after_them(tmp_path: Path) -> 
     assert c["at_s"] == pytest.approx(b["done_s"] + 0.005)
 
 
+def test_the_first_request_need_not_be_one_that_others_follow(tmp_path: Path) -> None:
+    alone = {"timestamp": 0, "input_length": 64, "output_length": 4}
+    rows = [alone, row("", timestamp=1, session_id="s", output_length=90), row("", session_id="s", delay=20)]
+
+    _, first, second = rehearse(written(tmp_path, *rows))
+
+    assert second["at_s"] == pytest.approx(first["done_s"] + 0.02)
+
+
+def test_who_follows_others_when_some_came_already_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jevons.twin.arrivals._READ_BYTES", 64)
+    alone = {"timestamp": 0, "input_length": 64, "output_length": 4}
+    file = written(tmp_path, alone, alone, row("", timestamp=1, session_id="s"))
+
+    with pytest.raises(ConfigError, match="request 3: follows others or may be followed"):
+        list(arrivals(Traffic(trace=str(file)), 0))
+
+
 def test_copies_follow_their_own(tmp_path: Path) -> None:
     file = written(tmp_path, row("a", timestamp=0), row("b", wait_for=["a"], delay=10), row("c", wait_for=["b"]))
 

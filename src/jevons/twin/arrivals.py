@@ -3,7 +3,7 @@
 A prompt's content is told by ids, one for each `TRACE_BLOCK` tokens of it: equal ids stand for equal tokens and equal
 tokens before them. Where they reach beyond the prompt they name the answer too, so that who comes back finds it.
 
-In a trace whose first request has a `request_id` or a `session_id` some may follow others: it is read whole.
+In a trace of whose first ones some have a `request_id` or a `session_id` some may follow others: it is read whole.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         with path.open("rb") as file:
             batches = _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file)
             for rows in batches:
-                if rows[0].is_linked:
+                if _are_linked(path, rows, count):
                     yield _linked(path, list(chain(rows, *batches)), traffic)
                     return
                 _check_numbers(path, rows, count)
@@ -119,6 +119,17 @@ def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     return Piece(requests, ids, rows[0].block_size or TRACE_BLOCK)
 
 
+def _are_linked(path: Path, rows: Sequence[TraceRow], before: int) -> bool:
+    """Whether some may follow others; after `before` requests, of which none does, that is an error."""
+    first = next((number for number, row in enumerate(rows, before + 1) if row.is_linked), None)
+    if first is not None and before:
+        raise ConfigError(
+            f"trace {path}: request {first}: follows others or may be followed, none of the first {before:,} does; "
+            f"give the first one a request_id: without, a trace is read in parts"
+        )
+    return first is not None
+
+
 def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     _check_numbers(path, rows, 0)
     linked = link(path, rows, traffic)
@@ -138,7 +149,7 @@ def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int) -> None:
                 f"trace {path}: request {number}: {prompt} tokens in, {output} out; must be at least 1 and 0, "
                 f"at most {_LONGEST:,}"
             )
-        if row.hash_ids and not (-_IDS <= min(row.hash_ids) and max(row.hash_ids) < _IDS):
+        if row.hash_ids and not (min(row.hash_ids) >= -_IDS and max(row.hash_ids) < _IDS):
             raise ConfigError(f"trace {path}: request {number}: hash_ids: must have 64 bits with a sign, one has more")
 
 
