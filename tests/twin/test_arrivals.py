@@ -108,6 +108,25 @@ def test_requests_as_clients_send_them_share_what_their_texts_begin_with(tmp_pat
     assert alone[0] not in one
 
 
+def test_prompts_of_tokens_are_as_long_as_they_are_and_of_parts_the_text_counts(tmp_path: Path) -> None:
+    tokens = list(range(1_000, 1_600))
+    parts = [{"type": "text", "text": "x" * 396}, {"type": "image_url", "image_url": {"url": "data:" + "A" * 9_000}}]
+    asked: list[dict[str, Any]] = [{"prompt": tokens}, {"prompt": [[*tokens, 7]]}, {"prompt": ["x" * 400]}]
+    asked.append({"messages": [{"role": "me", "content": parts}]})
+    pieces = read(written(tmp_path, *(json.dumps({"timestamp": 0, "max_tokens": 5, **ask}) for ask in asked)))
+
+    assert column(pieces, "prompt") == [600, 601, 100, 100]
+    one, other, *_ = ids(pieces)
+    assert (len(one), len(other), one[0] == other[0], one[1] == other[1]) == (2, 2, True, False)
+
+
+def test_an_answer_that_was_empty_is_not_as_long_as_it_might_have_been(tmp_path: Path) -> None:
+    ask = {"timestamp": 0, "prompt": "x", "max_tokens": 500}
+    pieces = read(written(tmp_path, *(json.dumps(each) for each in (ask, {**ask, "output_tokens": 0}))))
+
+    assert column(pieces, "output") == [500, 1]
+
+
 def test_the_shared_traces_are_read(shared: Path) -> None:
     traces = shared / "data" / "traces"
 
@@ -130,10 +149,13 @@ def test_the_shared_traces_are_read(shared: Path) -> None:
         ([mooncake(0), mooncake(1, 2**62, 2**62)], f"request 2: {2**62} tokens in"),
         ([mooncake(0, 10**30)], f"request 1: {10**30} tokens in"),
         ([mooncake(0, 600, 1, (1, 2**63))], "request 1: hash_ids: must have 64 bits with a sign"),
-        (['{"timestamp": 1e308, "prompt": "?"}'], "request 1: its time must be finite"),
+        (['{"timestamp": 1e308, "prompt": "?", "max_tokens": 1}'], "request 1: its time must be finite"),
         ([mooncake(0), "not JSON"], "line 2: JSON is malformed"),
         ([mooncake(0), "", '{"timestamp": 1, "question": "?"}'], "nor an OpenAI one (lacks 'prompt')"),
         (['{"timestamp": 1, "messages": 7}'], "line 1: neither a Mooncake request"),
+        (['{"timestamp": 1, "messages": [{"role": "me", "content": ["?"]}], "max_tokens": 1}'], "nor an OpenAI one"),
+        (['{"timestamp": 1, "prompt": ["one", "two"], "max_tokens": 1}'], "prompt: must be one text, or the tokens"),
+        (['{"timestamp": 1, "prompt": "?"}'], "lacks output_tokens, max_completion_tokens or max_tokens: how long"),
         ([], "must hold at least one request"),
         (["", ""], "must hold at least one request"),
     ],

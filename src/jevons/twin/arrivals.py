@@ -197,7 +197,7 @@ def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line:
     except msgspec.ValidationError as first:
         try:
             return _openai(msgspec.json.decode(text, type=dict[str, Any]))
-        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        except (msgspec.MsgspecError, KeyError, AttributeError, TypeError, ValueError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
                 f"trace {path}: line {line}: neither a Mooncake request ({first}) nor an OpenAI one ({why})"
@@ -207,19 +207,44 @@ def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line:
 
 
 def _openai(row: dict[str, Any]) -> TraceRow:
-    """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each."""
+    """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each.
+
+    Of a prompt that is given as tokens they are those.
+    """
     body = row.get("body", row)
-    if "messages" in body:
-        text = "".join(f"{message['role']}\n{message.get('content') or ''}\n" for message in body["messages"])
-    else:
-        text = str(body["prompt"])
-    tokens = max(1, len(text) // _CHARS_PER_TOKEN)
-    output = int(row.get("output_tokens") or body.get("max_completion_tokens") or body.get("max_tokens") or 1)
-    ids, before, width = [], b"", TRACE_BLOCK * _CHARS_PER_TOKEN
-    for start in range(0, len(text), width):
-        before = blake2b(before + text[start : start + width].encode(), digest_size=5).digest()
+    said = _said(body)
+    each = _CHARS_PER_TOKEN if isinstance(said, str) else 1
+    ids, before, width = [], b"", TRACE_BLOCK * each
+    for start in range(0, len(said), width):
+        before = blake2b(before + str(said[start : start + width]).encode(), digest_size=5).digest()
         ids.append(int.from_bytes(before, "big") & (_COPY_STRIDE - 1))
-    return TraceRow(tokens, output, float(row["timestamp"]) * 1000.0, ids)
+    return TraceRow(max(1, len(said) // each), _answered(row, body), float(row["timestamp"]) * 1000.0, ids)
+
+
+def _said(body: dict[str, Any]) -> str | list[int]:
+    """The prompt, as text or as tokens. Pictures and sounds are passed over."""
+    if "messages" in body:
+        return "".join(f"{message['role']}\n{_text(message.get('content'))}\n" for message in body["messages"])
+    prompt = body["prompt"]
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        (prompt,) = prompt
+    if isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)):
+        return prompt
+    raise ValueError("prompt: must be one text, or the tokens of one")
+
+
+def _text(content: str | list[dict[str, Any]] | None) -> str:
+    return "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content or ""
+
+
+def _answered(row: dict[str, Any], body: dict[str, Any]) -> int:
+    """Tokens of the answer, or as many as it may have."""
+    names = ("output_tokens", "max_completion_tokens", "max_tokens")
+    told = (from_.get(name) for from_, name in zip((row, body, body), names, strict=True))
+    found = next((tokens for tokens in told if tokens is not None), None)
+    if found is None:
+        raise ValueError(f"lacks {', '.join(names[:2])} or {names[2]}: how long its answer is")
+    return int(found)
 
 
 def _azure(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
