@@ -170,33 +170,47 @@ def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) 
         )
 
 
+class _Began:
+    """When the first request as clients send it came: times of such are of any clock, and counted from there."""
+
+    def __init__(self) -> None:
+        self._at_s: float | None = None
+
+    def since_s(self, at_s: float) -> float:
+        if self._at_s is None:
+            self._at_s = at_s
+        return at_s - self._at_s
+
+
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
-    decoder, line = msgspec.json.Decoder(TraceRow), 1
+    decoder, line, began = msgspec.json.Decoder(TraceRow), 1, _Began()
     rest = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8)
     while read := file.read(_READ_BYTES):
         whole, newline, rest = (rest + read).rpartition(b"\n")
-        rows = _decoded(path, decoder, whole + newline, line)
+        rows = _decoded(path, decoder, whole + newline, line, began)
         line += whole.count(b"\n") + len(newline)
         if rows:
             yield rows
     if rest.strip():
-        yield _decoded(path, decoder, rest, line)
+        yield _decoded(path, decoder, rest, line, began)
 
 
-def _decoded(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> list[TraceRow]:
+def _decoded(
+    path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int, began: _Began
+) -> list[TraceRow]:
     """Requests of some lines, of which the first is number `line`."""
     try:
         return decoder.decode_lines(text)
     except msgspec.MsgspecError:
-        return [_one(path, decoder, row, line + i) for i, row in enumerate(text.splitlines()) if row.strip()]
+        return [_one(path, decoder, row, line + i, began) for i, row in enumerate(text.splitlines()) if row.strip()]
 
 
-def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> TraceRow:
+def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int, began: _Began) -> TraceRow:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as first:
         try:
-            return _openai(msgspec.json.decode(text, type=dict[str, Any]))
+            return _openai(msgspec.json.decode(text, type=dict[str, Any]), began)
         except (msgspec.MsgspecError, KeyError, AttributeError, TypeError, ValueError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
@@ -206,7 +220,7 @@ def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line:
         raise ConfigError(f"trace {path}: line {line}: {error}") from error
 
 
-def _openai(row: dict[str, Any]) -> TraceRow:
+def _openai(row: dict[str, Any], began: _Began) -> TraceRow:
     """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each.
 
     Of a prompt that is given as tokens they are those.
@@ -218,7 +232,9 @@ def _openai(row: dict[str, Any]) -> TraceRow:
     for start in range(0, len(said), width):
         before = blake2b(before + str(said[start : start + width]).encode(), digest_size=5).digest()
         ids.append(int.from_bytes(before, "big") & (_COPY_STRIDE - 1))
-    return TraceRow(max(1, len(said) // each), _answered(row, body), float(row["timestamp"]) * 1000.0, ids)
+    return TraceRow(
+        max(1, len(said) // each), _answered(row, body), began.since_s(float(row["timestamp"])) * 1000.0, ids
+    )
 
 
 def _said(body: dict[str, Any]) -> str | list[int]:
