@@ -24,6 +24,10 @@ def mooncake(at_ms: float, prompt: int = 1_000, output: int = 10, ids: tuple[int
     return json.dumps({"timestamp": at_ms, "input_length": prompt, "output_length": output, "hash_ids": ids})
 
 
+def sized(block_size: int) -> str:
+    return json.dumps({**json.loads(mooncake(0)), "block_size": block_size})
+
+
 def asked(at_s: float) -> str:
     return json.dumps({"timestamp": at_s, "prompt": "?", "max_tokens": 1})
 
@@ -155,6 +159,9 @@ def test_the_shared_traces_are_read(shared: Path) -> None:
         ([mooncake(0), mooncake(1, 2**62, 2**62)], f"request 2: {2**62} tokens in"),
         ([mooncake(0, 10**30)], f"request 1: {10**30} tokens in"),
         ([mooncake(0, 600, 1, (1, 2**63))], "request 1: hash_ids: must have 64 bits with a sign"),
+        ([sized(16), sized(32)], "request 2: block_size: must be from 1 to 1,099,511,627,776 tokens and that"),
+        ([sized(16), sized(0)], "of the requests before, 16, got 512"),
+        ([sized(-16)], "request 1: block_size: must be from 1"),
         ([asked(0), asked(1e308)], "request 2: its time must be finite"),
         ([mooncake(0), "not JSON"], "line 2: JSON is malformed"),
         ([mooncake(0), "", '{"timestamp": 1, "question": "?"}'], "nor an OpenAI one (lacks 'prompt')"),
@@ -193,6 +200,12 @@ def test_a_wrong_azure_trace_is_one_error_that_names_the_place(tmp_path: Path, r
 
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_first_request_with_ids_tells_how_many_tokens_they_stand_for(tmp_path: Path) -> None:
+    (piece,) = read(written(tmp_path, mooncake(0, ids=()), sized(16), sized(16)))
+
+    assert piece.id_tokens == 16
 
 
 def test_a_trace_that_is_not_there_or_not_text_says_so(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def arrivals(traffic: Traffic, seed: int) -> Iterator[Piece]:
 
 def _of_trace(traffic: Traffic) -> Iterator[Piece]:
     path = Path(traffic.trace)
-    before, count = -np.inf, 0
+    before, count, block = -np.inf, 0, 0
     try:
         with path.open("rb") as file:
             batches = _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file)
@@ -87,8 +87,8 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
                 if _are_linked(path, rows, count):
                     yield _linked(path, list(chain(rows, *batches)), traffic)
                     return
-                _check_numbers(path, rows, count)
-                piece = _piece(rows, traffic)
+                block = _check_numbers(path, rows, count, block)
+                piece = _piece(rows, traffic, block)
                 once = piece.requests[:: traffic.copies]
                 _check(path, once["at_s"] * traffic.speed, once, before, count)
                 before, count = float(once["at_s"][-1]) * traffic.speed, count + len(once)
@@ -101,7 +101,7 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         raise ConfigError(f"trace {path}: is not CSV: {error}") from error
 
 
-def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
+def _piece(rows: Sequence[TraceRow], traffic: Traffic, block: int) -> Piece:
     copies = traffic.copies
     requests = np.zeros(len(rows) * copies, ARRIVAL)
     counts = np.array([len(row.hash_ids) for row in rows], np.int64)
@@ -116,7 +116,7 @@ def _piece(rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     copy = np.tile(np.arange(copies), len(rows))
     requests["ids"] = np.repeat(ends - counts, copies) + copy * len(ids)
     ids = (ids + np.arange(copies)[:, None] * _COPY_STRIDE).ravel()
-    return Piece(requests, ids, rows[0].block_size or TRACE_BLOCK)
+    return Piece(requests, ids, block or TRACE_BLOCK)
 
 
 def _are_linked(path: Path, rows: Sequence[TraceRow], before: int) -> bool:
@@ -131,17 +131,24 @@ def _are_linked(path: Path, rows: Sequence[TraceRow], before: int) -> bool:
 
 
 def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
-    _check_numbers(path, rows, 0)
+    block = _check_numbers(path, rows, 0, 0)
     linked = link(path, rows, traffic)
-    piece = _piece(linked.rows, traffic) if linked.rows else Piece(np.zeros(0, ARRIVAL), np.zeros(0, np.int64))
+    piece = _piece(linked.rows, traffic, block) if linked.rows else Piece(np.zeros(0, ARRIVAL), np.zeros(0, np.int64))
     once = piece.requests[:: traffic.copies]
     _check(path, np.zeros(len(once)), once, 0.0, 0)
     afters, followers = linked.arrays(traffic.copies, traffic.speed)
     return piece._replace(afters=afters, followers=followers, numbers=np.repeat(linked.numbers, traffic.copies))
 
 
-def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int) -> None:
-    """Lengths must be lengths, ids have 64 bits. Of the first that is wrong its number is told, from 1."""
+def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int, block: int) -> int:
+    """Lengths must be lengths, ids have 64 bits and stand for as many tokens each. The first that is wrong is told.
+
+    Args:
+        block: tokens behind each id of `first` requests before these; 0: they had none.
+
+    Returns:
+        the same with these.
+    """
     for number, row in enumerate(rows, first + 1):
         prompt, output = row.input_length, row.output_length
         if not (1 <= prompt <= _LONGEST and 0 <= output <= _LONGEST):
@@ -151,6 +158,14 @@ def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int) -> None:
             )
         if row.hash_ids and not (min(row.hash_ids) >= -_IDS and max(row.hash_ids) < _IDS):
             raise ConfigError(f"trace {path}: request {number}: hash_ids: must have 64 bits with a sign, one has more")
+        tokens = row.block_size or TRACE_BLOCK
+        block = block or (tokens if row.hash_ids else 0)
+        if row.hash_ids and (tokens != block or not 1 <= tokens <= _LONGEST):
+            raise ConfigError(
+                f"trace {path}: request {number}: block_size: must be from 1 to {_LONGEST:,} tokens and that of the "
+                f"requests before, {block:,}, got {tokens:,}"
+            )
+    return block
 
 
 def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) -> None:
