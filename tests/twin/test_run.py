@@ -138,6 +138,15 @@ def test_the_same_seed_gives_the_same_and_another_gives_another() -> None:
     assert not np.array_equal(results["at_s"], rehearse(other)[1]["at_s"])
 
 
+def test_a_seed_may_have_as_many_bits_as_it_likes() -> None:
+    traffic = {**CHAT, "requests": 50}
+    seeds = (1_760_000_000_000, 2**63 - 1, 10**20)
+
+    many = [rehearse(scenario(traffic=traffic, event_loss=0.1, seed=seed))[0] for seed in seeds]
+
+    assert len({report.input_tokens for report in many}) == len(seeds)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_scenario_answers_everything(name: str) -> None:
     wanted = read_scenario(shipped(name), {"traffic.requests": 300})

@@ -25,6 +25,7 @@ from jevons.twin.report import Report, gaps, joules, trust
 from jevons.twin.room import make_move_room, make_room
 from jevons.twin.spread import Distribution
 
+_MOST_INT = (1 << 63) - 1
 OnResults = Callable[[Records], None]
 
 
@@ -83,7 +84,7 @@ class Run:
         hub.set("loss", scenario.event_loss)
         hub.set("replays", int(scenario.event_replay and scenario.event_loss > 0))
         hub.set("stream_weight", stream_weight(scenario.slo.ttft_s, scenario.slo.tpot_s))
-        hub.set("heard", scenario.seed << 32)
+        hub.set("heard", (scenario.seed << 32) & _MOST_INT)  # however many bits a seed has
         hub.set("block", block)
         margin = max(m.blocks for m in made) + 64
         margin *= 2 if hub.number("has_tiers") else 1  # what is computed is kept in two places
