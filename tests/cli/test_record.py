@@ -35,6 +35,17 @@ def test_a_record_becomes_a_fleet_beside_it(record: Path) -> None:
     assert read_scenario(record / "fleet.toml").fleet[0].names == ["w0", "w1"]
 
 
+def test_a_fleet_that_is_written_elsewhere_finds_the_requests_of_the_record(record: Path, tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere" / "fleet.toml"
+    with pytest.raises(ConfigError, match="cannot be written: No such file"):
+        CliRunner().invoke(calibrate, ["--record", str(record), "--out", str(out)], catch_exceptions=False)
+    out.parent.mkdir()
+
+    CliRunner().invoke(calibrate, ["--record", str(record), "--out", str(out)], catch_exceptions=False)
+
+    assert Path(read_scenario(out).traffic.trace).samefile(record / REQUESTS)
+
+
 def test_a_rehearsal_is_held_to_the_record(record: Path) -> None:
     told = CliRunner().invoke(validate, ["--record", str(record), "--json"], catch_exceptions=False)
     shown = CliRunner().invoke(validate, ["--record", str(record)], catch_exceptions=False)

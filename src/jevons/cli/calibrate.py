@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
@@ -59,7 +60,7 @@ def command(
     stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {points.name}")
     measured, known = read_points(points), read_catalog(catalog)
     found = calibrate(measured, known, stamp, _told, processes)
-    out.write_text(as_toml(found))
+    _save(out, as_toml(found))
     if shown:
         _show(measured, known, found, out, shown)
 
@@ -73,10 +74,20 @@ def _show(points: Sequence[Point], catalog: Catalog, found: Calibration, out: Pa
 
 def _from_record(folders: Sequence[Path], out: Path) -> None:
     made, fits = scenario_of(together([read_record(folder) for folder in folders]))
-    out.write_text(scenario.as_toml(made))
+    if out.parent.resolve() != folders[0].resolve():  # a trace is looked for beside its scenario
+        requests = str((folders[0] / made.traffic.trace).resolve())
+        made = replace(made, traffic=replace(made.traffic, trace=requests))
+    _save(out, scenario.as_toml(made))
     for fitted in fits:
         _told(_says(fitted))
     click.echo(f"Wrote {out}: jevons simulate {out}")
+
+
+def _save(out: Path, text: str) -> None:
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
 
 
 def _says(f: Fitted) -> str:
