@@ -74,6 +74,14 @@ def test_all_that_can_be_said_of_a_fleet_is_written(tmp_path: Path) -> None:
     assert read_scenario(again) == scenario
 
 
+def test_any_letters_may_be_in_what_is_written(tmp_path: Path) -> None:
+    scenario = made(title='😀 \x7f \\ " ü\t\n', fleet=[{**H200S, "instances": 1, "names": ["𝔴"]}])
+    again = tmp_path / "again.toml"
+    again.write_text(as_toml(scenario))
+
+    assert read_scenario(again) == scenario
+
+
 def test_a_trace_is_beside_its_scenario_and_where_a_change_says(tmp_path: Path) -> None:
     file = tmp_path / "scenario.toml"
     file.write_text(TOML)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 
 from jevons.base.errors import ConfigError
 from jevons.config.convert import convert
+from jevons.config.tables import quoted
 from jevons.perf.calibration import Calibration
 
 
@@ -34,11 +34,11 @@ def read_calibration(path: Path | None = None) -> Calibration:
 def as_toml(calibration: Calibration) -> str:
     """The file that reads as this."""
     told = msgspec.to_builtins(calibration)
-    lines = [f"{key} = {json.dumps(told[key])}" for key in ("title", "date", "command", "rule")]
-    lines += ["measured = [", *(f"  {json.dumps(each)}," for each in told["measured"]), "]"]
+    lines = [f"{key} = {quoted(told[key])}" for key in ("title", "date", "command", "rule")]
+    lines += ["measured = [", *(f"  {quoted(each)}," for each in told["measured"]), "]"]
     for table in ("errors", "effects"):
         lines += ["", f"[{table}]"]
         for name, values in told[table].items():
-            fields = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-            lines.append(f"{json.dumps(name)} = {{ {fields} }}")
+            fields = ", ".join(f"{key} = {quoted(value)}" for key, value in values.items())
+            lines.append(f"{quoted(name)} = {{ {fields} }}")
     return "\n".join(lines) + "\n"

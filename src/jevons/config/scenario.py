@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ from msgspec import Meta
 
 from jevons.base.errors import ConfigError
 from jevons.config.convert import convert
-from jevons.config.tables import read_table, replace_in
+from jevons.config.tables import quoted, read_table, replace_in
 from jevons.facts.llm import Precision
 
 Count = Annotated[int, Meta(ge=1)]
@@ -259,17 +258,17 @@ def as_toml(scenario: Scenario) -> str:
     if scenario.scaling is not None:
         tables["scaling"] = scenario.scaling
     told = _told(scenario)
-    lines = [f"{key} = {json.dumps(value)}" for key, value in told.items() if key not in (*tables, "fleet", "events")]
+    lines = [f"{key} = {quoted(value)}" for key, value in told.items() if key not in (*tables, "fleet", "events")]
     for name, table in tables.items():
         if _told(table) or name == "scaling":
-            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in _told(table).items())]
+            lines += ["", f"[{name}]", *(f"{key} = {quoted(value)}" for key, value in _told(table).items())]
     for name in ("fleet", "events"):
         for each in getattr(scenario, name):
             lines += ["", f"[[{name}]]"]
             for key, value in _told(each).items():
-                text = json.dumps(value)
+                text = quoted(value)
                 if isinstance(value, dict):
-                    pairs = (f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None)
+                    pairs = (f"{k} = {quoted(v)}" for k, v in value.items() if v is not None)
                     text = "{ " + ", ".join(pairs) + " }"
                 lines.append(f"{key} = {text}")
     return "\n".join(lines) + "\n"

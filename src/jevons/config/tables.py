@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ def read_table(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what} {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path}: not TOML: {error}") from error
+
+
+def quoted(value: Any) -> str:
+    """A value as TOML has it: as JSON, but with letters beyond 16 bits as they are, not as pairs of halves."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def replace_in(table: dict[str, Any], changes: dict[str, Any] | None, where: str) -> None:
