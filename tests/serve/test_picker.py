@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from jevons.base.errors import CapacityError, ConfigError, NoWorker, RequestError
-from jevons.base.ids import RequestId
+from jevons.base.ids import RequestId, WorkerId
 from jevons.config import make
 from jevons.control.router import Router
 from jevons.engine.openai import each_rank, parse_spec
@@ -37,10 +37,13 @@ class House:
         self.front = Front(settings, self.router, self.fleet, self.prompts, lambda: self.now_s)
         self.prompts.serve(Served("m", pseudo_encoder(), None, exact_tokens=False))
         for url in urls:
-            attached = self.fleet.add_attached(parse_spec(url))
-            self.router.join(WorkerFacts(id=attached.id, model="m", kind="openai"))
-            self.router.roster.heard(attached.id, 0.0)
+            self.attach(url)
         self.endpoints = Endpoints(self.fleet)
+
+    def attach(self, url: str) -> None:
+        attached = self.fleet.add_attached(parse_spec(url))
+        self.router.join(WorkerFacts(id=attached.id, model="m", kind="openai"))
+        self.router.roster.heard(attached.id, 0.0)
 
     async def picker(self) -> Picker:
         await self.endpoints.refresh()
@@ -132,6 +135,49 @@ def test_an_engine_outside_the_subset_is_not_even_a_fallback() -> None:
 
     for endpoints in asyncio.run(go()):
         assert sorted(endpoints.split(",")) == ["10.0.0.2:80", "10.0.0.3:80"]
+
+
+@pytest.mark.parametrize("subset", [None, frozenset({"10.0.0.1:80", "10.0.0.2:80"})])
+def test_an_engine_that_took_the_place_of_another_is_picked_once_its_endpoint_is_known(
+    subset: frozenset[str] | None,
+) -> None:
+    async def go() -> list[str]:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
+        pick = await house.picker()
+        house.router.place(RequestId("busy"), [1] * 50_000, 0.0, avoid=[WorkerId("10.0.0.2:80")])
+        house.fleet.remove_attached(WorkerId("10.0.0.2:80"))
+        house.attach("http://10.0.0.3:80")
+        told = [(await pick.pick(request("a"), subset, 0.0)).endpoints]
+        told += [pick.pick_by_load(Request(), subset).endpoints]
+        await house.endpoints.refresh()
+        return [*told, (await pick.pick(request("a"), None, 0.0)).endpoints]
+
+    assert asyncio.run(go()) == ["10.0.0.1:80", "10.0.0.1:80", "10.0.0.3:80,10.0.0.1:80"]
+
+
+def test_engines_that_come_and_go_while_a_request_waits_in_front_do_not_disturb_it() -> None:
+    async def go() -> str:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
+        pick = await house.picker()
+        for id in house.router.workers():
+            others = [other for other in house.router.workers() if other != id]
+            house.router.place(RequestId(id), [1] * 50_000, 0.0, avoid=others)
+        asked = request("a", x_slo_ttft_ms="500", x_slo_miss="queue")
+        waits = asyncio.create_task(pick.pick(asked, frozenset({"10.0.0.1:80", "10.0.0.2:80"}), 0.0))
+        while not house.front.placements.gate.waiting:
+            await asyncio.sleep(0)
+        house.router.done(RequestId("10.0.0.2:80"))
+        house.fleet.remove_attached(WorkerId("10.0.0.2:80"))
+        house.attach("http://10.0.0.3:80")
+        await house.endpoints.refresh()
+        house.now_s = 1.0
+        house.front.admission.look()
+        assert house.front.placements.gate.waiting == 1  # 10.0.0.3 is idle, but outside the subset
+        house.router.done(RequestId("10.0.0.1:80"))
+        house.now_s = 2.0
+        return (await waits).endpoints
+
+    assert asyncio.run(go()) == "10.0.0.1:80"
 
 
 def test_no_more_than_four_endpoints_are_told() -> None:

@@ -191,6 +191,11 @@ class Workforce:
     def workers(self) -> list[WorkerId]:
         return list(self._workers)
 
+    @property
+    def seatings(self) -> int:
+        """Rises whenever a worker came, left or is another: as long as it does not, `workers` are the same."""
+        return self._seatings
+
     def worker_snapshots(self) -> Iterator[WorkerSnapshot]:
         """Each of those that are there now as it is when asked for, about 20 µs; who leaves meanwhile is left out."""
         for id in sorted(self._workers):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
@@ -116,6 +116,36 @@ class Endpoints:
             log.warning("%s", what)
 
 
+class Outside(Collection[WorkerId]):
+    """Workers that cannot be picked now: those behind our own door, and those outside the subset. Engines come and go
+    while a request waits, so who they are is looked at again whenever that is asked.
+    """
+
+    def __init__(self, router: Router, endpoints: Endpoints, subset: frozenset[str] | None) -> None:
+        self._router = router
+        self._endpoints = endpoints
+        self._subset = subset
+        self._found: tuple[int, dict[WorkerId, str], frozenset[WorkerId]] = -1, {}, frozenset()
+
+    def __contains__(self, worker: object) -> bool:
+        return worker in self._now()
+
+    def __iter__(self) -> Iterator[WorkerId]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def _now(self) -> frozenset[WorkerId]:
+        seatings, of, found = self._found
+        if seatings != self._router.seatings or of is not self._endpoints.of:
+            seatings, of, subset = self._router.seatings, self._endpoints.of, self._subset
+            allowed = of.keys() if subset is None else {id for id, endpoint in of.items() if endpoint in subset}
+            found = frozenset(self._router.workers()).difference(allowed)
+            self._found = seatings, of, found
+        return found
+
+
 class Picker:
     """Picks with the router that places behind our own door, and counts in its account.
 
@@ -137,6 +167,7 @@ class Picker:
         self._admission = admission
         self._placements = admission.placements
         self._now_s = now_s
+        self._outside = Outside(router, endpoints, None)
 
     @property
     def is_ready(self) -> bool:
@@ -250,20 +281,18 @@ class Picker:
         self._endpoints.engine(pick.worker).enter(pick.id)
         return pick
 
-    def _others(self, subset: frozenset[str] | None) -> Collection[WorkerId]:
-        """Workers that cannot be picked: those behind our own door, and those outside the subset."""
+    def _others(self, subset: frozenset[str] | None) -> Outside:
+        """Raises NoWorker where all are."""
         of = self._endpoints.of
-        allowed = [id for id, endpoint in of.items() if endpoint in subset] if subset is not None else of.keys()
-        if not allowed:
+        if not of or (subset is not None and subset.isdisjoint(of.values())):
             told = "none is attached" if subset is None else f"none of {SUBSET} is attached: {_some(subset)}"
             raise NoWorker(f"no endpoint can be picked: {told}")
-        workers = self._router.workers()
-        return () if len(allowed) == len(workers) else set(workers).difference(allowed)
+        return self._outside if subset is None else Outside(self._router, self._endpoints, subset)
 
     def _named(self, placement: Placement, ranked: Iterable[Placement]) -> str:
         """The endpoint of the placement, and those to try next: each has the rank that the header names."""
         at, rank = self._endpoints, self._endpoints.rank(placement.worker)
-        others = [at.of[p.worker] for p in ranked]
+        others = [at.of[p.worker] for p in ranked if p.worker in at.of]  # who left while it waited is none of them
         order = dict.fromkeys([at.of[placement.worker], *(e for e in others if rank in at.workers[e])])
         return ",".join(list(order)[:MAX_ATTEMPTS])
 
