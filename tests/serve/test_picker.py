@@ -347,6 +347,16 @@ def test_a_request_that_waits_to_be_placed_waits_no_longer_than_it_may(leaves: b
     assert house.front.metrics.registry.get_sample_value("jevons_picker_streams") == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"], ids=["an adapter, maybe", "another path"])
+def test_what_goes_by_load_is_rewritten_for_the_model_it_is_for_too(path: str) -> None:
+    async def go() -> bytes | None:
+        asked = request("a", x_gateway_model_name_rewrite="adapter")
+        asked.path = path
+        return (await (await House("http://10.0.0.1:80").picker()).pick(asked, None, 0.0)).body
+
+    assert json.loads(asyncio.run(go()) or b"{}") == {"model": "adapter", "prompt": "a"}
+
+
 def test_a_pick_names_the_rank_and_goes_on_only_where_that_rank_is() -> None:
     async def pick() -> tuple[House, picker.Pick]:
         house = House()

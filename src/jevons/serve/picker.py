@@ -186,11 +186,11 @@ class Picker:
             TooLate: it asked to be refused rather than be late, and would be.
             NoWorker: none of those that may be picked is there.
         """
-        avoid = self._others(subset)
-        if not request.body or not request.path.endswith((CHAT, COMPLETIONS)):
-            return self.pick_by_load(request, subset)
-        sent = request.body
-        request.body = _rewritten(sent, _renamed(request))
+        avoid, sent = self._others(subset), request.body
+        request.body = _rewritten(sent, _renamed(request)) if sent else sent
+        body = None if request.body is sent else request.body
+        if not sent or not request.path.endswith((CHAT, COMPLETIONS)):
+            return self.pick_by_load(request, subset, body)
         request.path = CHAT if request.path.endswith(CHAT) else COMPLETIONS
         call = Call(request, arrived_s)
         try:
@@ -198,7 +198,7 @@ class Picker:
         except RequestError as error:
             if error.code != "model_not_found":
                 raise
-            return self.pick_by_load(request, subset)  # an adapter, maybe: its engine knows
+            return self.pick_by_load(request, subset, body)  # an adapter, maybe: its engine knows
         prompt = call.prompts[0]
         id = call.attempt()
         ranked = self._router.rank(
@@ -220,17 +220,20 @@ class Picker:
             request=request,
             headers=self._of_rank(placement)
             | ({"x-request-id": call.id} if "x-request-id" not in request.headers else {}),
-            body=None if request.body is sent else request.body,
+            body=body,
         )
         return self._begun(pick)
 
-    def pick_by_load(self, request: Request, subset: frozenset[str] | None) -> Pick:
+    def pick_by_load(self, request: Request, subset: frozenset[str] | None, body: bytes | None = None) -> Pick:
         """Pick for a request whose prompt is not known, or that has none: the engine where it waits least.
+
+        Args:
+            body: what the engine gets instead of the client's; None: the client's.
 
         Raises:
             NoWorker: none of those that may be picked is there.
         """
-        return self._begun(self._by_load(request, self._others(subset)))
+        return self._begun(msgspec.structs.replace(self._by_load(request, self._others(subset)), body=body))
 
     def _by_load(self, request: Request, avoid: Collection[WorkerId]) -> Pick:
         model = self._model(request)
