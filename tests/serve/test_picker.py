@@ -357,6 +357,18 @@ def test_what_goes_by_load_is_rewritten_for_the_model_it_is_for_too(path: str) -
     assert json.loads(asyncio.run(go()) or b"{}") == {"model": "adapter", "prompt": "a"}
 
 
+def test_a_pick_whose_engine_is_gone_since_it_was_answered_may_be_told_to_be_over() -> None:
+    async def go() -> None:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
+        pick = await house.picker()
+        picked = await pick.pick(request("a"), None, 0.0)
+        pick.over(picked)
+        house.fleet.remove_attached(picked.worker)
+        pick.over(picked)  # the gateway ends its stream a while after the answer
+
+    asyncio.run(go())
+
+
 def test_a_pick_names_the_rank_and_goes_on_only_where_that_rank_is() -> None:
     async def pick() -> tuple[House, picker.Pick]:
         house = House()

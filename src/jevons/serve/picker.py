@@ -75,6 +75,10 @@ class Endpoints:
     def engine(self, worker: WorkerId) -> Attached:
         return self._fleet.attached[worker]
 
+    def find(self, worker: WorkerId) -> Attached | None:
+        """None: it was let go."""
+        return self._fleet.attached.get(worker)
+
     def rank(self, worker: WorkerId) -> int | None:
         return self.engine(worker).engine.spec.rank
 
@@ -275,9 +279,11 @@ class Picker:
         self._endpoints.engine(pick.worker).heard()
 
     def over(self, pick: Pick) -> None:
-        """It is over, whichever way; may be told twice."""
+        """It is over, whichever way; may be told twice, the second time when its engine is gone."""
         self._placements.done(pick.id)
-        self._endpoints.engine(pick.worker).leave(pick.id)
+        engine = self._endpoints.find(pick.worker)
+        if engine is not None:
+            engine.leave(pick.id)
 
     def _begun(self, pick: Pick) -> Pick:
         """Its engine owes an answer: whether it lives is looked at more often."""
