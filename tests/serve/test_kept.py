@@ -50,6 +50,17 @@ def test_workers_that_are_not_served_any_more_are_left_out(tmp_path: Path) -> No
     assert router.state(ID) is None
 
 
+def test_what_is_known_of_a_worker_that_has_not_come_back_yet_is_kept(tmp_path: Path) -> None:
+    saved(tmp_path / "state")
+    router, kept = Router(), Kept(tmp_path / "state")
+    kept.load(router, [ID])
+    router.join(WorkerFacts(id=WorkerId("other:1"), model="m", kind="openai"))
+    asyncio.run(kept.save(router))
+
+    assert [state.worker for state in decode((tmp_path / "state").read_bytes())] == ["other:1", ID]
+    assert decode((tmp_path / "state").read_bytes())[1] == known().state(ID)
+
+
 def test_no_file_is_no_fault(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "state")
     assert kept.load(Router(), [ID]) == 0

@@ -181,6 +181,10 @@ class Workforce:
         source = None if known.intake is None else known.intake.state()
         return WorkerState(worker, source, self._lessons.lately(worker))
 
+    def remembered(self) -> list[WorkerId]:
+        """Of whom there is a `state`: workers, and who was recalled and has not joined yet."""
+        return [*self._workers, *(id for id in self._recalled if id not in self._workers)]
+
     def index_mode(self, worker: WorkerId) -> IndexMode:
         """How far its blocks are known."""
         return self._workers[worker].index_mode

@@ -125,7 +125,7 @@ class Kept(Collector):
         if not self.saves:
             return
         states = []
-        for worker in router.workers():
+        for worker in router.remembered():
             state = self._state(router, worker)
             if state is not None:
                 states.append(state)

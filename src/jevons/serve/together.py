@@ -50,7 +50,7 @@ class Together:
         self._registry = front.metrics.registry
         self._registry.register(_Gossip(router, siblings))
         siblings.answers |= {
-            WORKERS: lambda _: msgspec.msgpack.encode(router.workers()),
+            WORKERS: lambda _: msgspec.msgpack.encode(router.remembered()),
             STATE: self._state,
             HELD: self._hear_placed,
         }
