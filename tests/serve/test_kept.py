@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from jevons.base.ids import WorkerId
+from jevons.config import make
 from jevons.control.router import Router
 from jevons.facts.event import BlocksStored, KvPayload
 from jevons.facts.state import WorkerState
 from jevons.facts.worker import WorkerFacts
+from jevons.serve.app import _Memory, _Surroundings
+from jevons.serve.fleet import Fleet
+from jevons.serve.front import Front
 from jevons.serve.kept import Kept, decode, encode
+from jevons.serve.prompts import Prompts
 from jevons.wire.codec import encode_batch
 
 ID = WorkerId("host:1")
@@ -59,6 +64,29 @@ def test_what_is_known_of_a_worker_that_has_not_come_back_yet_is_kept(tmp_path: 
 
     assert [state.worker for state in decode((tmp_path / "state").read_bytes())] == ["other:1", ID]
     assert decode((tmp_path / "state").read_bytes())[1] == known().state(ID)
+
+
+def test_a_file_is_not_written_before_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, router, kept = saved(tmp_path / "state"), Router(), Kept(tmp_path / "state")
+    settings = make({"engines": ["http://host:1"]}, "test")
+    front = Front(settings, router, Fleet(settings, router, lambda: 0.0), Prompts(), lambda: 0.0)
+    memory = _Memory(front, router, _Surroundings(None, kept, None, None, None))
+    monkeypatch.setattr("jevons.serve.kept.SAVE_S", 0.0)
+
+    async def go() -> None:
+        keeping = [asyncio.create_task(work) for work in memory.works()]
+        for _ in range(20):
+            await asyncio.sleep(0)  # kernels are compiled meanwhile, which may take a minute
+        await memory.end()
+        assert (tmp_path / "state").read_bytes() == before
+        assert await memory.recall([ID])
+        while not kept.counts["saved"]:
+            await asyncio.sleep(0)
+        for each in keeping:
+            each.cancel()
+
+    asyncio.run(go())
+    assert decode((tmp_path / "state").read_bytes()) == [known().state(ID)]
 
 
 def test_no_file_is_no_fault(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ class _Memory:
     def __init__(self, front: Front, router: Router, around: _Surroundings) -> None:
         self._router = router
         self._kept = around.kept
+        self._is_read = asyncio.Event()  # what is kept: from then on it may be written
         self.together: Together | None = None
         if around.siblings is not None:
             assert isinstance(router, SharingRouter), "who has siblings shares"
@@ -190,14 +191,18 @@ class _Memory:
 
     def works(self) -> list[Coroutine[None, None, None]]:
         """What is done now and then, so that little is lost when this process ends."""
-        keeps = [self._kept.keep(self._router)] if self._kept is not None and self._kept.saves else []
+        keeps = [self._keep(self._kept)] if self._kept is not None and self._kept.saves else []
         return keeps + ([self.together.keep()] if self.together is not None else [])
+
+    async def _keep(self, kept: Kept) -> None:
+        await self._is_read.wait()
+        await kept.keep(self._router)
 
     async def recall(self, workers: list[WorkerId]) -> bool:
         """Learn of engines that are still to join. Returns whether others answer at this port, or anything is known."""
-        if self.together is not None and await self.together.recall(workers):
-            return True
-        found = 0 if self._kept is None else self._kept.load(self._router, workers)
+        is_told = self.together is not None and await self.together.recall(workers)
+        found = 0 if is_told or self._kept is None else self._kept.load(self._router, workers)
+        self._is_read.set()
         return found > 0 or self.together is not None
 
     async def begin(self, workers: int) -> None:
@@ -210,7 +215,7 @@ class _Memory:
             self.together.begin()
 
     async def end(self) -> None:
-        if self._kept is not None:
+        if self._kept is not None and self._is_read.is_set():
             await self._kept.save(self._router)
         if self.together is not None:
             self.together.end()
