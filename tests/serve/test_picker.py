@@ -164,7 +164,7 @@ def test_engines_that_come_and_go_while_a_request_waits_in_front_do_not_disturb_
             house.router.place(RequestId(id), [1] * 50_000, 0.0, avoid=others)
         asked = request("a", x_slo_ttft_ms="500", x_slo_miss="queue")
         waits = asyncio.create_task(pick.pick(asked, frozenset({"10.0.0.1:80", "10.0.0.2:80"}), 0.0))
-        while not house.front.placements.gate.waiting:
+        while not house.front.placements.gate.waiting:  # noqa: ASYNC110 — a few turns of the loop
             await asyncio.sleep(0)
         house.router.done(RequestId("10.0.0.2:80"))
         house.fleet.remove_attached(WorkerId("10.0.0.2:80"))

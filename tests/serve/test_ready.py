@@ -11,6 +11,7 @@ import numba
 import pytest
 
 from jevons.serve import ready
+from jevons.serve.app import cut_short
 
 
 class _Started:
@@ -29,8 +30,9 @@ def test_another_process_compiles_what_is_not_compiled_and_ours_is_ready_all_the
 ) -> None:
     processes, warmed = [], []
 
-    async def start(*command: str) -> _Started:
+    async def start(*command: str, start_new_session: bool) -> _Started:
         assert command[1:] == ("-m", "jevons.control.warm")
+        assert start_new_session  # a Ctrl-C ends it by us, and we compile nothing in its place
         processes.append(1)
         return _Started(code)
 
@@ -42,6 +44,43 @@ def test_another_process_compiles_what_is_not_compiled_and_ours_is_ready_all_the
 
     assert (processes, warmed) == (started, [1])
     assert ("ended with 3" in caplog.text) == (code == 3)
+
+
+def test_a_server_that_is_told_to_stop_while_kernels_are_compiled_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, killed, warmed = asyncio.Event(), [], []
+
+    class Compiles:
+        returncode = None
+
+        async def wait(self) -> None:
+            stop.set()
+            await asyncio.Event().wait()
+
+        def kill(self) -> None:
+            killed.append(1)
+
+    async def start(*_: str, **__: bool) -> Compiles:
+        return Compiles()
+
+    async def go() -> None:
+        async with cut_short(stop):
+            await ready.ready_kernels()
+
+    monkeypatch.setattr(ready, "is_warm", lambda: False)
+    monkeypatch.setattr(ready, "warm", lambda: warmed.append(1))
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    asyncio.run(go())
+
+    assert (killed, warmed) == ([1], [])
+
+
+def test_what_takes_too_long_before_a_stop_is_an_error_all_the_same() -> None:
+    async def go() -> None:
+        async with cut_short(asyncio.Event()):
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(go())
 
 
 def test_code_is_found_where_it_can_be_run_and_not_be_written() -> None:

@@ -374,21 +374,35 @@ async def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as open_now:
-        server = await open_now.enter_async_context(serving(settings, model_dir, kept, None, pages, scale))
-        log.info("listening on %s", server.url)
-        if picker is not None:
-            await open_now.enter_async_context(picking(server, settings, *picker))
-        with contextlib.suppress(TimeoutError):
-            await _until_ready_or(stop, server, settings)
+        async with cut_short(stop):
+            server = await open_now.enter_async_context(serving(settings, model_dir, kept, None, pages, scale))
+            log.info("listening on %s", server.url)
+            if picker is not None:
+                await open_now.enter_async_context(picking(server, settings, *picker))
+            with contextlib.suppress(TimeoutError):
+                await server.ready(3600.0)
+                counts = settings.embedded_workers, len(settings.nodes), len(settings.engines)
+                how = "ready: policy %s, %d embedded workers, %d other nodes, %d attached engines"
+                log.info(how, settings.policy, *counts)
         await stop.wait()
         log.info("stopping: running answers get %g s", settings.drain_s)
 
 
-async def _until_ready_or(stop: asyncio.Event, server: Server, settings: Settings) -> None:
-    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(server.ready(3600.0))]
-    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    if not stop.is_set():
-        counts = settings.embedded_workers, len(settings.nodes), len(settings.engines)
-        log.info("ready: policy %s, %d embedded workers, %d other nodes, %d attached engines", settings.policy, *counts)
+@asynccontextmanager
+async def cut_short(stop: asyncio.Event) -> AsyncIterator[None]:
+    """What is done in it is given up as soon as `stop` is set: a start may take a minute."""
+
+    async def cut(until: asyncio.Timeout) -> None:
+        await stop.wait()
+        until.reschedule(0.0)
+
+    try:
+        async with asyncio.timeout(None) as until:
+            cutting = asyncio.create_task(cut(until))
+            try:
+                yield
+            finally:
+                cutting.cancel()
+    except TimeoutError:
+        if not stop.is_set():
+            raise

@@ -18,7 +18,7 @@ import uvloop
 
 from jevons.base.errors import JevonsError
 from jevons.config import Settings
-from jevons.serve.app import Pages, picking, serving
+from jevons.serve.app import Pages, cut_short, picking, serving
 from jevons.serve.kept import Kept
 from jevons.serve.siblings import Siblings
 from jevons.serve.stdio import stdin_closed, tell
@@ -52,15 +52,18 @@ async def run(config: FrontendConfig, ready: int, pages_of: PagesOf) -> None:
     kept = None if config.state is None else Kept(Path(config.state), saves=config.number == 0)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    ends = [asyncio.ensure_future(end) for end in (stdin_closed(), siblings.lost)]
+    for end in ends:
+        end.add_done_callback(lambda _: stop.set())
     async with contextlib.AsyncExitStack() as open_now:
-        server = await open_now.enter_async_context(serving(config.settings, None, kept, siblings, pages))
-        if config.picker is not None:
-            tls = None if config.picker_tls is None else Path(config.picker_tls)
-            await open_now.enter_async_context(picking(server, config.settings, config.picker, tls, is_shared=True))
-        tell(ready, Ready(config.settings.port))
-        log.info("frontend %d is ready on %s", config.number, server.url)
-        ends = [asyncio.ensure_future(end) for end in (stop.wait(), stdin_closed(), siblings.lost)]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        async with cut_short(stop):
+            server = await open_now.enter_async_context(serving(config.settings, None, kept, siblings, pages))
+            if config.picker is not None:
+                tls = None if config.picker_tls is None else Path(config.picker_tls)
+                await open_now.enter_async_context(picking(server, config.settings, config.picker, tls, is_shared=True))
+            tell(ready, Ready(config.settings.port))
+            log.info("frontend %d is ready on %s", config.number, server.url)
+        await stop.wait()
         for end in ends:
             end.cancel()
 

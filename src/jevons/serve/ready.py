@@ -22,7 +22,10 @@ async def ready_kernels() -> None:
     """
     if not is_warm():
         log.info("compiling the router's kernels, this once: about 20 s")
-        child = await asyncio.create_subprocess_exec(sys.executable, "-m", "jevons.control.warm")
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "jevons.control.warm"),
+            start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
+        )
         try:
             if await child.wait():
                 log.warning("kernels cannot be compiled in a process of their own (it ended with %d)", child.returncode)
