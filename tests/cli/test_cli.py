@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
 from jevons.cli.options import LISTS, make_settings
 from jevons.cli.tables import savings
@@ -73,6 +74,14 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     settings = make_settings(file, {"port": 9001, "policy": None, "engines": ()})
 
     assert (settings.port, settings.policy) == (9001, "random")
+
+
+def test_a_flag_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "jevons.toml"
+    file.write_text("port = 9000\n")
+
+    with pytest.raises(ConfigError, match="^flags: port: must be int <= 65535, got 70000"):
+        make_settings(file, {"port": 70000})
 
 
 def test_savings_know_which_way_is_better() -> None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from jevons import config
 from jevons.config import Settings
+from jevons.config.convert import convert
 from jevons.engine.pull import resolve
 
 Command = Callable[..., None]
@@ -43,6 +44,7 @@ def make_settings(file: Path | None, flags: dict[str, Any], *, is_node: bool = F
     """
     values = config.read(file) if file is not None else {}
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in flags.items() if v not in (None, ())}
+    convert(given, Settings, "flags")  # what is wrong with one is not the file's fault
     return config.make({**values, **given}, "flags" if file is None else str(file), is_node=is_node)
 
 
