@@ -5,6 +5,8 @@ model whose iteration is a sum of three parts, each of one variable:
 
     seconds = layers(tokens) + decodes · kv(context of each) + prompt tokens · attention(tokens before each)
 
+Where layers are cut into stages, decodes are those of one micro-batch, at least one.
+
 A GRID holds decodes of any model: seconds over the number of sequences and the context of each. Prompts come on top,
 by the curves of the tables, where there are any.
 """
@@ -44,6 +46,7 @@ PACE = np.dtype(
         ("per_token_context_s", np.float64),
         ("per_decode_s", np.float64),
         ("per_context_s", np.float64),  # a token that a decode attends to
+        ("stages", np.float64),  # TABLES: that as many micro-batches pass
     ]
 )
 
@@ -88,9 +91,13 @@ class Curves(NamedTuple):
     attention: Callable[[float], float]
 
 
-def set_curves(arrays: dict[str, Any], at: int, curves: Curves) -> None:
-    """Pace `at` is the sum of these curves."""
-    arrays["paces"][at]["kind"] = TABLES
+def set_curves(arrays: dict[str, Any], at: int, curves: Curves, stages: int = 1) -> None:
+    """Pace `at` is the sum of these curves.
+
+    Args:
+        stages: that layers are cut into. Curves of tokens are of all of an iteration's, `kv` is of one sequence.
+    """
+    arrays["paces"][at]["kind"], arrays["paces"][at]["stages"] = TABLES, stages
     values = [2.0 ** (node / _STEPS) - 1.0 for node in range(_NODES)]
     table = np.array([[curve(value) for value in values] for curve in curves])
     arrays["pace_tables"][at * _TABLE : (at + 1) * _TABLE] = table.ravel()
@@ -151,9 +158,10 @@ def step_s(h: Records, at: int, prompt_tokens: float, prompt_pairs: float, decod
         if decodes > 0.0 or seconds == 0.0:
             seconds += _on_grid(h, at, decodes, context / max(decodes, 1.0))
         return seconds + attention_s
-    seconds = look_up(h, at, _LAYERS, prompt_tokens + decodes)
+    each = max(min(decodes, 1.0), decodes / pace.stages)  # of one micro-batch; a sequence is not cut
+    seconds = look_up(h, at, _LAYERS, prompt_tokens + each * pace.stages)
     if decodes > 0.0:
-        seconds += decodes * look_up(h, at, _KV, context / decodes)
+        seconds += each * look_up(h, at, _KV, context / decodes)
     return seconds + attention_s
 
 

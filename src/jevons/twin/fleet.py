@@ -257,7 +257,7 @@ def set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> N
     def attention(pairs: float) -> float:
         return scale * iteration(engine, Work(prompt_tokens=1, prompt_pairs=pairs)).attention_s
 
-    paces.set_curves(arrays, at, paces.Curves(layers, kv, attention))
+    paces.set_curves(arrays, at, paces.Curves(layers, kv, attention), engine.group.pipeline)
     if made.drafts is not None:
         drafts = made.drafts
         paces.set_grid(arrays, at, lambda count, context: scale * token_s(engine, drafts, count, count * context))
