@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jevons.base.errors import ConfigError
 from jevons.base.hub import Hub
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import make_scenario
@@ -56,3 +57,22 @@ def test_a_step_of_the_kernel_takes_what_the_formula_says_in_pipelines_too(group
         took_s = pace.seconds(prompt, prompt * 2_048, decodes, decodes * context)
 
         assert took_s == pytest.approx(iteration(it.engine, work).seconds, rel=0.001)
+
+
+APART = {"chip": "rubin", "role": "decode", "tensor": 8, "ffn_chip": "lpu3", "ffn_chips": 2_048, "block_size": 64}
+
+
+def test_attention_apart_leaves_what_it_does_not_hold_and_is_held_by_every_chip_of_a_copy() -> None:
+    """DeepSeek-V3: 576 numbers a token and layer, and 187 million parameters of attention a layer."""
+    each, chip_bytes = 61 * 576, 288e9 - 2e9
+    attention_bytes = 61 * 187_105_280
+    copies, one = (made({**APART, "attention": n}, "deepseek-v3", kv_bits=8) for n in (8, 1))
+
+    assert copies.blocks == int(0.9 * 8 * (chip_bytes - attention_bytes) / each // 64)
+    assert one.blocks == int(0.9 * (chip_bytes - attention_bytes / 8) / each // 64)
+
+
+def test_what_attention_apart_needs_is_told_without_the_rest() -> None:
+    small = {**APART, "chip": "h100", "tensor": 1, "block_size": 10_000_000}
+    with pytest.raises(ConfigError, match=r"1 × h100 hold 80 GB, deepseek-v3 needs 11 GB for its weights"):
+        made(small, "deepseek-v3")

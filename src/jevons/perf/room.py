@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jevons.facts.llm import WEIGHT_BITS, Full, Window
 from jevons.perf.roofline import Engine, attention_params, expert_params
 
@@ -19,13 +21,22 @@ def weight_bytes(engine: Engine) -> float:
     return (experts * bits + (dense + again) * dense_bits) / 8
 
 
-def room_tokens(engine: Engine, tokens_each: float, memory_share: float) -> float:
+def attention_bytes(engine: Engine) -> float:
+    """Of all chips of the group, where they hold attention alone and the rest is elsewhere."""
+    bits = WEIGHT_BITS[engine.dense_weights or engine.weights or engine.model.weights]
+    return engine.group.attention * attention_params(engine.model) * bits / 8
+
+
+def room_tokens(
+    engine: Engine, tokens_each: float, memory_share: float, held: Callable[[Engine], float] = weight_bytes
+) -> float:
     """Tokens of sequences that end at `tokens_each`; below that where not even one fits.
 
     Args:
         engine: whose chips, weights and keys and values they are.
         tokens_each: prompt and answer of one sequence: windows and fixed states weigh less in long ones.
         memory_share: that keys and values take, 0 to 1, of what weights and activations leave.
+        held: bytes of the weights that its chips hold.
     """
     within = engine.group.tensor // engine.group.attention
     each = float(engine.model.state_bytes)
@@ -34,4 +45,4 @@ def room_tokens(engine: Engine, tokens_each: float, memory_share: float) -> floa
         each += kind.elements(round(tokens_each)) * engine.kv_bytes * within / cut
     has = engine.chip.memory_bytes.value
     memory = engine.group.chips * (has - min(GUESS_ACTIVATION_BYTES, GUESS_ACTIVATION_SHARE * has))
-    return max(0.0, memory - weight_bytes(engine)) * memory_share / each * tokens_each
+    return max(0.0, memory - held(engine)) * memory_share / each * tokens_each

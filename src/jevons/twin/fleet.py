@@ -26,7 +26,7 @@ from jevons.perf.energy import GUESS_IDLE_SHARE
 from jevons.perf.measured import Prices
 from jevons.perf.roofline import GUESS_STATIC_SHARES, Engine, Work, iteration
 from jevons.perf.roofline import Group as Layout
-from jevons.perf.room import room_tokens
+from jevons.perf.room import attention_bytes, room_tokens, weight_bytes
 from jevons.perf.speculate import Drafts, token_s
 from jevons.policy.route import ALL
 from jevons.twin.hearing import hearing_arrays
@@ -98,7 +98,7 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
         tokens = min(tokens, room_tokens(drafts.drafter, USUAL_TOKENS, group.memory_share))
     blocks = group.blocks or int(tokens // group.block_size)
     if blocks < 1:
-        need, has = model.weight_bytes(weights), layout.chips * chip.memory_bytes.value
+        need, has = _held(group)(engine), layout.chips * chip.memory_bytes.value
         raise ConfigError(
             f"{where}: {layout.chips} × {group.chip} hold {has / 1e9:,.0f} GB, {scenario.model} needs "
             f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor, pipeline) or "
@@ -178,10 +178,12 @@ def _known(table: dict[str, Known], name: str, what: str) -> Known:
 
 
 def _room(group: Group, engine: Engine) -> float:
-    if not group.ffn_chip:
-        return room_tokens(engine, USUAL_TOKENS, group.memory_share)
-    each = engine.model.kv_bytes(USUAL_TOKENS, engine.kv_bytes) / USUAL_TOKENS
-    return engine.group.chips * engine.chip.memory_bytes.value * group.memory_share / each
+    return room_tokens(engine, USUAL_TOKENS, group.memory_share, _held(group))
+
+
+def _held(group: Group) -> Callable[[Engine], float]:
+    """Of whose weights the bytes are on the group's own chips."""
+    return attention_bytes if group.ffn_chip else weight_bytes
 
 
 def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> None:
