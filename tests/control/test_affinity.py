@@ -81,11 +81,29 @@ def test_a_session_does_not_wait_for_a_worker_that_is_gone_or_must_not_be() -> N
     assert answered(r, LONG, session="t") == A
 
 
+def test_a_worker_that_starts_anew_holds_nothing_of_its_sessions() -> None:
+    r = fleet(A)
+    answered(r, LONG, session="s")
+    r.place(RequestId("under way"), LONG, 0.0, session="t")
+    facts = r.facts(A)
+
+    r.gone(A)
+    r.roster.heard(A, 1.0)
+    assert r.rank(LONG, session="s")[0].cached_tokens == 0
+    answered(r, LONG, session="s")
+    r.join(facts)
+    r.done(RequestId("under way"), 10)
+    assert [r.rank(LONG, session=name)[0].cached_tokens for name in "st"] == [0, 0]
+
+    answered(r, LONG, session="s")
+    assert r.rank(LONG, session="s")[0].cached_tokens == 3_999
+
+
 @given(st.lists(st.integers(0, 9), max_size=60))
 def test_the_sessions_used_last_are_remembered(used: list[int]) -> None:
     sessions, order = Sessions(most=4), list[int]()
     for at, session in enumerate(used):
-        sessions.note(str(session), Last(A, at))
+        sessions.note(str(session), Last(A, 0, at))
         order = [s for s in order if s != session] + [session]
 
     assert {s for s in range(10) if sessions.last(str(s)) is not None} == set(order[-4:])
@@ -93,7 +111,7 @@ def test_the_sessions_used_last_are_remembered(used: list[int]) -> None:
 
 def test_no_session_is_no_session() -> None:
     sessions = Sessions()
-    sessions.note("", Last(A, 10))
+    sessions.note("", Last(A, 0, 10))
     assert sessions.last("") is None
 
 

@@ -19,6 +19,7 @@ class Last(NamedTuple):
     """Where a session was last."""
 
     worker: WorkerId
+    life: int  # of that worker: what it held is lost with it
     tokens: int  # of its conversation, prompt and answer
 
 

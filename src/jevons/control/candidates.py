@@ -96,7 +96,9 @@ class Candidates:
         """Where no index is known of the worker where its session was last, that is taken to hold what was said there.
         Returns how many candidates there are then."""
         worker = None if wish.last is None else self._crew.workers.get(wish.last.worker)
-        if worker is None or wish.last is None or worker.index_mode is not IndexMode.NONE or worker.desk != desk:
+        if worker is None or wish.last is None or worker.life != wish.last.life:
+            return count
+        if worker.index_mode is not IndexMode.NONE or worker.desk != desk:
             return count
         if wish.model not in (None, worker.facts.model) or not self._book.hub["workers"][worker.number]["up"]:
             return count

@@ -96,6 +96,7 @@ class Member:
         self.shadow = None if facts.sends_events else Shadow(self.holding, shadow_ttl_s)
         self.learned = learned
         self.reports_steps = False
+        self.life = -1  # another one whenever all it held is lost
         self.tier_counts: dict[str, int] = {}
         self.waiting: dict[int, Counted] = {}  # requests whose prompt is not computed, by their number, oldest first
         self.adapters = Adapters(facts.adapters)

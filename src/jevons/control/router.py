@@ -199,7 +199,7 @@ class Router(Workforce):
         if output_tokens is not None:
             self._book.count_answer(output_tokens)
             there = placed.decode or placed.member
-            self._sessions.note(placed.session, Last(there.facts.id, placed.prompt_tokens + output_tokens))
+            self._sessions.note(placed.session, Last(there.facts.id, there.life, placed.prompt_tokens + output_tokens))
         self._end_counted(placed)
         if self._is_current(placed.member):
             self._learn(placed.member, placed)
@@ -351,7 +351,8 @@ class Router(Workforce):
             patience_s=LATE_STEP * (placement.ttft_s + untold_s),
         )
         self._count_waiting(placed)
-        self._sessions.note(ask.session, Last((after or worker).facts.id, prompt_tokens))
+        there = after or worker
+        self._sessions.note(ask.session, Last(there.facts.id, there.life, prompt_tokens))
         for member in (worker, after) if prompt.adapter else ():
             if member is not None:
                 member.adapters.use(prompt.adapter)

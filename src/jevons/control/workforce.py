@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import msgspec
 
@@ -48,6 +49,7 @@ class Workforce:
         self._lessons = Lessons(self._book, self._workers)
         self._columns = Columns(self._book.hub, self._workers, self.roster)
         self._seatings = 0  # workers that came, left or are others
+        self._lives = count()
 
     def bound_index(self, size_bytes: int) -> None:
         """Let the index take so much memory at most, from 1 MB on; before anything is known. See `kv.index`."""
@@ -68,6 +70,7 @@ class Workforce:
         self._seatings += 1
         self._workers[facts.id] = worker = Member(facts, learned, self.node(node), self._book, self._shadow_ttl_s)
         self._members[worker.number] = worker
+        worker.life = next(self._lives)
         self._bases.count(facts.model, facts.adapters, 1)
         if old is not None:
             worker.reports_steps = old.reports_steps
@@ -115,6 +118,7 @@ class Workforce:
         """A worker ended; it may return. What it held is lost. Returns whether that is news."""
         known = self._workers.get(worker)
         if known is not None:
+            known.life = next(self._lives)
             known.forget_blocks()
         return self.roster.gone(worker)
 
