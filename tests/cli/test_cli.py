@@ -11,6 +11,7 @@ import pytest
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
 from jevons.cli.options import LISTS, make_settings
+from jevons.cli.serve import program_of
 from jevons.cli.tables import savings
 from jevons.config import Settings
 
@@ -50,6 +51,10 @@ def test_every_setting_is_an_option_of_serve() -> None:
             ["serve", "--node", "x:1", "--peer-secret-file", __file__, "--picker", "x:1"],
             "picker, engines: a gateway sends",
         ),
+        (
+            ["serve", "--engine", "http://x:1", "--scale-command", "/nowhere/scale"],
+            "scale-command: must be a program that can be run, got /nowhere/scale",
+        ),
         (["serve", "--model", "/nowhere"], "/nowhere: neither a known model nor a directory"),
         (["bench", "http://127.0.0.1:1"], "jevons: engine 127.0.0.1:1: "),
     ],
@@ -82,6 +87,23 @@ def test_a_flag_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="^flags: port: must be int <= 65535, got 70000"):
         make_settings(file, {"port": 70000})
+
+
+def test_a_program_may_be_named_as_a_file_or_as_the_shell_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for file in (here / "scale.sh", there / "scale"):
+        file.parent.mkdir()
+        file.touch(0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", str(there))
+
+    assert program_of(Path("scale.sh")) == here / "scale.sh"
+    assert program_of(Path("scale")) == there / "scale"
+    (here / "scale.sh").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"scale-command: must be a program that can be run, got scale\.sh"):
+        program_of(Path("scale.sh"))
 
 
 def test_savings_know_which_way_is_better() -> None:

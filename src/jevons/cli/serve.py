@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +67,9 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     from jevons.serve.kept import Kept
     from jevons.serve.scaling import Scale
 
-    kept = None if path is None else Kept(path)
+    kept, program = None if path is None else Kept(path), how.scale_command and program_of(how.scale_command)
     picker = None if how.picker is None else (how.picker, how.picker_tls)
-    uvloop.run(run(settings, model_dir, picker, kept, live_pages(how.catalog), Scale(scale, how.scale_command)))
+    uvloop.run(run(settings, model_dir, picker, kept, live_pages(how.catalog), Scale(scale, program)))
 
 
 class _How(NamedTuple):
@@ -82,6 +83,18 @@ class _How(NamedTuple):
     catalog: Path | None
     scaling: Path | None
     scale_command: Path | None
+
+
+def program_of(told: Path) -> Path:
+    """A file, or a name that the shell would find: where it is.
+
+    Raises:
+        ConfigError: it cannot be run.
+    """
+    found = shutil.which(told.absolute()) or shutil.which(told)
+    if found is None:
+        raise ConfigError(f"scale-command: must be a program that can be run, got {told}")
+    return Path(found)
 
 
 def _scale(settings: Settings, how: _How) -> LiveScaling:
