@@ -53,6 +53,7 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     """
     how = _How(**{name: flags.pop(name) for name in _How._fields})
     settings = make_settings(file, flags)
+    _check(how)
     log_to_stderr(verbose)
     path = None if how.no_state else how.state or _state_file(settings)
     scale = _scale(settings, how)
@@ -83,6 +84,17 @@ class _How(NamedTuple):
     catalog: Path | None
     scaling: Path | None
     scale_command: Path | None
+
+
+def _check(how: _How) -> None:
+    """Raises ConfigError where an option would be passed over."""
+    if how.picker_tls is not None and how.picker is None:
+        raise ConfigError(
+            f"picker-tls, picker: the certificate is the picker's, got {how.picker_tls} and no picker; "
+            f"give --picker HOST:PORT"
+        )
+    if how.state is not None and how.no_state:
+        raise ConfigError(f"state, no-state: give one of them, got --no-state and --state {how.state}")
 
 
 def program_of(told: Path) -> Path:
