@@ -144,6 +144,15 @@ def test_a_pipeline_takes_a_micro_batchs_time_and_has_all_stages_memory() -> Non
     assert room_tokens(four, 2_000, 0.9) > 4 * room_tokens(one, 2_000, 0.9)
 
 
+@pytest.mark.parametrize(("name", "sums"), [("llama-3.1-70b", 160), ("nemotron-3-super", 88), ("kimi-k3", 186)])
+def test_chips_of_a_group_take_a_sum_after_attention_and_after_what_follows_it(name: str, sums: int) -> None:
+    """Nemotron's layers have one of both: its 88 are 48 of attention or a state, and 40 of experts."""
+    model, work = CATALOG.models[name], Work(prompt_tokens=1_000)
+    moved = 2 * 7 / 8 * 1_000 * model.hidden * 2
+
+    assert iteration(perfect(model, B200, 8), work).link_s == pytest.approx(sums * moved / 900e9)
+
+
 def test_attention_from_sram_is_bound_by_arithmetic() -> None:
     lpu = perfect(LLAMA, CATALOG.chips["lpu3"], 8)
     lpu = msgspec.structs.replace(lpu, weights="fp8", kv_bytes=1.0)

@@ -24,6 +24,7 @@ from jevons.perf.roofline import (
     attention_params,
     distinct_experts,
     expert_params,
+    halves,
     iteration,
     smooth_max,
 )
@@ -115,8 +116,9 @@ def _attention_s(engine: Engine, sequences: float, context_tokens: float) -> flo
     read = params * group.attention * bits / 8
     memory_s = read / (group.tensor * engine.chip.memory_bytes_per_s.value * shares.bandwidth)
     weights_s = smooth_max(memory_s, 2 * params * sequences / (group.tensor * rate.value * shares.compute))
-    # Of the two sums a layer the one after the experts is on their side.
-    return (weights_s + parts.kv_s + parts.link_s / 2 + parts.overhead_s) / model.layers
+    attending, feeding = halves(model)
+    link_s = parts.link_s * attending / (attending + feeding)  # sums after experts are on their side
+    return (weights_s + parts.kv_s + link_s + parts.overhead_s) / model.layers
 
 
 def _rest_s(model: Llm, rest: Rest, tokens: float) -> float:

@@ -165,6 +165,15 @@ def attention_params(model: Llm) -> float:
     return total
 
 
+def halves(model: Llm) -> tuple[int, int]:
+    """Layers that have attention or a state, and such that have feed-forward weights or experts.
+
+    Of most models all have both; of Nemotron's each has one of them.
+    """
+    attending = sum(kind.layers for kind in model.attention)
+    return attending, max(0, model.layers - attending) or model.layers
+
+
 def iteration(engine: Engine, work: Work) -> Parts:
     """Seconds of one iteration.
 
@@ -285,7 +294,8 @@ def _attention_s(engine: Engine, work: Work) -> float:
 
 
 def _link_s(engine: Engine, tokens: float) -> float:
-    """Two sums over the chips of a copy of attention a layer; copies gather and scatter their tokens around experts.
+    """Sums over the chips of a copy of attention, after attention and what follows it in a layer; copies gather and
+    scatter their tokens around experts.
 
     Where experts have ranks of their own, tokens go there and back instead.
     """
@@ -293,6 +303,7 @@ def _link_s(engine: Engine, tokens: float) -> float:
     if group.chips == 1 or engine.chip.scale_up_bytes_per_s is None:
         return 0.0
     within = group.tensor // group.attention
+    attending, feeding = halves(model)
     moe_layers = model.moe.layers if model.moe is not None and group.attention > 1 else 0
     seconds = 0.0
     if group.pipeline > 1:  # from stage to stage, and the token back to the first
@@ -300,7 +311,7 @@ def _link_s(engine: Engine, tokens: float) -> float:
         seconds += group.pipeline * (shares.link_s + moved / _link_rate(engine, group.chips))
     if within > 1:
         moved = 2 * (within - 1) / within * tokens / group.attention * model.hidden * 2
-        seconds += (2 * model.layers - moe_layers) * (shares.link_s + moved / _link_rate(engine, within))
+        seconds += (attending + feeding - moe_layers) * (shares.link_s + moved / _link_rate(engine, within))
     if model.moe is not None and moe_layers:
         ranks = group.tensor
         width = model.moe.latent or model.hidden
