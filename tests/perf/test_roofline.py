@@ -153,6 +153,16 @@ def test_chips_of_a_group_take_a_sum_after_attention_and_after_what_follows_it(n
     assert iteration(perfect(model, B200, 8), work).link_s == pytest.approx(sums * moved / 900e9)
 
 
+def test_copies_of_attention_gather_and_scatter_their_tokens_around_weights_that_all_share() -> None:
+    """A model without experts too: else its weights would be cut over any number of chips for nothing."""
+    spread = iteration(perfect(LLAMA, B200, 8, 8), Work(prompt_tokens=1_000))
+    pairs = iteration(perfect(LLAMA, B200, 8, 4), Work(prompt_tokens=1_000))
+    around, sums = 2 * 7 / 8 * 1_000 * 8_192 * 2, 2 * 1 / 2 * 250 * 8_192 * 2
+
+    assert spread.link_s == pytest.approx(80 * around / 900e9)
+    assert pairs.link_s == pytest.approx(80 * (around + sums) / 900e9)
+
+
 def test_attention_from_sram_is_bound_by_arithmetic() -> None:
     lpu = perfect(LLAMA, CATALOG.chips["lpu3"], 8)
     lpu = msgspec.structs.replace(lpu, weights="fp8", kv_bytes=1.0)

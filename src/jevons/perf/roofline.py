@@ -295,34 +295,40 @@ def _attention_s(engine: Engine, work: Work) -> float:
 
 def _link_s(engine: Engine, tokens: float) -> float:
     """Sums over the chips of a copy of attention, after attention and what follows it in a layer; copies gather and
-    scatter their tokens around experts.
+    scatter their tokens around experts, or around feed-forward weights that all chips share.
 
-    Where experts have ranks of their own, tokens go there and back instead.
+    Where experts have ranks of their own, tokens go there and back instead. Dense layers before experts are each copy's
+    own matter.
     """
     model, group, shares = engine.model, engine.group, engine.shares
     if group.chips == 1 or engine.chip.scale_up_bytes_per_s is None:
         return 0.0
     within = group.tensor // group.attention
     attending, feeding = halves(model)
-    moe_layers = model.moe.layers if model.moe is not None and group.attention > 1 else 0
+    gathered = 0 if group.attention == 1 else feeding if model.moe is None else model.moe.layers
     seconds = 0.0
     if group.pipeline > 1:  # from stage to stage, and the token back to the first
         moved = tokens * model.hidden * 2 / group.tensor
         seconds += group.pipeline * (shares.link_s + moved / _link_rate(engine, group.chips))
     if within > 1:
         moved = 2 * (within - 1) / within * tokens / group.attention * model.hidden * 2
-        seconds += (attending + feeding - moe_layers) * (shares.link_s + moved / _link_rate(engine, within))
-    if model.moe is not None and moe_layers:
-        ranks = group.tensor
-        width = model.moe.latent or model.hidden
-        if group.experts > 1:  # one byte there, two back; over the network once to each node
-            domain = engine.chip.domain_size.value if engine.chip.domain_size else 1.0
-            nodes = min(LIMITED_NODES, ranks / domain) if ranks > domain else model.moe.active
-            moved = 3 * (ranks - 1) / ranks * tokens / ranks * min(model.moe.active, nodes) * width
-        else:
-            moved = 2 * (ranks - 1) / ranks * tokens * width * 2
-        seconds += moe_layers * (2 * shares.link_s + moved / _link_rate(engine, ranks))
+        seconds += (attending + feeding - gathered) * (shares.link_s + moved / _link_rate(engine, within))
+    if gathered:
+        moved = _gathered_bytes(engine, tokens)
+        seconds += gathered * (2 * shares.link_s + moved / _link_rate(engine, group.tensor))
     return seconds
+
+
+def _gathered_bytes(engine: Engine, tokens: float) -> float:
+    """That a chip sends there and back around what all chips share of a layer."""
+    model, ranks = engine.model, engine.group.tensor
+    width = model.hidden if model.moe is None else model.moe.latent or model.hidden
+    if model.moe is None or engine.group.experts == 1:
+        return 2 * (ranks - 1) / ranks * tokens * width * 2
+    # One byte there, two back; over the network once to each node.
+    domain = engine.chip.domain_size.value if engine.chip.domain_size else 1.0
+    nodes = min(LIMITED_NODES, ranks / domain) if ranks > domain else model.moe.active
+    return 3 * (ranks - 1) / ranks * tokens / ranks * min(model.moe.active, nodes) * width
 
 
 def _link_rate(engine: Engine, ranks: int) -> float:
