@@ -71,8 +71,8 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     chip: str = ""  # of the catalog; empty with `polynomial` or `prices`
     tensor: Count = 1  # chips that share each layer
     pipeline: Count = 1  # stages that the layers are cut into, of so many chips each
-    experts: Count = 1  # ranks the experts are spread over
-    attention: Count = 1  # copies of attention
+    experts: Count = 1  # ranks the experts are spread over; divides `tensor`
+    attention: Count = 1  # copies of attention; divides `tensor`
     ffn_chip: str = ""  # feed-forward layers and experts are on chips of this kind, attention on `chip`
     ffn_chips: Count = 1
     role: Literal["both", "prefill", "decode"] = "both"
@@ -244,6 +244,12 @@ def _check_chips(where: str, group: Group, given: list[str]) -> None:
     for name in ("power_w", "draft", "uplink_bytes_per_s"):
         if given and getattr(group, name) is not None:
             raise ConfigError(f"{where}.{name}: needs a chip, got {given[0]}")
+    for name in ("attention", "experts"):
+        if group.tensor % getattr(group, name):
+            raise ConfigError(
+                f"{where}.{name}: must divide the {group.tensor} chips that share each layer (tensor), "
+                f"got {getattr(group, name)}"
+            )
     if group.ffn_chip and group.pipeline > 1:
         raise ConfigError(f"{where}.pipeline: must be 1 where ffn_chip is given, got {group.pipeline}")
     if group.draft is not None and (group.role != "decode" or group.ffn_chip):
