@@ -193,6 +193,36 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
             },
             "fleet[1].ffn_chips: 3 × lpu3 cannot hold the experts in",
         ),
+        (
+            {"fleet": [{**H200S, "tensor": 65}]},
+            "fleet[0].tensor: the 64 attention heads of llama-3.1-70b cannot be shared by 65 chips; take",
+        ),
+        (
+            {"model": "mixtral-8x7b", "fleet": [{**H200S, "tensor": 16, "attention": 16, "experts": 16}]},
+            "fleet[0].experts: must be at most the 8 that mixtral-8x7b has, got 16",
+        ),
+        ({"fleet": [{**H200S, "pipeline": 81}]}, "fleet[0].pipeline: must be at most the 80 layers of llama-3.1-70b"),
+        (
+            {"fleet": [{**H200S, "chip": "l40s", "tensor": 8}]},
+            "fleet[0]: links of l40s are not known, so not what 8 of them do together; add scale_up_bytes_per_s",
+        ),
+        (
+            {"fleet": [{**H200S, "chip": "mi325x", "tensor": 16}]},
+            "fleet[0]: 16 × mi325x are more than the 8 its fabric joins, its network is not known; add scale_out_bytes",
+        ),
+        (
+            {
+                "fleet": [
+                    {**H200S, "role": "prefill"},
+                    {
+                        **H200S,
+                        "role": "decode",
+                        "draft": {"model": "llama-3.1-8b", "chip": "l40s", "tensor": 2, "tokens": 4, "accepted": 0.8},
+                    },
+                ],
+            },
+            "fleet[1].draft: links of l40s are not known",
+        ),
     ],
 )
 def test_a_fleet_that_cannot_be_is_one_error_that_says_why(fields: dict[str, Any], says: str) -> None:

@@ -15,7 +15,7 @@ from jevons.config.catalog import Catalog
 from jevons.config.scenario import Group, Scenario
 from jevons.control import board
 from jevons.facts.hardware import Chip
-from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
+from jevons.facts.llm import Llm
 from jevons.kv.cache import pool_arrays
 from jevons.kv.entries import bound_entries, index_arrays
 from jevons.perf import pace as paces
@@ -31,6 +31,7 @@ from jevons.perf.speculate import Drafts, token_s
 from jevons.policy.route import ALL
 from jevons.twin.hearing import hearing_arrays
 from jevons.twin.kernel import loop_arrays, price_context
+from jevons.twin.possible import check_computes, check_layout
 from jevons.twin.sequences import ENGINE, engine_arrays
 
 # Held by anyone, to begin with: what was never used takes no memory, and growing means a copy, with both there at once.
@@ -77,7 +78,7 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
     model = _known(catalog.models, scenario.model, "model")
     chip = _known(catalog.chips, group.chip, f"{where}.chip")
     weights = scenario.weights or model.weights
-    _check_computes(f"{where}.chip", chip, group.chip, weights)
+    check_computes(f"{where}.chip", chip, group.chip, weights)
     key = Key(engine=_ENGINE, family=family_of(model), chip=group.chip, weights=weights, split=group.role != "both")
     calibrated = look_up(calibration, key, is_static=chip.kind == "lpu")
     layout = Layout(tensor=group.tensor, pipeline=group.pipeline, experts=group.experts, attention=group.attention)
@@ -89,6 +90,7 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
         weights=weights,
         kv_bytes=scenario.kv_bits / 8,
     )
+    check_layout(where, engine, group.chip, scenario.model)
     _check_rest(where, group, engine, catalog)
     if group.power_w is not None:
         engine = _capped(f"{where}.power_w", engine, group.power_w)
@@ -105,13 +107,6 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
             f"fewer bits (weights)"
         )
     return Made(group, chip, engine, calibrated, blocks, _prices(group, engine, drafts), drafts)
-
-
-def _check_computes(where: str, chip: Chip, name: str, weights: Precision) -> None:
-    if chip.flops(16) is None and chip.flops(8) is None:
-        raise ConfigError(f"{where}: FLOP/s of {name} are not known; add them to the catalog")
-    if chip.flops(int(WEIGHT_BITS[weights])) is None:
-        raise ConfigError(f"{where}: {name} does not compute {weights}; set other weights")
 
 
 def _capped(where: str, engine: Engine, power_w: float) -> Engine:
@@ -150,7 +145,7 @@ def _drafts(where: str, group: Group, target: Engine, catalog: Catalog, calibrat
     model = _known(catalog.models, drafter.model, f"{where}.draft.model")
     chip = _known(catalog.chips, drafter.chip, f"{where}.draft.chip")
     weights = drafter.weights or model.weights
-    _check_computes(f"{where}.draft", chip, drafter.chip, weights)
+    check_computes(f"{where}.draft", chip, drafter.chip, weights)
     key = Key(engine=_ENGINE, family=family_of(model), chip=drafter.chip, weights=weights)
     shares = look_up(calibration, key, is_static=chip.kind == "lpu").shares
     engine = Engine(
@@ -161,6 +156,7 @@ def _drafts(where: str, group: Group, target: Engine, catalog: Catalog, calibrat
         weights=weights,
         kv_bytes=target.kv_bytes,
     )
+    check_layout(f"{where}.draft", engine, drafter.chip, drafter.model)
     if room_tokens(engine, USUAL_TOKENS, group.memory_share) < group.block_size:
         need, has = model.weight_bytes(weights), engine.group.chips * chip.memory_bytes.value
         raise ConfigError(
