@@ -194,6 +194,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
             "fleet[1].ffn_chips: 3 × lpu3 cannot hold the experts in",
         ),
         (
+            {
+                "weights": "bf16",
+                "fleet": [
+                    {**H200S, "role": "prefill"},
+                    {**H200S, "role": "decode", "ffn_chip": "lpu3", "ffn_chips": 1_000},
+                ],
+            },
+            "fleet[1].ffn_chip: lpu3 does not compute bf16; set other weights",
+        ),
+        (
             {"fleet": [{**H200S, "tensor": 65}]},
             "fleet[0].tensor: the 64 attention heads of llama-3.1-70b cannot be shared by 65 chips; take",
         ),

@@ -125,7 +125,7 @@ def _rest_s(model: Llm, rest: Rest, tokens: float) -> float:
     """One layer: experts that a token is sent to, and what all tokens pass."""
     padded = math.ceil(tokens / rest.rows) * rest.rows
     bits, shares = WEIGHT_BITS[rest.weights], rest.shares
-    rate = rest.chip.flops(int(bits)) or rest.chip.flops(8)
+    rate = rest.chip.flops(int(bits))
     assert rate is not None, "who places a model on a chip knows that it computes such numbers"
     routed = expert_params(model)
     read = active = model.params - routed - attention_params(model)

@@ -191,7 +191,9 @@ def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> N
     chip = _known(catalog.chips, group.ffn_chip, f"{where}.ffn_chip")
     if chip.scale_up_bytes_per_s is None or not (engine.chip.scale_out_bytes_per_s or engine.chip.scale_up_bytes_per_s):
         raise ConfigError(f"{where}: links of {group.chip} and {group.ffn_chip} must be known; add them to the catalog")
-    need = chips_needed(engine.model, engine.weights or engine.model.weights, chip)
+    weights = engine.weights or engine.model.weights
+    check_computes(f"{where}.ffn_chip", chip, group.ffn_chip, weights)
+    need = chips_needed(engine.model, weights, chip)
     if need > group.ffn_chips:
         raise ConfigError(
             f"{where}.ffn_chips: {group.ffn_chips} × {group.ffn_chip} cannot hold the experts in "
