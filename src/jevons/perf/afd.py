@@ -3,9 +3,10 @@
 The batch is cut into micro-batches that go to and fro, so that both sides work at once. Where the slowest of attention,
 the rest, and the way between them takes t for one micro-batch and layer, a step takes
 
-    layers · micro-batches · t + the first one's way through both sides
+    layers · micro-batches · t + the last one's way through both sides, but for t
 
-if there are enough micro-batches to fill the pipeline; what waits otherwise is added.
+if there are enough micro-batches to fill the pipeline. Otherwise each layer takes a micro-batch's way through both, and
+the last one is behind the first by t for each between.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def _step(attention: Engine, rest: Rest, way: Way, count: int, sequences: float,
     through_s = attention_s + rest_s + 2 * way_s
     slowest = max(attention_s, rest_s, way_s)
     a_layer_s = max(count * slowest, through_s)  # a micro-batch's next layer waits for its last
-    return Step(layers * a_layer_s + through_s - slowest, count, attention_s, rest_s, way_s)
+    behind_s = min(through_s, count * slowest) - slowest
+    return Step(layers * a_layer_s + behind_s, count, attention_s, rest_s, way_s)
 
 
 def _attention_s(engine: Engine, sequences: float, context_tokens: float) -> float:
