@@ -47,6 +47,20 @@ memory = "LPDDR"
 memory_bytes = { value = 32e9, source = "my bench", confidence = "measured" }
 memory_bytes_per_s = { value = 100e9, source = "my bench", confidence = "measured" }
 """
+A_MODEL = """
+[models.mine]
+family = "mine"
+source = "my config.json"
+params = 1e10
+weights = "bf16"
+layers = 32
+hidden = 4096
+heads = 32
+vocab = 32000
+context_tokens = 32768
+attention = [{ kind = "full", layers = 32, kv_heads = 8, head_dim = 128 }]
+moe = { layers = 32, experts = 8, active = 2, intermediate = 1536 }
+"""
 
 
 def collected(path: Path) -> dict[str, Any]:
@@ -184,6 +198,15 @@ def share(name: str, value: float) -> str:
         (share("wacc", 10), "economics.wacc: is a share and must be at most 1, got 10"),
         (share("memory_price_share", 25), "economics.memory_price_share: is a share and must be at most 1, got 25"),
         (share("pue", 0.2), "economics.pue: must be at least 1, all of a site's power over that of its IT, got 0.2"),
+        (A_MODEL.replace("active = 2", "active = 9"), "models.mine.moe.active: must be at most moe.experts, 8, got 9"),
+        (
+            A_MODEL.replace("moe = { layers = 32", "moe = { layers = 33"),
+            "models.mine.moe.layers: must be at most layers",
+        ),
+        (
+            A_MODEL + "active_params = 2e10\n",
+            "models.mine.active_params: must be at most params, 1e+10, got 2e+10",
+        ),
         ("[chip.mine]\n", "'chip' is no table of it"),
         ("chips = 3\n", "chips: must be a table, got 3"),
         ("economics = 3\n", "economics: must be a table, got 3"),

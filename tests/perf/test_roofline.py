@@ -12,7 +12,7 @@ import pytest
 
 from jevons.config.catalog import read_catalog
 from jevons.facts.hardware import Chip
-from jevons.facts.llm import Llm, Precision
+from jevons.facts.llm import Experts, Llm, Precision
 from jevons.perf.roofline import (
     Engine,
     Group,
@@ -69,6 +69,14 @@ def test_experts_are_read_as_far_as_tokens_are_sent_to_them() -> None:
 @pytest.mark.parametrize("name", [name for name, model in CATALOG.models.items() if model.moe is not None])
 def test_experts_are_most_of_a_model_and_never_more_than_all(name: str) -> None:
     assert 0.85 < expert_params(CATALOG.models[name]) / CATALOG.models[name].params < 1.0
+
+
+def test_experts_that_each_token_is_sent_to_are_counted_from_their_shapes() -> None:
+    moe = Experts(layers=32, experts=8, active=8, intermediate=1_536)
+    model = msgspec.structs.replace(CATALOG.models["mixtral-8x7b"], params=1e10, active_params=1e10, moe=moe)
+
+    assert expert_params(model) == 32 * 8 * 3 * 4_096 * 1_536
+    assert iteration(perfect(model, B200, 1), Work(decodes=1)).linear_s > 2 * 1e10 / 7.7e12
 
 
 def test_latent_attention_is_read_by_every_chip_of_a_tensor_group_unless_sequences_are_spread() -> None:

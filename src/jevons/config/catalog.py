@@ -119,10 +119,23 @@ def _check(catalog: Catalog) -> None:
         for name, record in getattr(catalog, table).items():
             for key, figure in record.figures().items():
                 _check_range(figure, f"{table}.{name}.{key}")
+    _check_models(catalog.models)
     _check_economics(catalog.economics)
     for table, figures in (("demand", catalog.demand.figures()), ("evidence", catalog.evidence)):
         for key, figure in figures.items():
             _check_range(figure, f"{table}.{key}")
+
+
+def _check_models(models: dict[str, Llm]) -> None:
+    """A part is at most the whole."""
+    for name, model in models.items():
+        parts = [("active_params", model.active_params or 0.0, "params", model.params)]
+        if model.moe is not None:
+            parts += [("moe.active", model.moe.active, "moe.experts", model.moe.experts)]
+            parts += [("moe.layers", model.moe.layers, "layers", model.layers)]
+        for part, count, whole, most in parts:
+            if count > most:
+                raise ConfigError(f"models.{name}.{part}: must be at most {whole}, {most:g}, got {count:g}")
 
 
 def _check_economics(economics: Economics) -> None:

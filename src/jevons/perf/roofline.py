@@ -134,12 +134,12 @@ def expert_params(model: Llm) -> float:
     """Parameters of all routed experts.
 
     From what is published, all and those of one token: experts differ in how many matrices they have. Counted, as three
-    matrices each, where a token's are not published.
+    matrices each, where a token's are not published, or where each token goes to all.
     """
     moe = model.moe
     if moe is None:
         return 0.0
-    if model.active_params is not None:
+    if model.active_params is not None and moe.active < moe.experts:
         return (model.params - model.active_params) / (1.0 - moe.active / moe.experts)
     return float(moe.layers * moe.experts * 3 * (moe.latent or model.hidden) * moe.intermediate)
 
