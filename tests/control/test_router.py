@@ -5,9 +5,11 @@ import pytest
 from jevons.base.errors import ConfigError, NoWorker
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
+from jevons.control.watch import Watch
 from jevons.facts.block import Tier
 from jevons.facts.event import BlocksStored, KvBatch
 from jevons.facts.move import MoveReport
+from jevons.facts.view import Reuse
 from jevons.facts.worker import Health, IndexMode, PageFacts, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
 from jevons.perf.measured import Load
@@ -267,6 +269,18 @@ def test_tokens_counted_otherwise_than_by_the_engine_are_compared_as_shares_of_t
         r.done(RequestId(str(i)))
 
     assert r.snapshot().workers[1].index_confidence == 1.0
+
+
+def test_what_was_reused_is_told_in_tokens_as_the_prompt_is_counted() -> None:
+    r, watch, id = router(), Watch(0.0), RequestId("1")
+    watch.placed(id, r.place(id, list(range(2_000)), 0.0), 2_000, 0.0)
+    r.on_cached(id, 2_700, 3_000)  # 0.9 of its prompt, ours is 2,000
+    outcome = r.done(id)
+    assert outcome is not None
+    watch.done(outcome, 0, 1.0)
+
+    assert outcome.cached_tokens == 2_700
+    assert watch.reuse({}) == Reuse(computed=200, device=1_800, tiers={}, untold=0)
 
 
 def test_a_ranking_does_not_take_a_turn() -> None:

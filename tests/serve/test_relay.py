@@ -156,7 +156,11 @@ def test_an_answer_passes_unchanged_and_is_counted() -> None:
         assert await metric(server, "jevons_cached_tokens_total") == 4
         assert await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="200"}') == 1
         assert await metric(server, 'jevons_request_seconds_bucket{endpoint="/v1/completions",le="+Inf"}') == 1
-        assert server.router.snapshot().recent[-1].cached_tokens == 4
+        outcome, answered = server.router.snapshot().recent[-1], server.front.placements.lately.since(0.0)[-1]
+        assert outcome.cached_tokens == 4
+        of_ours = round(4 / 9 * outcome.prompt_tokens)  # its prompt has 9 tokens, as it counts them
+        assert of_ours != 4
+        assert (outcome.reused_tokens, answered.cached_tokens) == (of_ours, of_ours)
 
     run([whole], talk)
 

@@ -290,7 +290,8 @@ class Placed(Counted, kw_only=True):
     def found_tokens(self) -> int:
         """What the engine had, in tokens as we count them."""
         assert self.cached_tokens is not None, "asked once it is reported"
-        return self.cached_tokens if self.cached_share is None else round(self.cached_share * self.prompt_tokens)
+        found = self.cached_tokens if self.cached_share is None else round(self.cached_share * self.prompt_tokens)
+        return max(0, min(found, self.prompt_tokens))
 
     @property
     def saved_s(self) -> float:

@@ -213,6 +213,7 @@ class Router(Workforce):
             ttft_s=None if placed.first_s is None else placed.first_s - placed.placed_s,
             predicted_cached_tokens=placed.placement.cached_tokens,
             cached_tokens=placed.cached_tokens,
+            reused_tokens=None if placed.cached_tokens is None else placed.found_tokens,
             device_s=placed.taken_s(output_tokens or 0),
             saved_s=placed.saved_s,
             chip=placed.member.facts.chip,

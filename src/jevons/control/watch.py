@@ -145,12 +145,12 @@ class Watch:
         if outcome.ttft_s is not None:
             self._scatter.append((outcome.predicted_ttft_s, outcome.ttft_s))
         self._count(now_s, (1, outcome.prompt_tokens, output_tokens))
-        cached = outcome.cached_tokens
-        if cached is None:
+        reused = outcome.cached_tokens if outcome.reused_tokens is None else outcome.reused_tokens
+        if reused is None:
             self._reuse["untold"] += outcome.prompt_tokens
         else:
-            self._reuse["device"] += cached
-            self._reuse["computed"] += outcome.prompt_tokens - cached
+            self._reuse["device"] += reused
+            self._reuse["computed"] += outcome.prompt_tokens - reused
         self._saved_s[outcome.chip] = self._saved_s.get(outcome.chip, 0.0) + outcome.saved_s
 
     def requests(self) -> list[Going]:

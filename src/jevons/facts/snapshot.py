@@ -47,6 +47,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float | None  # placement to first token; None if none came
     predicted_cached_tokens: int
     cached_tokens: int | None  # as the engine reported; None if it did not
+    reused_tokens: int | None = None  # the same in tokens as `prompt_tokens` are counted; None: as it reported
     device_s: float  # seconds of devices it took, by their prices
     saved_s: float = 0.0  # … and those that computing what was cached would have taken, times its worker's chips
     chip: str = ""  # of its worker; "": not known

@@ -315,7 +315,7 @@ class _Answer:
 
     def _used(self, usage: SeenUsage) -> None:
         self._usage = usage
-        self._placements.cached(self._pick.id, usage.cached_tokens)
+        self._placements.cached(self._pick.id, usage.cached_tokens, usage.prompt_tokens)
 
 
 def _request(headers: dict[str, str]) -> Request:

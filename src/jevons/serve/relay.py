@@ -320,13 +320,16 @@ def as_finished(
     call: Call, placement: Placement, usage: SeenUsage, first_s: float | None, names: Ints | None
 ) -> Finished:
     """Its tokens went by as text: their number alone is known. `names`: see `Placements.names`."""
+    prompt, cached_tokens = call.prompts[0], usage.cached_tokens
+    if cached_tokens is not None and usage.prompt_tokens:  # its engine may count others than we do
+        cached_tokens = round(cached_tokens / usage.prompt_tokens * len(prompt))
     return Finished(
         id=RequestId(call.id),
-        prompt=call.prompts[0],
+        prompt=prompt,
         tokens=(),
         output_tokens=usage.completion_tokens,
         placement=placement,
         first_s=first_s,
-        cached_tokens=usage.cached_tokens,
+        cached_tokens=cached_tokens,
         names=names,
     )
