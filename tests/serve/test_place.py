@@ -129,6 +129,8 @@ def test_of_a_list_with_a_wrong_body_nothing_is_placed(server: Any) -> None:
         ("/v1/place", {"model": "smol", "prompt": "a"}, {"x-jevons-hold-s": "long"}, 400, "x-jevons-hold-s: must be"),
         ("/v1/placed", {"id": "x", "event": "late"}, {}, 400, "event"),
         ("/v1/placed", {"id": "x", "event": "done", "more": 1}, {}, 400, "more"),
+        ("/v1/placed", {"id": "x", "event": "done", "cached_tokens": -1}, {}, 400, "`int` >= 0"),
+        ("/v1/placed", {"id": "x", "event": "done", "cached_tokens": 10**30}, {}, 400, "`int` <= 2147483647"),
     ],
 )
 def test_what_is_wrong_is_said(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,6 +33,7 @@ from jevons.serve.prompts import Prompts
 
 PLACE, PLACED = "/v1/place", "/v1/placed"
 MOST_IN_LIST = 1024  # bodies
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class Ranked(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class News(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str
     event: Literal["first_token", "done"]
-    cached_tokens: int | None = None  # of the prompt, as the engine reports them
+    cached_tokens: Tokens | None = None  # of the prompt, as the engine reports them
 
 
 class _Shape(msgspec.Struct):
