@@ -189,6 +189,22 @@ def test_a_smaller_quota_is_kept_from_the_start(tmp_path: Path) -> None:
     store.close()
 
 
+def test_blocks_larger_than_the_segments_chosen_at_first_get_larger_ones(tmp_path: Path) -> None:
+    store, size = DiskStore(tmp_path, 100_000), 20_000  # eight segments would have 12,500 bytes each
+    put(store, range(20))
+    for number in range(100, 110):
+        assert store.put([block(number, size)], never).refused == {}
+        assert on_disk(tmp_path) <= store.size_bytes
+    too_large = store.put([block(200, 50_000)], never)  # two of these, and a third of one for recycling, do not fit
+    put(store, range(20, 30))
+
+    assert too_large == Written(refused={key(200): "full"})
+    assert [outcome(store, number, size) for number in range(107, 110)] == ["right"] * 3
+    assert [outcome(store, number) for number in range(20, 30)] == ["right"] * 10
+    assert on_disk(tmp_path) <= store.size_bytes
+    store.close()
+
+
 def test_a_block_that_no_segment_can_hold_or_that_is_not_what_it_says_is_refused(store: DiskStore) -> None:
     huge, short = block(1, 4 * RECORD), block(2)
     written = store.put([huge, (*short[:2], short[2][1:]), block(3)], never)

@@ -53,7 +53,7 @@ class DiskStore:
         directory: made if it is not there. Files in it that are named like a segment's belong to the store.
         size_bytes: the most that all files take together, in recycling too.
         segment_bytes: what is recycled at once; None: 64 MiB, less or more where there would be fewer than 8 of them
-            or more than 256.
+            or more than 256, and more once a block is larger.
         block_bytes: the largest page that will be put, so that a store too small for it is told at once.
         cipher: encrypts pages, see `cipher`. With one, nothing that was stored without is served, nor the reverse.
 
@@ -76,6 +76,7 @@ class DiskStore:
         self._cipher = cipher
         self._tag_bytes = TAG_BYTES if cipher else 0
         self._room = divide(size_bytes, segment_bytes, record_bytes(block_bytes + self._tag_bytes))
+        self._may_widen = segment_bytes is None
         self._scratch = threading.local()
         self._writing = threading.Lock()  # held by who puts, through all of its I/O; taken before the other
         self._lock = threading.Lock()  # guards what follows; held for microseconds
@@ -216,11 +217,18 @@ class DiskStore:
                 continue
             if page.nbytes != meta.size_bytes:
                 self._refuse(key, "mismatch", written)
-            elif self._record_bytes(meta) > self._room.segment_bytes:
+            elif not self._can_hold(self._record_bytes(meta)):
                 self._refuse(key, "full", written)
             else:
                 wanted.setdefault(key, (key, meta, page))
         return list(wanted.values())
+
+    def _can_hold(self, record: int) -> bool:
+        """Whether a segment can. Where their size was not given, those to come are made larger if need be."""
+        if record > self._room.segment_bytes and self._may_widen:
+            with suppress(ConfigError):  # the whole is too small for that
+                self._room = divide(self.size_bytes, None, record)
+        return record <= self._room.segment_bytes
 
     def _write_some(self, pending: Sequence[Block], is_worth: Callable[[BlockKey], bool], written: Written) -> int:
         """Append as many of the first blocks as one write and one segment take; how many. Raises OSError."""
