@@ -11,7 +11,11 @@ from jevons.engine.shape import mock_shape, read_shape
 from jevons.facts.model import ModelShape
 from jevons.facts.worker import Role
 from jevons.kv.layout import DTYPE_BYTES
+from jevons.kv.slabs import Slabs
 from jevons.serve.tiers import Tiers
+from jevons.store.cipher import TAG_BYTES
+from jevons.store.directory import KEPT_SHARE
+from jevons.store.header import record_bytes
 from jevons.wire.channel import AgentConfig, TierConfig
 
 
@@ -19,20 +23,13 @@ def worker_configs(settings: Settings, model_dir: Path, tiers: Tiers | None) -> 
     """One for each worker.
 
     Raises:
-        ConfigError: a pool or the arena cannot hold one block of this model.
+        ConfigError: a pool, the arena or the disk is too small for blocks of this model.
     """
     roles = _roles(settings)
     if not roles:
         return []
     shape = model_shape(settings, model_dir)
-    block_bytes = max(_block_bytes(settings, shape, role) for _, role in roles)
-    for key, rest in (("kv_bytes", ""), ("dram_bytes", " or set it to 0")):
-        size_bytes = getattr(settings, key)
-        if size_bytes < block_bytes and (key == "kv_bytes" or size_bytes):
-            raise ConfigError(
-                f"{key}: must hold at least one block ({block_bytes} bytes for this model and block_size "
-                f"{settings.block_size}), got {size_bytes}; raise it{rest}"
-            )
+    _check_sizes(settings, shape)
     tier_config = None if tiers is None else _tier_config(settings, tiers.config.socket)
     return [
         AgentConfig(
@@ -54,6 +51,27 @@ def worker_configs(settings: Settings, model_dir: Path, tiers: Tiers | None) -> 
         )
         for id, role in roles
     ]
+
+
+def _check_sizes(settings: Settings, shape: ModelShape) -> None:
+    block_bytes = max(_block_bytes(settings, shape, role) for _, role in _roles(settings))
+    if settings.kv_bytes < block_bytes:
+        raise ConfigError(
+            f"kv_bytes: must hold at least one block ({block_bytes} bytes for this model and block_size "
+            f"{settings.block_size}), got {settings.kv_bytes}; raise it"
+        )
+    if not settings.dram_bytes:
+        return
+    page = _tier_config(settings, "")
+    page_bytes = shape.kv_bytes_per_token(DTYPE_BYTES[page.dtype]) * page.block_size
+    Slabs(settings.dram_bytes, page_bytes)  # as the keeper will, or it cannot
+    record = record_bytes(page_bytes + (TAG_BYTES if settings.disk_key_file is not None else 0))
+    least = 2 * record + record // KEPT_SHARE
+    if settings.disk_path is not None and settings.disk_bytes < least:
+        raise ConfigError(
+            f"disk_bytes: must hold two blocks and a third of one for recycling ({least} bytes for this model and "
+            f"block_size {page.block_size}), got {settings.disk_bytes}; raise it or remove disk_path"
+        )
 
 
 def model_shape(settings: Settings, model_dir: Path) -> ModelShape:
