@@ -37,9 +37,10 @@ class Arena:
         try:
             os.ftruncate(fd, size_bytes)
             return cls(fd, size_bytes)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             os.close(fd)
-            raise ConfigError(f"dram_bytes: {size_bytes} bytes cannot be shared: {error.strerror}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"dram_bytes: {size_bytes} bytes cannot be shared: {why}") from error
 
     @classmethod
     def attach(cls, fd: int) -> Arena:
