@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from jevons.serve.keeper import Keeper
+from jevons.serve.keeper import MOST_WAITING_BYTES, Keeper
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
 from jevons.wire.channel import KeeperConfig
@@ -21,6 +21,11 @@ class _Client:
 
     def __init__(self) -> None:
         self.sent: list[msgspec.Struct] = []
+        self.backlog_bytes = 0
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def send(self, message: msgspec.Struct) -> None:
         self.sent.append(message)
@@ -43,3 +48,21 @@ def test_what_nobody_fills_is_not_remembered() -> None:
         return keeper._state().leases
 
     assert asyncio.run(reserve_twice()) == 0
+
+
+def test_a_watcher_that_takes_nothing_is_let_go_and_the_others_go_on_hearing() -> None:
+    async def watched() -> tuple[_Client, _Client, dict[str, int]]:
+        config = KeeperConfig(socket="", dram_bytes=16 * PAGE_BYTES)
+        keeper, hears, hangs = Keeper(config, Arena.create(config.dram_bytes), None, None), _Client(), _Client()
+        for client in (hears, hangs):
+            keeper._enter(client)  # type: ignore[arg-type]
+            keeper._on_message(client, wire.Watch())  # type: ignore[arg-type]
+        hangs.backlog_bytes = MOST_WAITING_BYTES + 1
+        keeper._tell([])
+        keeper._tell([])
+        return hears, hangs, keeper._state().counts
+
+    hears, hangs, counts = asyncio.run(watched())
+    assert (hears.is_closed, len(hears.sent)) == (False, 3)
+    assert (hangs.is_closed, len(hangs.sent)) == (True, 1)
+    assert counts["watchers_dropped"] == 1

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -35,12 +35,14 @@ from jevons.serve.peers import Peers, host_port
 from jevons.serve.stdio import stdin_closed, tell
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
-from jevons.wire.channel import Channel, Failed, KeeperConfig, Ready, framed
+from jevons.wire.channel import MAX_MESSAGE_BYTES, Channel, Failed, KeeperConfig, Ready, framed
 from jevons.wire.nixl_link import NixlSource
 from jevons.wire.tcp_link import TcpSource
 
 TICK_S = 0.5
 WRITE_BYTES = 16 << 20  # of one batch to a tier below
+# Told to a watcher that it has not taken: one that hangs. What is there at the beginning may be a message of any size.
+MOST_WAITING_BYTES = 2 * MAX_MESSAGE_BYTES
 
 Client = Channel[wire.ToKeeper]
 
@@ -79,6 +81,7 @@ class Keeper:
         self._is_writing: dict[Tier, bool] = dict.fromkeys(lower, False)
         self._is_due = False
         self._denied = 0  # peers
+        self._dropped = 0  # watchers
 
     async def serve(self, ready: int) -> None:
         """Listen, tell so on file descriptor `ready`, and serve until standard input closes."""
@@ -261,10 +264,22 @@ class Keeper:
             self._start_write(tier)
         self._send_offers(self._blocks.drain_offers())
         changes = self._blocks.drain_changes()
-        if changes and self._watchers:
-            holding = self._holding(changes)
-            for watcher in self._watchers:
+        if changes:
+            self._tell(changes)
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        """Tell who watches. One that takes nothing is let go: it is told all there is when it comes again."""
+        if not self._watchers:
+            return
+        holding, hanging = self._holding(changes), set[Client]()
+        for watcher in self._watchers:
+            if watcher.backlog_bytes > MOST_WAITING_BYTES:
+                hanging.add(watcher)
+                watcher.close()
+            else:
                 watcher.send(holding)
+        self._watchers -= hanging
+        self._dropped += len(hanging)
 
     def _send_offers(self, offers: Iterable[Offer]) -> None:
         here: dict[LeaseId, list[tuple[int, int, int, int]]] = {}
@@ -325,8 +340,7 @@ class Keeper:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            for watcher in self._watchers:
-                watcher.send(self._holding([]))
+            self._tell([])
             self._soon()
 
     def _holding(self, changes: Iterable[Change], fresh: bool = False) -> wire.Holding:
@@ -343,8 +357,8 @@ class Keeper:
         )
 
     def _doors(self) -> Counter[str]:
-        """What was refused to peers."""
-        refused = Counter(peers_denied=self._denied)
+        """What was refused to peers, and watchers that were let go."""
+        refused = Counter(peers_denied=self._denied, watchers_dropped=self._dropped)
         if self._source is not None:
             refused.update({f"link_{reason}": count for reason, count in self._source.counts.items()})
         return +refused
