@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -330,6 +330,31 @@ def test_a_client_that_leaves_takes_its_request_from_the_engine() -> None:
         await until(is_asked)
         writer.close()
         await until(is_left)
+        assert await metric(server, "jevons_clients_gone_total") == 1
+        assert [w.requests for w in server.router.snapshot().workers] == [0]
+
+    run([hangs], talk)
+
+
+def test_a_client_that_leaves_as_its_engine_is_lost_is_counted() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(message("/v1/completions", completion()))
+
+        async def is_asked() -> bool:
+            return bool(engines[0].asked)
+
+        await until(is_asked)
+        [attached] = server.fleet.attached.values()
+        [exchange] = cast(Any, attached)._active.values()
+        exchange.taker._reply.abort()
+        attached.drop()  # at once: that the client has left is heard of before another engine is looked for
+
+        async def is_counted() -> bool:
+            return await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="499"}') == 1
+
+        await until(is_counted)
+        writer.close()
         assert await metric(server, "jevons_clients_gone_total") == 1
         assert [w.requests for w in server.router.snapshot().workers] == [0]
 

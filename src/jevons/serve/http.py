@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
             self._writable.set_exception(ClientGone())
         elif self._task is not None:
             self._task.cancel()
-        elif reply is not None and reply.answerer is not None:
+        if reply is not None and reply.answerer is not None:
             reply.answerer.on_client_gone()
 
     def eof_received(self) -> bool:

@@ -217,6 +217,7 @@ class _Transfer:
 
     async def _again(self) -> None:
         """Place it once more, where it was not lost yet, within the time that is left."""
+        self._reply.answerer = None
         call, placements = self._call, self._placements
         id = call.attempt()
 

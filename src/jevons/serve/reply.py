@@ -97,8 +97,8 @@ class Reply:
         self._connection.on_ended()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Go on in a coroutine: what comes next must be waited for."""
-        self.answerer = None
+        """Go on in a coroutine: what comes next must be waited for. It begins by ending `answerer`, who is told if the
+        client leaves before."""
         self._connection.run(work)
 
     def abort(self) -> None:
