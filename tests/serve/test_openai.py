@@ -74,6 +74,18 @@ def test_broken_bodies_say_what_is_wrong(raw: bytes, code: str | None, says: str
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("field", ["stop", "user", "response_format"])
+def test_nesting_of_any_depth_is_read_or_refused(field: str) -> None:
+    says: list[str] = []
+    for depth in (10, *range(850, 1_010), 100_000):
+        raw = b',"%b":%b1%b}' % (field.encode(), b"[" * depth, b"]" * depth)
+        error = refused(json.dumps(CHAT)[:-1].encode() + raw, chat=True)
+        if error is not None:
+            says.append(str(error))
+
+    assert says[-1] == "body: must be a JSON object in UTF-8: it is nested too deeply"
+
+
 def test_a_deep_value_is_quoted_where_it_stands() -> None:
     with pytest.raises(RequestError, match=r"stop\[1\]: must be str, got 7") as caught:
         read_chat(json.dumps({**CHAT, "stop": ["a", 7]}).encode())

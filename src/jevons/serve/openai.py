@@ -132,6 +132,7 @@ _PROMPT_KINDS: tuple[tuple[Any, bool], ...] = (
 )
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
 _completion_decoder = msgspec.json.Decoder(CompletionRequest)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what reading a body may raise
 _AT = re.compile(r" - at `\$(.*)`$")
 _FIELD = re.compile(r"missing required field `(\w+)`")
 
@@ -140,7 +141,7 @@ def read_chat(body: bytes) -> ChatRequest:
     """Raises RequestError naming the field that is wrong."""
     try:
         request = _chat_decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _explained(error, body) from error
     _check_messages(request.messages)
     return request
@@ -150,7 +151,7 @@ def read_completion(body: bytes) -> CompletionRequest:
     """Raises RequestError naming the field that is wrong."""
     try:
         return _completion_decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _explained(error, body) from error
 
 
@@ -198,8 +199,9 @@ def _explained(error: Exception, body: bytes) -> RequestError:
         value = msgspec.json.decode(body)
     except UnicodeDecodeError:
         return _not_utf8(body)
-    except msgspec.DecodeError as broken:
-        return RequestError(f"body: must be a JSON object in UTF-8: {broken}", code="invalid_json")
+    except (msgspec.DecodeError, RecursionError) as broken:
+        why = "it is nested too deeply" if isinstance(broken, RecursionError) else broken
+        return RequestError(f"body: must be a JSON object in UTF-8: {why}", code="invalid_json")
     text = str(error)
     missing = _FIELD.search(text)
     if missing:

@@ -25,6 +25,7 @@ from jevons.serve.call import CHAT, COMPLETIONS, MAX_ATTEMPTS, Call
 from jevons.serve.extproc import SUBSET
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.http import Request
+from jevons.serve.openai import UNREADABLE
 from jevons.serve.pool import RESOLVE_S, joined, look_up
 from jevons.serve.prompts import Prompts
 
@@ -327,7 +328,7 @@ class _Model(msgspec.Struct):
 def _model_in(body: bytes) -> str | None:
     try:
         return msgspec.json.decode(body, type=_Model).model
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 
@@ -337,7 +338,7 @@ def _rewritten(body: bytes, model: str | None) -> bytes:
         return body
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return body
     return msgspec.json.encode({**fields, "model": msgspec.Raw(msgspec.json.encode(model))})
 

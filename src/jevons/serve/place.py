@@ -28,7 +28,7 @@ from jevons.serve.call import Placements
 from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
-from jevons.serve.openai import ChatRequest, CompletionRequest, error_body, read_chat, read_completion
+from jevons.serve.openai import UNREADABLE, ChatRequest, CompletionRequest, error_body, read_chat, read_completion
 from jevons.serve.prompts import Prompts
 
 PLACE, PLACED = "/v1/place", "/v1/placed"
@@ -207,14 +207,14 @@ class Desk:
 def _news(body: bytes) -> News:
     try:
         return msgspec.json.decode(body, type=News)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RequestError(f"body: {error}") from error
 
 
 def _read_all(body: bytes) -> list[ChatRequest | CompletionRequest]:
     try:
         bodies = msgspec.json.decode(body, type=list[msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RequestError(f"body: {error}") from error
     if len(bodies) > MOST_IN_LIST:
         raise RequestError(f"body: must list at most {MOST_IN_LIST} requests, got {len(bodies)}; ask several times")
@@ -234,6 +234,6 @@ def _in_list(number: int, error: RequestError) -> RequestError:
 def _read(body: bytes) -> ChatRequest | CompletionRequest:
     try:
         is_chat = bool(bytes(msgspec.json.decode(body, type=_Shape).messages))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         is_chat = True  # what is wrong with it is said there
     return read_chat(body) if is_chat else read_completion(body)
