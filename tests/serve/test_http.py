@@ -157,6 +157,13 @@ def test_a_stream_is_chunked_for_1_1_and_ends_with_the_connection_for_1_0() -> N
     assert "transfer-encoding" not in plain.headers
 
 
+def test_a_client_of_1_0_is_told_that_its_connection_is_kept() -> None:
+    kept = b"GET /ok HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"
+    found = talk(kept, kept, b"GET /ok HTTP/1.0\r\n\r\n")
+
+    assert [a.headers.get("connection") for a in found] == ["keep-alive", "keep-alive", "close"]
+
+
 def test_a_chunked_body_is_read() -> None:
     [answer] = talk(
         b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",

@@ -71,17 +71,19 @@ def _is_plain(head: bytes) -> bool:
     return 4 < len(head) <= _KEPT_BYTES and head[:1].isalpha() and head.count(b"\n") == head.count(b"\r\n")
 
 
-def answer_head(status: int, content_type: bytes, keep_alive: bool, headers: bytes) -> bytes:
+def answer_head(request: Request, status: int, content_type: bytes, headers: bytes) -> bytes:
     """An answer's head, but for the length of its body and the empty line. `headers` are further lines, with CRLF."""
+    connection = _KEPT_BY_1_0 if request.version == "1.0" else b""
     return b"HTTP/1.1 %b\r\ndate: %b\r\ncontent-type: %b\r\n%b%b" % (
         _STATUS_LINE.get(status) or b"%d " % status,  # engines and proxies have numbers of their own, as 529
         _date(),
         content_type,
-        b"" if keep_alive else b"connection: close\r\n",
+        connection if request.keep_alive else b"connection: close\r\n",
         headers,
     )
 
 
+_KEPT_BY_1_0 = b"connection: keep-alive\r\n"  # such a client waits for the connection's end unless it is told (ab -k)
 _STATUS_LINE = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 _date_cache = (0, b"")
 

@@ -60,7 +60,7 @@ class Reply:
 
     def send(self, status: int, body: bytes, content_type: bytes = JSON, headers: bytes = b"") -> None:
         """The whole answer at once. `headers` are further lines, each ended by CRLF."""
-        head = answer_head(status, content_type, self.request.keep_alive, headers)
+        head = answer_head(self.request, status, content_type, headers)
         self.started = self.ended = True
         payload = b"" if self.request.method == "HEAD" else body
         self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), payload))
@@ -72,7 +72,7 @@ class Reply:
         self.chunked = self.request.version != "1.0"
         if not self.chunked:
             self.request.keep_alive = False  # the end of the connection is the end of the body
-        head = answer_head(status, content_type, self.request.keep_alive, headers)
+        head = answer_head(self.request, status, content_type, headers)
         coding = b"transfer-encoding: chunked\r\n\r\n" if self.chunked else b"\r\n"
         self._connection.write(head + coding + self._framed(first))
 
