@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,44 @@ def test_a_kept_connection_that_is_closed_when_it_is_used_again_is_told_and_its_
 
     assert asyncio.run(run()) == [b"ok", b"ok"]
     assert told == ["asked", "asked", "lost", "asked"]
+
+
+def test_a_request_that_ends_each_connection_is_sent_twice_however_many_are_kept() -> None:
+    asked = 0
+    served: list[asyncio.Task[None] | None] = []
+    all_asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        served.append(asyncio.current_task())
+        async for line in reader:
+            if line == b"\r\n":
+                asked += 1
+                if asked > 3:
+                    break
+                if asked == 3:
+                    all_asked.set()
+                await all_asked.wait()
+                writer.write(ANSWER)
+        writer.close()
+        await writer.wait_closed()
+
+    async def ask(client: HttpClient) -> bytes:
+        async with client.request("GET", "/") as response:
+            return await response.body()
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        client = HttpClient(parse_url("test", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        async with asyncio.timeout(10), server:
+            await asyncio.gather(*(ask(client) for _ in range(3)))
+            with pytest.raises(EngineGone):
+                await ask(client)
+            client.close()
+            await asyncio.gather(*(task for task in served if task is not None), return_exceptions=True)
+
+    asyncio.run(run())
+    assert asked == 3 + 2
 
 
 class Taken:

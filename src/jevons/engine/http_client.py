@@ -79,6 +79,10 @@ class HttpClient:
             if connection.is_open:
                 connection.begin(exchange, kept=True)
                 return
+        self.begin_fresh(exchange)
+
+    def begin_fresh(self, exchange: Exchange) -> None:
+        """On a connection that nothing was asked on: where that ends, it is for this request."""
         exchange.dial(asyncio.get_running_loop().create_task(self._dial(exchange)))
 
     def post(self, path: str, body: bytes) -> bytes:

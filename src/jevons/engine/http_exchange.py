@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
         elif self._kept and not self._answered:  # closed by the server before it read our request
             self._exchange = None
             self._client.lost_kept()
-            self._client.begin(exchange)
+            self._client.begin_fresh(exchange)
         else:
             self._lose(f"connection ended: {said(exc) if exc else 'closed by the engine'}")
 
