@@ -88,6 +88,26 @@ def test_a_request_that_ends_each_connection_is_sent_twice_however_many_are_kept
     assert asked == 3 + 2
 
 
+@pytest.mark.parametrize(
+    ("lines", "exc", "is_whole"),
+    [
+        (b"", None, True),
+        (b"", ConnectionResetError(), False),
+        (b"transfer-encoding: chunked\r\n", None, False),
+        (b"Transfer-Encoding: Chunked\r\n", None, False),
+        (b"content-length: 100\r\n", None, False),
+    ],
+)
+def test_a_body_is_whole_at_the_connections_end_if_nothing_else_tells_its_end(
+    lines: bytes, exc: Exception | None, is_whole: bool
+) -> None:
+    connection, taker = begun()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n%b\r\n5\r\nhello\r\n" % lines)
+    connection.connection_lost(exc)
+
+    assert [error is None for error in taker.over] == [is_whole]
+
+
 class Taken:
     """Takes a response, and keeps it."""
 
@@ -115,12 +135,18 @@ class Wire:
         return False
 
 
-def taken(reads: list[bytes]) -> Taken:
-    """What a taker is told by these reads of a chunked response, whose head has come."""
+def begun() -> tuple[Connection, Taken]:
+    """A connection on which something was asked, and who takes the answer."""
     connection, taker = Connection(HttpClient(parse_url("test", "http://127.0.0.1:1"))), Taken()
     wire: Any = Wire()
     connection.connection_made(wire)
     connection.begin(Exchange(b"", taker), kept=False)
+    return connection, taker
+
+
+def taken(reads: list[bytes]) -> Taken:
+    """What a taker is told by these reads of a chunked response, whose head has come."""
+    connection, taker = begun()
     connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     for read in reads:
         connection.data_received(read)

@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
             self._client.lost(self)
         if exchange is None or exchange.aborted:
             return
-        if self._head is not None and self._until_close():
+        if exc is None and self._head is not None and self._until_close():
             self._exchange = None
             exchange.over(None)
         elif self._kept and not self._answered:  # closed by the server before it read our request
@@ -258,7 +258,8 @@ class Connection(asyncio.Protocol):
 
     def _until_close(self) -> bool:
         """Whether the end of the connection is the proper end of this body."""
-        return "content-length" not in self._headers and "chunked" not in self._headers.get("transfer-encoding", "")
+        coding = self._headers.get("transfer-encoding", "").lower()
+        return "content-length" not in self._headers and "chunked" not in coding
 
     # The parser's calls
 
