@@ -542,6 +542,21 @@ def test_events_are_the_same_however_they_are_cut(size: int) -> None:
     assert msgspec.to_builtins(events.usage)["prompt_tokens_details"] == {"cached_tokens": 4}
 
 
+@pytest.mark.parametrize("before", [b"event: message\n", b"id: 7\nretry: 5\n", b": here\n"])
+@pytest.mark.parametrize("size", [7, 10_000])
+def test_events_with_names_and_remarks_are_read_too(before: bytes, size: int) -> None:
+    events = Events(keeps_usage=False)
+    named = [before + event for event in EVENTS]
+    stream, passed, tokens = b"".join(named), b"", 0
+    for start in range(0, len(stream), size):
+        passed += events.read(stream[start : start + size])
+        tokens += events.tokens
+
+    assert passed == named[0] + named[1] + named[3]
+    assert (tokens, events.is_done) == (2, True)
+    assert msgspec.to_builtins(events.usage)["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
 def test_events_that_come_together_pass_as_they_are() -> None:
     events = Events(keeps_usage=True)
 

@@ -178,6 +178,13 @@ def test_an_answer_that_reasons_or_calls_a_tool_is_not_taken_up() -> None:
     assert "reasoning_content" in (said(chat(), chunk("", reasoning_content="Hm")).stuck() or "")
 
 
+def test_what_was_said_is_read_in_events_with_names_too() -> None:
+    made = said(chat(), b"event: message\nid: 1\n" + chunk("It"), chunk(" was"))
+
+    assert made.text == "It was"
+    assert b'" so"' in made.shaped(read_event(b"event: message\n" + _text(" so")))
+
+
 def test_what_was_said_is_read_before_it_grows_large() -> None:
     made = said(chat(), *[chunk("word ") for _ in range(5_000)])
 

@@ -347,9 +347,16 @@ def read_pool(page: str) -> int | None:
     return int(blocks) or None if blocks.isdecimal() else None
 
 
+def data_of(raw: bytes) -> bytes:
+    """What an event says, without its name, number and remarks; empty where it says nothing."""
+    if raw.startswith(b"data:") and b"\n" not in raw[5:].rstrip():
+        return raw[5:].strip()
+    return b"\n".join(line[5:].strip() for line in raw.split(b"\n") if line.startswith(b"data:"))
+
+
 def read_event(raw: bytes) -> Event:
     """Read one event; one we cannot read passes through unread."""
-    data = raw[5:].strip() if raw.startswith(b"data:") else b""
+    data = data_of(raw)
     if data == b"[DONE]":
         return Event(raw, is_done=True)
     try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from jevons.engine.openai import Event, SeenUsage
+from jevons.engine.openai import Event, SeenUsage, data_of
 from jevons.serve.openai import ChatRequest, CompletionRequest
 
 COMPLETIONS = "/v1/completions"
@@ -153,7 +153,7 @@ class Said:
     def shaped(self, event: Event) -> bytes:
         """An event of the rest, as the client expects it; b"" where it repeats what there is."""
         try:
-            told = msgspec.json.decode(event.raw.removeprefix(b"data:"))
+            told = msgspec.json.decode(data_of(event.raw))
             choices = told.get("choices") or []
         except (msgspec.DecodeError, AttributeError):
             return event.raw
@@ -202,7 +202,7 @@ class Said:
 
     def _take(self, raw: bytes) -> None:
         try:
-            chunk = _read(raw.removeprefix(b"data:"))
+            chunk = _read(data_of(raw))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return  # [DONE], a comment
         if not self._chunk.id:
