@@ -257,6 +257,21 @@ def test_a_stream_passes_and_its_usage_only_if_it_was_asked_for(options: dict[st
     run([streams], talk)
 
 
+def test_a_last_event_without_its_blank_line_is_the_end_too() -> None:
+    async def ends_short(request: Request, reply: Reply) -> None:
+        reply.start(200, EVENT_STREAM)
+        reply.write(STREAM[:-1])
+        reply.end()
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server, stream=True)
+
+        assert answer.body == EVENTS[0] + EVENTS[1] + EVENTS[3]
+        assert await metric(server, "jevons_retries_total") == await metric(server, "jevons_cut_streams_total") == 0
+
+    run([ends_short], talk)
+
+
 def test_stream_options_of_null_are_none_at_all() -> None:
     async def talk(engines: list[Engine], server: Server) -> None:
         answer = await complete(server, stream=True, stream_options=None, prompt='"stream_options" é', user="x")

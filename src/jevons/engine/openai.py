@@ -409,6 +409,10 @@ class Events:
             return data
         return self._read_each(data)
 
+    def end(self) -> bytes:
+        """The body is complete: what still goes to the client. A [DONE] may lack its blank line, nothing else may."""
+        return self.read(b"\n\n") if data_of(self._pending) == b"[DONE]" else b""
+
     def _read_each(self, data: bytes) -> bytes:
         self.tokens, passed = 0, []
         *whole, self._pending = (self._pending + data).replace(b"\r\n", b"\n").split(b"\n\n")

@@ -139,7 +139,9 @@ class _Transfer:
         try:
             if self._events is None:
                 self._whole()
-            elif self._events.is_done:
+                return
+            self._reply.write(self._events.end())
+            if self._events.is_done:
                 self._streamed(self._events.usage)
             else:
                 self.on_lost(EngineGone(f"engine {self._attached.id}: ended its stream in the middle"))
