@@ -17,7 +17,7 @@ from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import make_bill
 from jevons.config.scenario import Group, make_scenario
-from jevons.config.wants import Budget, OfferedTier, Wants, make_wants
+from jevons.config.wants import Budget, OfferedTier, Promise, Wants, make_wants
 from jevons.econ.cost import Basis, capital_recovery
 from jevons.econ.draws import bases
 from jevons.econ.purchase import Excess, Kind
@@ -97,6 +97,24 @@ def test_kinds_are_looked_at_as_long_as_any_may_be_cheaper() -> None:
         other = planned(replace(asked, without=[chip])).best
         assert other is not None
         assert few.usd_per_hour <= other.usd_per_hour
+
+
+def test_kinds_of_a_pair_that_takes_many_are_looked_at_with_others_beside_them() -> None:
+    """Prompts on single chips keep whoever decodes waiting: of these it takes ten times as many, beside pairs one."""
+    asked = wants(
+        model="llama-3.1-70b", traffic={"kind": "code", "rate": 5.0, "requests": 300}, chips=["tpu-v7", "mi355x"]
+    )
+    asked = replace(asked, tensor=(1, 2, 4), finalists=1, seed=2, slo=Promise(ttft_s=2.0, tpot_s=0.02, share=0.95))
+    search = Search(asked, CATALOG, CALIBRATION, lambda tried: None)
+    prefill, decode = (
+        next(at for at, kind in enumerate(search.kinds) if (kind.role, kind.chips) == (role, {"tpu-v7": chips}))
+        for role, chips in (("prefill", 2), ("decode", 4))
+    )
+    pairs, best = search.rehearse({prefill: 4, decode: 2}), search.plan().best
+
+    assert pairs.keeps
+    assert best is not None
+    assert best.usd_per_hour <= pairs.usd_per_hour
 
 
 def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:

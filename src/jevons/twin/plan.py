@@ -220,12 +220,17 @@ class Search(Sizing):
     def _more(self, at: int, hopes: bool) -> float:
         """How many times more instances of a kind it takes than the bound says; as few as of any other of its role.
 
-        One other tells nothing: the bound may be wrong of its chip alone.
+        One other tells nothing: the bound may be wrong of its chip alone. Nor does a pair, to who hopes: with another
+        one beside it, each may do.
 
         Args:
             hopes: the least it can be, not what is known to do.
         """
-        least = {kind: more.failed if hopes else more.did for kind, more in self.learned.items()}
+        least = {
+            kind: more.failed if hopes else more.did
+            for kind, more in self.learned.items()
+            if not hopes or self.kinds[kind].role == "both"
+        }
         alike = [more for kind, more in least.items() if self.kinds[kind].role == self.kinds[at].role]
         return least.get(at, min(alike) if len(alike) > 1 else 1.0)
 
