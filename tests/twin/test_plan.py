@@ -117,6 +117,15 @@ def test_kinds_of_a_pair_that_takes_many_are_looked_at_with_others_beside_them()
     assert best.usd_per_hour <= pairs.usd_per_hour
 
 
+def test_where_nobody_can_begin_answers_in_time_it_is_said_and_not_put_down_to_limits() -> None:
+    """H100s, four to a model of 70 B, could decode within this promise, and none of them begins to answer."""
+    asked = wants(model="llama-3.1-70b", traffic={"kind": "code", "rate": 2.0, "requests": 100}, chips=["h100"])
+    asked = replace(asked, tensor=(1, 2, 4), slo=Promise(ttft_s=0.5, tpot_s=0.03, share=0.95))
+
+    with pytest.raises(ConfigError, match=r"no instance of h100 with \(1, 2, 4\) chips .* or promise less"):
+        planned(asked)
+
+
 def test_power_that_does_not_do_is_told_with_what_would(usual: Plan) -> None:
     assert usual.best is not None
     assert usual.best.power_w is not None

@@ -87,7 +87,8 @@ class Sizing:
         self.load = load_of(wants.traffic, wants.seed, wants.slo.share)
         self.offers, self.why_not = offers_of(wants, catalog)
         self.candidates = candidates(wants, self.load, self.offers, catalog, calibration)
-        if not self.candidates:
+        roles = {each.kind.role for each in self.candidates}
+        if "both" not in roles and not roles >= {"prefill", "decode"}:
             raise ConfigError(_nothing(wants, self.offers, self.why_not))
         self.limits = Limits(**{name: getattr(wants.limits, name) for name in Limits.__struct_fields__})
         self.kinds = [each.kind for each in self.candidates]
