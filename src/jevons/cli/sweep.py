@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jevons.base.units import milliseconds
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, grid, read_cells, sweep, write_parquet
+from jevons.twin.sweep import Cell, Value, grid, read_cells, sweep, write_parquet
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -52,7 +53,7 @@ def command(
     if processes is not None and given["ray"]:
         raise ConfigError("sweep: give either --processes, on this machine, or --ray")
     shown = files(given["html"], given["png"])
-    varied = dict(_varied(text) for text in vary)
+    varied = _grid(vary)
     path = Path(scenario) if Path(scenario).exists() else shipped(scenario)
     on: int | str = given["ray"] or processes or os.cpu_count() or 1
     if not given["ray"] and tell_of_compiling():
@@ -80,19 +81,32 @@ def command(
     Console().print(_table(list(varied), cells))
 
 
-def _varied(text: str) -> tuple[str, list[str | int | float]]:
+def _grid(vary: tuple[str, ...]) -> dict[str, list[Value]]:
+    found: dict[str, list[Value]] = {}
+    for name, values in map(_varied, vary):
+        if name in found:
+            raise ConfigError(f"--vary: must name each field once, got {name!r} twice; give all of its values together")
+        found[name] = values
+    return found
+
+
+def _varied(text: str) -> tuple[str, list[Value]]:
     name, equals, values = text.partition("=")
     if not (name and equals and values):
         raise ConfigError(f"--vary: must be NAME=VALUE,VALUE…, such as traffic.rate=10,20, got {text!r}")
     return name, [_value(value) for value in values.split(",")]
 
 
-def _value(text: str) -> str | int | float:
+def _value(text: str) -> Value:
+    """A number, `true` or `false`; else the text. What JSON has no number for (nan, inf) is text: its cell says so."""
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        return value if kind is int or isfinite(value) else text
     return text
 
 

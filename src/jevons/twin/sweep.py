@@ -24,7 +24,8 @@ from jevons.config.scenario import read_scenario
 from jevons.twin.report import Report
 from jevons.twin.run import simulate
 
-Settings = dict[str, str | int | float]
+Value = bool | int | float | str
+Settings = dict[str, Value]
 _REACH_S = 5.0  # for a cluster to accept a connection
 
 
@@ -36,7 +37,7 @@ class Cell(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-def grid(varied: Mapping[str, Sequence[str | int | float]]) -> list[Settings]:
+def grid(varied: Mapping[str, Sequence[Value]]) -> list[Settings]:
     """All combinations, the last setting varying fastest."""
     return [dict(zip(varied, values, strict=True)) for values in product(*varied.values())]
 
@@ -66,7 +67,7 @@ def run_cell(scenario: Path, settings: Settings, *, catalog: Path | None) -> Cel
 
 def sweep(
     scenario: Path,
-    varied: Mapping[str, Sequence[str | int | float]],
+    varied: Mapping[str, Sequence[Value]],
     out: Path,
     *,
     on: int | str,
