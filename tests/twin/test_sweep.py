@@ -61,6 +61,24 @@ def test_a_file_that_is_not_of_a_sweep_is_left_alone(tmp_path: Path) -> None:
     assert out.read_text() == "milk, eggs\n"
 
 
+@pytest.mark.parametrize("end", [0, 1, 200, -1])
+def test_a_cell_that_was_not_written_whole_is_run_again(tmp_path: Path, end: int) -> None:
+    out = tmp_path / "grid.jsonl"
+    sweep(shipped("mocker"), {"traffic.requests": [20, 40]}, out, on=1)
+    first, second = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(first + second[:end])
+
+    cells = sweep(shipped("mocker"), {"traffic.requests": [20, 40, 60]}, out, on=1)
+
+    assert [cell.report.requests for cell in cells if cell.report is not None] == [20, 40, 60]
+    assert [cell.settings["traffic.requests"] for cell in read_cells(out)] == [20, 40, 60]
+
+
+def test_a_file_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"grid.jsonl: cannot be written: No such file"):
+        sweep(shipped("mocker"), VARIED, tmp_path / "nowhere" / "grid.jsonl", on=1)
+
+
 def test_cells_are_rows_of_a_parquet_file(tmp_path: Path) -> None:
     varied: dict[str, list[str | int | float]] = {"router": ["kv", "nearest"], "seed": [1, 2]}
     cells = sweep(shipped("mocker"), {**varied, "traffic.requests": [20]}, tmp_path / "grid.jsonl", on=1)

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -26,6 +26,7 @@ from jevons.twin.run import simulate
 
 Value = bool | int | float | str
 Settings = dict[str, Value]
+_BEGINS = b'{"settings":'  # a cell
 _REACH_S = 5.0  # for a cluster to accept a connection
 
 
@@ -43,17 +44,31 @@ def grid(varied: Mapping[str, Sequence[Value]]) -> list[Settings]:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """What a sweep has done so far; nothing if there is no such file.
+    """What a sweep has done so far; nothing if there is no such file. Half a last line, as a full disk leaves, is not.
 
     Raises:
-        ConfigError: it is not of a sweep.
+        ConfigError: it is not of a sweep, or cannot be read.
     """
-    if not path.exists():
-        return []
     try:
-        return msgspec.json.Decoder(Cell).decode_lines(path.read_bytes())
+        return msgspec.json.Decoder(Cell).decode_lines(_whole(path.read_bytes()))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"sweep {path}: cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise ConfigError(f"sweep {path}: not of a sweep: {error}; name another file") from error
+
+
+def _whole(text: bytes) -> bytes:
+    """Without the last line, where that is the beginning of a cell."""
+    lines, newline, last = text.rpartition(b"\n")
+    if not last or not (last.startswith(_BEGINS) or _BEGINS.startswith(last)):
+        return text
+    try:
+        msgspec.json.decode(last, type=Cell)
+    except msgspec.MsgspecError:
+        return lines + newline
+    return text + b"\n"
 
 
 def run_cell(scenario: Path, settings: Settings, *, catalog: Path | None) -> Cell:
@@ -83,18 +98,43 @@ def sweep(
         All cells of the grid, in its order.
 
     Raises:
-        ConfigError: `out` is not of a sweep; Ray is not installed or its cluster cannot be reached.
+        ConfigError: `out` is not of a sweep, or cannot be written; Ray is not installed or its cluster not reached.
     """
     wanted = grid(varied)
     done = {_key(cell.settings): cell for cell in read_cells(out)}
     left = [settings for settings in wanted if _key(settings) not in done]
-    with out.open("ab") as file:
+    with _open(out) as file:
         for cell in _run(partial(run_cell, scenario.resolve(), catalog=catalog), left, on):
-            file.write(msgspec.json.encode(cell) + b"\n")
-            file.flush()
+            _add(file, out, cell)
             done[_key(cell.settings)] = cell
             on_cell(cell)
     return [done[_key(settings)] for settings in wanted]
+
+
+def _open(out: Path) -> BinaryIO:
+    """To add cells to, after the last whole one."""
+    try:
+        file = out.open("a+b")
+        file.seek(0)
+        text = file.read()
+        whole = _whole(text)
+        file.truncate(min(len(text), len(whole)))
+        file.write(whole[len(text) :])
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return file
+
+
+def _add(file: BinaryIO, out: Path, cell: Cell) -> None:
+    try:
+        file.write(msgspec.json.encode(cell) + b"\n")
+        file.flush()
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"sweep {out}: cannot be written: {error.strerror}")
 
 
 def _run(run: Callable[[Settings], Cell], left: Sequence[Settings], on: int | str) -> Iterator[Cell]:
