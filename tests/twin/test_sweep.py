@@ -15,7 +15,7 @@ from tests.processes import until
 
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, grid, read_cells, sweep, write_parquet
+from jevons.twin.sweep import Cell, grid, kept, read_cells, sweep, write_parquet
 
 VARIED: dict[str, list[str | int | float]] = {"router": ["kv", "round_robin"], "traffic.requests": [20, 40]}
 
@@ -49,6 +49,33 @@ def test_a_cell_that_cannot_be_run_says_why_and_the_others_go_on(tmp_path: Path)
     assert good.report is not None
     assert bad.report is None
     assert "'nearest'" in bad.error
+
+
+def test_cells_of_another_scenario_or_catalog_are_not_taken(tmp_path: Path) -> None:
+    out, own = tmp_path / "grid.jsonl", tmp_path / "own.toml"
+    own.write_text(shipped("mocker").read_text())
+    sweep(own, {"traffic.requests": [20]}, out, on=1)
+    (tmp_path / "catalog.toml").write_text("# mine\n")
+
+    with pytest.raises(ConfigError, match=r"grid.jsonl: is of another scenario than .*own.toml, or"):
+        sweep(own, {"traffic.requests": [20]}, out, on=1, catalog=tmp_path / "catalog.toml")
+    own.write_text(own.read_text().replace("rate = 1.0", "rate = 100.0"))
+    with pytest.raises(ConfigError, match=r"name another file"):
+        sweep(own, {"traffic.requests": [20]}, out, on=1)
+
+
+def test_a_cell_that_could_not_be_run_is_tried_again(tmp_path: Path) -> None:
+    out, trace, ran = tmp_path / "grid.jsonl", tmp_path / "trace.jsonl", list[Cell]()
+    varied: dict[str, list[bool | int | float | str]] = {"traffic.trace": [str(trace)], "traffic.kind": [""]}
+    for _ in range(2):
+        assert "cannot be read" in sweep(shipped("mocker"), varied, out, on=1, on_cell=ran.append)[0].error
+    assert (len(ran), len(read_cells(out))) == (2, 1)
+    trace.write_text('{"timestamp": 0, "input_length": 8, "output_length": 2}\n')
+
+    (cell,) = sweep(shipped("mocker"), varied, out, on=1)
+
+    assert cell.report is not None
+    assert kept(shipped("mocker"), varied, out, None) == [cell]
 
 
 def test_a_file_that_is_not_of_a_sweep_is_left_alone(tmp_path: Path) -> None:

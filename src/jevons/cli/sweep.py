@@ -19,7 +19,7 @@ from jevons.base.units import milliseconds
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, Value, grid, read_cells, sweep, write_parquet
+from jevons.twin.sweep import Cell, Value, grid, kept, sweep, write_parquet
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -32,9 +32,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     required=True,
     help="NAME=VALUE,VALUE…, a field of the scenario by dotted name, such as traffic.rate=10,20,40. Again for more.",
 )
-@click.option(
-    "--out", type=_FILE, required=True, help="JSON lines: one a cell; cells that are there are not run again."
-)
+@click.option("--out", type=_FILE, required=True, help="JSON lines: one a cell; those with results are not run again.")
 @click.option("--processes", type=click.IntRange(1), help="On this machine; one for each core by default.")
 @click.option("--ray", help="Address of a Ray cluster instead, whose nodes have jevons and the files.")
 @click.option("--parquet", type=_FILE, help="Write all cells here too, a row each.")
@@ -58,9 +56,9 @@ def command(
     on: int | str = given["ray"] or processes or os.cpu_count() or 1
     if not given["ray"] and tell_of_compiling():
         on = 1  # or each would
-    total = len(grid(varied))
+    total, there = len(grid(varied)), len(kept(path, varied, out, given["catalog"]))
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("cells", total=total, completed=min(total, len(read_cells(out))))
+        task = progress.add_task("cells", total=total, completed=there)
         cells = sweep(
             path,
             varied,

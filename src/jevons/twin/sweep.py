@@ -1,7 +1,8 @@
 """A grid of scenarios, in parallel processes or on a Ray cluster; what was done is kept, so that a sweep that was
 stopped goes on.
 
-Each cell is one line of a file: its settings and its report. A cell whose settings are there is not run again.
+Each cell is one line of a file: its settings and its report. A cell that is there with a report is not run again; of
+another scenario or another catalog it is not taken.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +38,7 @@ class Cell(msgspec.Struct, frozen=True):
     settings: Settings
     report: Report | None = None
     error: str = ""
+    of: str = ""  # which scenario file and catalog, see `_digest`
 
 
 def grid(varied: Mapping[str, Sequence[Value]]) -> list[Settings]:
@@ -71,13 +74,41 @@ def _whole(text: bytes) -> bytes:
     return text + b"\n"
 
 
-def run_cell(scenario: Path, settings: Settings, *, catalog: Path | None) -> Cell:
+def kept(scenario: Path, varied: Mapping[str, Sequence[Value]], out: Path, catalog: Path | None) -> list[Cell]:
+    """What a sweep need not run again: cells of its grid that have a report.
+
+    Raises:
+        ConfigError: see `read_cells`; they are of another scenario, or one cannot be read.
+    """
+    cells, of = read_cells(out), _digest(scenario, catalog)
+    if any(cell.of not in ("", of) for cell in cells):
+        raise ConfigError(
+            f"sweep {out}: is of another scenario than {scenario}, or of what that or --catalog was; name another file"
+        )
+    wanted = {_key(settings) for settings in grid(varied)}
+    found = {_key(cell.settings): cell for cell in cells if cell.report is not None}
+    return [cell for key, cell in found.items() if key in wanted]
+
+
+def _digest(scenario: Path, catalog: Path | None) -> str:
+    """Of what a cell comes of besides its settings."""
+    digest = blake2b(digest_size=8)
+    for path in (scenario, catalog):
+        try:
+            text = b"" if path is None else path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"sweep: {path}: cannot be read: {error.strerror}") from error
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return digest.hexdigest()
+
+
+def run_cell(scenario: Path, settings: Settings, *, catalog: Path | None, of: str = "") -> Cell:
     """One rehearsal. What is wrong with its settings is told in the cell: the others go on."""
     try:
         wanted = read_scenario(scenario, dict(settings))
-        return Cell(settings, simulate(wanted, read_catalog(catalog), read_calibration()))
+        return Cell(settings, simulate(wanted, read_catalog(catalog), read_calibration()), of=of)
     except JevonsError as error:
-        return Cell(settings, error=str(error))
+        return Cell(settings, error=str(error), of=of)
 
 
 def sweep(
@@ -98,14 +129,17 @@ def sweep(
         All cells of the grid, in its order.
 
     Raises:
-        ConfigError: `out` is not of a sweep, or cannot be written; Ray is not installed or its cluster not reached.
+        ConfigError: `out` is not of this sweep, or cannot be written; Ray is not installed or its cluster not reached.
     """
     wanted = grid(varied)
-    done = {_key(cell.settings): cell for cell in read_cells(out)}
+    done = {_key(cell.settings): cell for cell in kept(scenario, varied, out, catalog)}
+    told = {(_key(cell.settings), cell.error) for cell in read_cells(out)}
+    run = partial(run_cell, scenario.resolve(), catalog=catalog, of=_digest(scenario, catalog))
     left = [settings for settings in wanted if _key(settings) not in done]
     with _open(out) as file:
-        for cell in _run(partial(run_cell, scenario.resolve(), catalog=catalog), left, on):
-            _add(file, out, cell)
+        for cell in _run(run, left, on):
+            if cell.report is not None or (_key(cell.settings), cell.error) not in told:
+                _add(file, out, cell)
             done[_key(cell.settings)] = cell
             on_cell(cell)
     return [done[_key(settings)] for settings in wanted]
