@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -15,7 +18,7 @@ from tests.processes import until
 
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, grid, kept, read_cells, sweep, write_parquet
+from jevons.twin.sweep import Cell, SweepStopped, grid, kept, read_cells, sweep, write_parquet
 
 VARIED: dict[str, list[str | int | float]] = {"router": ["kv", "round_robin"], "traffic.requests": [20, 40]}
 
@@ -86,6 +89,36 @@ def test_a_file_that_is_not_of_a_sweep_is_left_alone(tmp_path: Path) -> None:
         sweep(shipped("mocker"), VARIED, out, on=1)
 
     assert out.read_text() == "milk, eggs\n"
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> dict[str, list[bool | int | float | str]]:
+    """A grid of two, of which the second is rehearsed for ever: nobody writes its trace."""
+    (tmp_path / "trace.jsonl").write_text('{"timestamp": 0, "input_length": 8, "output_length": 2}\n')
+    os.mkfifo(tmp_path / "never.jsonl")
+    return {"traffic.trace": [str(tmp_path / name) for name in ("trace.jsonl", "never.jsonl")], "traffic.kind": [""]}
+
+
+def test_a_sweep_that_is_interrupted_ends_at_once_and_keeps_what_is_done(tmp_path: Path, endless: Any) -> None:
+    def interrupt(_: Cell) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(shipped("mocker"), endless, tmp_path / "grid.jsonl", on=1, on_cell=interrupt)
+
+    assert len(read_cells(tmp_path / "grid.jsonl")) == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_a_sweep_whose_process_is_ended_says_so_and_keeps_what_is_done(tmp_path: Path, endless: Any) -> None:
+    def kill(_: Cell) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(SweepStopped, match="run it again"):
+        sweep(shipped("mocker"), endless, tmp_path / "grid.jsonl", on=1, on_cell=kill)
+
+    assert len(read_cells(tmp_path / "grid.jsonl")) == 1
 
 
 @pytest.mark.parametrize("end", [0, 1, 200, -1])

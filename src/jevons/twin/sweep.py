@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from hashlib import blake2b
 from itertools import product
@@ -30,6 +32,10 @@ Value = bool | int | float | str
 Settings = dict[str, Value]
 _BEGINS = b'{"settings":'  # a cell
 _REACH_S = 5.0  # for a cluster to accept a connection
+
+
+class SweepStopped(JevonsError):
+    """A sweep cannot go on by itself; what is done is kept."""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -130,14 +136,15 @@ def sweep(
 
     Raises:
         ConfigError: `out` is not of this sweep, or cannot be written; Ray is not installed or its cluster not reached.
+        SweepStopped: a process ended.
     """
     wanted = grid(varied)
     done = {_key(cell.settings): cell for cell in kept(scenario, varied, out, catalog)}
     told = {(_key(cell.settings), cell.error) for cell in read_cells(out)}
     run = partial(run_cell, scenario.resolve(), catalog=catalog, of=_digest(scenario, catalog))
     left = [settings for settings in wanted if _key(settings) not in done]
-    with _open(out) as file:
-        for cell in _run(run, left, on):
+    with _open(out) as file, closing(_run(run, left, on)) as cells:
+        for cell in cells:
             if cell.report is not None or (_key(cell.settings), cell.error) not in told:
                 _add(file, out, cell)
             done[_key(cell.settings)] = cell
@@ -171,17 +178,27 @@ def _unwritable(out: Path, error: OSError) -> ConfigError:
     return ConfigError(f"sweep {out}: cannot be written: {error.strerror}")
 
 
-def _run(run: Callable[[Settings], Cell], left: Sequence[Settings], on: int | str) -> Iterator[Cell]:
+def _run(run: Callable[[Settings], Cell], left: Sequence[Settings], on: int | str) -> Generator[Cell]:
     """Cells in the order they are done."""
     if not left:
         return
     if isinstance(on, str):
         yield from _on_ray(run, left, on)
         return
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(on, len(left)), mp_context=context) as pool:
-        for future in as_completed([pool.submit(run, settings) for settings in left]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(run, settings) for settings in left]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise SweepStopped(
+                "sweep: a process that rehearsed was ended, for lack of memory perhaps; run it again, with fewer "
+                "--processes: what is done is not run again"
+            ) from error
+        except BaseException:  # who waits for nothing more: cells that nobody will be told of are not run
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
 
 
 def _on_ray(run: Callable[[Settings], Cell], left: Sequence[Settings], address: str) -> Iterator[Cell]:
