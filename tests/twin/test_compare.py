@@ -33,6 +33,14 @@ def test_the_first_request_placed_differently_is_told_with_both_decisions() -> N
     assert found.placed_differently.ttft_s == pytest.approx((0.1, 0.3))
 
 
+def test_answers_of_one_token_have_no_time_per_token() -> None:
+    some = results([0, 0])
+    some["output"] = [10, 1]
+
+    assert compare(some, some).placed_alike.tpot_s == pytest.approx((0.1, 0.1))
+    assert compare(some[1:], some[1:]).placed_alike.tpot_s == (0.0, 0.0)
+
+
 def test_two_that_are_alike_part_nowhere() -> None:
     found = compare(results([0, 1]), results([0, 1]))
 

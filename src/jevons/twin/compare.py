@@ -86,13 +86,13 @@ def _part(a: Records, b: Records) -> Part:
     if not len(a):
         nothing = (0.0, 0.0)
         return Part(0, nothing, nothing, nothing, nothing)
-    both = (a, b)
+    both, many = (a, b), a["output"] > 1  # of one token there is no time between
     ttft = [rows["first_s"] - rows["at_s"] for rows in both]
-    tpot = [(rows["done_s"] - rows["first_s"]) / np.maximum(rows["output"] - 1, 1) for rows in both]
+    tpot = [((rows["done_s"] - rows["first_s"]) / np.maximum(rows["output"] - 1, 1))[many] for rows in both]
     error = [np.abs(rows["predicted_s"] - t) for rows, t in zip(both, ttft, strict=True)]
     reuse = [rows["cached"].sum() / rows["prompt"].sum() for rows in both]
     return Part(len(a), _pair(ttft), _pair(tpot), (float(reuse[0]), float(reuse[1])), _pair(error))
 
 
 def _pair(values: list[Any]) -> tuple[float, float]:
-    return float(values[0].mean()), float(values[1].mean())
+    return (float(values[0].mean()), float(values[1].mean())) if len(values[0]) else (0.0, 0.0)
