@@ -41,6 +41,16 @@ def test_answers_of_one_token_have_no_time_per_token() -> None:
     assert compare(some[1:], some[1:]).placed_alike.tpot_s == (0.0, 0.0)
 
 
+def test_the_first_that_parts_is_so_by_its_time_and_told_by_its_number() -> None:
+    a, b = results([0, 0, 0]), results([0, 1, 1])
+    for each in (a, b):
+        each["request"], each["at_s"] = [3, 5, 8], [1.0, 9.0, 4.0]
+
+    found = compare(a, b)
+
+    assert (found.first, found.first_at_s) == (8, 4.0)
+
+
 def test_two_that_are_alike_part_nowhere() -> None:
     found = compare(results([0, 1]), results([0, 1]))
 

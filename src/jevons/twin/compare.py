@@ -43,7 +43,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def read_results(folder: Path) -> Records:
-    """What `jevons simulate --out FOLDER` wrote, in order of arrival.
+    """What `jevons simulate --out FOLDER` wrote, in order of their numbers.
 
     Raises:
         ConfigError: nothing is there.
@@ -66,10 +66,11 @@ def compare(a: Records, b: Records) -> Comparison:
     if count == 0 or not all(np.array_equal(a[name], b[name]) for name in ("request", "prompt", "output")):
         raise ConfigError("compare: the two are not of the same requests; give both the same traffic and seed")
     differ = (a["worker"] != b["worker"]) | (a["decode_on"] != b["decode_on"])
-    first = int(np.flatnonzero(differ)[0]) if differ.any() else None
+    # By time: in a trace whose requests follow others, numbers are those of its lines.
+    first = int(np.flatnonzero(differ)[a["at_s"][differ].argmin()]) if differ.any() else None
     decisions = None if first is None else (_decision(a[first]), _decision(b[first]))
-    at_s = 0.0 if first is None else float(a[first]["at_s"])
-    return Comparison(_part(a[~differ], b[~differ]), _part(a[differ], b[differ]), first, at_s, decisions)
+    number, at_s = (None, 0.0) if first is None else (int(a[first]["request"]), float(a[first]["at_s"]))
+    return Comparison(_part(a[~differ], b[~differ]), _part(a[differ], b[differ]), number, at_s, decisions)
 
 
 def _decision(row: Any) -> Decision:
