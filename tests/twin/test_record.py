@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jevons.base.errors import ConfigError
+from jevons.cli.pictures.validate import held_to
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import Scenario, Traffic, as_toml, read_scenario
@@ -152,8 +153,7 @@ def test_a_rehearsal_of_what_the_twin_lived_through_is_the_same(tmp_path: Path) 
     found = rehearse(folder, scenario, CATALOG, CALIBRATION)
 
     assert (found.requests, found.placed_alike, found.cached_alike) == (18, 18, 18)
-    assert found.ttft_p50_s.off == pytest.approx(0.0, abs=1e-6)
-    assert found.tpot_p50_s.off == pytest.approx(0.0, abs=1e-6)
+    assert [both.off for both in found.times.values()] == pytest.approx([0.0] * 4, abs=1e-6)
     assert found.first_apart is None
     assert {row.worker for row in rows} == {"w0", "w1"}
 
@@ -171,7 +171,24 @@ def test_what_was_placed_elsewhere_and_took_longer_is_told(tmp_path: Path) -> No
 
     assert found.placed_alike == 17
     assert found.first_apart == "1.1"
+    assert found.ttft_p50_s is not None
     assert found.ttft_p50_s.off == pytest.approx(-0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [({"output_length": 1}, ["TTFT p50", "TTFT p90"]), ({"ttft_ms": None}, [])],
+)
+def test_times_that_no_request_tells_are_left_out(tmp_path: Path, change: dict[str, Any], times: list[str]) -> None:
+    folder = write(tmp_path / "r", [worker("w0"), worker("w1")])
+    scenario, _ = scenario_of(read_record(folder))
+    rows = [msgspec.structs.replace(row, **change) for row in lived(scenario, folder, talks(6, 3))]
+    (folder / REQUESTS).write_bytes(lines(*rows))
+
+    found = rehearse(folder, scenario, CATALOG, CALIBRATION)
+
+    assert (found.requests, list(found.times)) == (18, times)
+    assert len(held_to(found)) == bool(times)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from jevons.config.catalog import read_catalog
 from jevons.config.points import read_points
 from jevons.config.scenario import read_scenario
 from jevons.perf.calibration import NOTHING
-from jevons.twin.record import Both, Fidelity, read_record, rehearse, scenario_of
+from jevons.twin.record import Fidelity, read_record, rehearse, scenario_of
 from jevons.twin.validate import Errors, Row, errors, groups, validate
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -91,15 +91,11 @@ def _hold_to(folder: Path, file: Path | None, as_json: bool, shown: Files) -> No
     console, table = Console(), Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in ("", "live", "twin", "off by"):
         table.add_column(head, justify="left" if not head else "right")
-    for name, both in _figures(found).items():
+    for name, both in found.times.items():
         table.add_row(name, milliseconds(both.live), milliseconds(both.twin), f"{both.off:+.1%}")
     console.print(table)
     for line in _apart(found, is_fitted=file is None):
         console.print(f" {line}", markup=False, highlight=False)
-
-
-def _figures(f: Fidelity) -> dict[str, Both]:
-    return {"TTFT p50": f.ttft_p50_s, "TTFT p90": f.ttft_p90_s, "TPOT p50": f.tpot_p50_s, "TPOT mean": f.tpot_mean_s}
 
 
 def _apart(f: Fidelity, is_fitted: bool) -> list[str]:

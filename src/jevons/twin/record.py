@@ -201,17 +201,31 @@ class Both(msgspec.Struct, frozen=True):
 
 
 class Fidelity(msgspec.Struct, frozen=True):
-    """How a rehearsal of recorded requests compares to what was recorded. Seconds and tokens."""
+    """How a rehearsal of recorded requests compares to what was recorded. Seconds and tokens.
+
+    Times are None where no request tells: those to the first token of none, those per token of answers of one alone.
+    """
 
     requests: int
     placed_alike: int
     cached_alike: int  # as many tokens of the prompt
-    ttft_p50_s: Both
-    ttft_p90_s: Both
-    tpot_p50_s: Both
-    tpot_mean_s: Both
+    ttft_p50_s: Both | None
+    ttft_p90_s: Both | None
+    tpot_p50_s: Both | None
+    tpot_mean_s: Both | None
     cached_tokens: Both
     first_apart: str | None  # request_id of the first that was placed differently, by arrival
+
+    @property
+    def times(self) -> dict[str, Both]:
+        """Those that are known, by name."""
+        named = {
+            "TTFT p50": self.ttft_p50_s,
+            "TTFT p90": self.ttft_p90_s,
+            "TPOT p50": self.tpot_p50_s,
+            "TPOT mean": self.tpot_mean_s,
+        }
+        return {name: both for name, both in named.items() if both is not None}
 
 
 def fidelity(rows: Sequence[RecordedRow], results: Records, names: Sequence[str]) -> Fidelity:
@@ -245,11 +259,11 @@ def fidelity(rows: Sequence[RecordedRow], results: Records, names: Sequence[str]
         ttft_p50_s=_both(ttft, twin_ttft, 0.5),
         ttft_p90_s=_both(ttft, twin_ttft, 0.9),
         tpot_p50_s=_both(tpot, twin_tpot, 0.5),
-        tpot_mean_s=Both(float(tpot.mean()), float(twin_tpot.mean())),
+        tpot_mean_s=Both(float(tpot.mean()), float(twin_tpot.mean())) if len(tpot) else None,
         cached_tokens=Both(float(cached[cached >= 0].sum()), float(found["cached"][cached >= 0].sum())),
         first_apart=apart[0][1] if apart else None,
     )
 
 
-def _both(live: Reals, twin: Reals, q: float) -> Both:
-    return Both(float(np.quantile(live, q)), float(np.quantile(twin, q)))
+def _both(live: Reals, twin: Reals, q: float) -> Both | None:
+    return Both(float(np.quantile(live, q)), float(np.quantile(twin, q))) if len(live) else None

@@ -73,15 +73,11 @@ def _off(rows: Sequence[Row]) -> list[Picture]:
 
 def held_to(found: Fidelity) -> list[Picture]:
     """Of a record: what was lived, beside its rehearsal."""
-    both = {
-        "TTFT, median": found.ttft_p50_s,
-        "TTFT, 90th percentile": found.ttft_p90_s,
-        "TPOT, median": found.tpot_p50_s,
-        "TPOT, mean": found.tpot_mean_s,
-    }
     rows = [
         Span(name=name, low=None, base=each.twin * 1e3, high=None, stated=each.live * 1e3, stated_as="live")
-        for name, each in both.items()
+        for name, each in found.times.items()
     ]
+    if not rows:
+        return []
     about = "● rehearsed, □ as it was lived."
     return [spans("The twin beside the record", Axis(label="time", unit="ms", low=0.0), rows, about=about)]
