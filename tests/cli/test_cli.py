@@ -54,6 +54,11 @@ def test_every_setting_is_an_option_of_serve() -> None:
         (["serve", "--engine", "http://x:1", "--picker-tls", "/tls"], "picker-tls, picker: the certificate is the picker"),
         (["serve", "--engine", "http://x:1", "--state", "x", "--no-state"], "state, no-state: give one of them"),
         (
+            ["serve", "--engine", "http://x:1", "--picker-tls", "/tls"],
+            "picker-tls, picker: the certificate is the picker",
+        ),
+        (["serve", "--engine", "http://x:1", "--state", "x", "--no-state"], "state, no-state: give one of them"),
+        (
             ["serve", "--engine", "http://x:1", "--scale-command", "/nowhere/scale"],
             "scale-command: must be a program that can be run, got /nowhere/scale",
         ),
@@ -87,7 +92,7 @@ def test_a_flag_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     file = tmp_path / "jevons.toml"
     file.write_text("port = 9000\n")
 
-    with pytest.raises(ConfigError, match="^flags: port: must be int <= 65535, got 70000"):
+    with pytest.raises(ConfigError, match=r"^flags: port: must be int <= 65535, got 70000"):
         make_settings(file, {"port": 70000})
 
 
