@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import math
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from statistics import mean, median
 
 import msgspec
@@ -27,6 +25,7 @@ from jevons.perf.calibration import FIELDS, KINDS, Calibration, Effect, Error, T
 from jevons.perf.roofline import GUESS_SHARES, Shares
 from jevons.twin.names import Unpredicted
 from jevons.twin.points import Case, case_of, is_check
+from jevons.twin.pool import side_by_side
 from jevons.twin.predict import Predictor
 
 # GUESS: what a measurement scatters about a right model, in logs, by what it measures: versions, warm-ups, what rows do
@@ -250,7 +249,7 @@ def _fits(all_samples: Sequence[list[Sample]], catalog: Catalog, processes: int)
     fitted = functools.partial(fit, catalog=catalog)
     if processes == 1:
         return list(map(fitted, all_samples))
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with side_by_side(processes) as pool:
         return list(pool.map(fitted, all_samples))
 
 

@@ -7,10 +7,9 @@ another scenario or another catalog it is not taken.
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
@@ -25,6 +24,7 @@ from jevons.base.errors import ConfigError, JevonsError
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import read_scenario
+from jevons.twin.pool import side_by_side
 from jevons.twin.report import Report
 from jevons.twin.run import simulate
 
@@ -185,8 +185,7 @@ def _run(run: Callable[[Settings], Cell], left: Sequence[Settings], on: int | st
     if isinstance(on, str):
         yield from _on_ray(run, left, on)
         return
-    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(on, len(left)), mp_context=context) as pool:
+    with side_by_side(min(on, len(left))) as pool:
         try:
             for future in as_completed([pool.submit(run, settings) for settings in left]):
                 yield future.result()
@@ -195,10 +194,6 @@ def _run(run: Callable[[Settings], Cell], left: Sequence[Settings], on: int | st
                 "sweep: a process that rehearsed was ended, for lack of memory perhaps; run it again, with fewer "
                 "--processes: what is done is not run again"
             ) from error
-        except BaseException:  # who waits for nothing more: cells that nobody will be told of are not run
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            raise
 
 
 def _on_ray(run: Callable[[Settings], Cell], left: Sequence[Settings], address: str) -> Iterator[Cell]:
