@@ -17,8 +17,8 @@ from jevons.control.router import Router
 from jevons.engine.openai import each_rank, parse_spec
 from jevons.facts.worker import WorkerFacts
 from jevons.serve import gateway, picker
-from jevons.serve.exchange import Room
-from jevons.serve.extproc import SERVICE, ProcessingRequest, ProcessingResponse
+from jevons.serve.exchange import Exchange, Room
+from jevons.serve.extproc import SERVICE, Part, ProcessingRequest, ProcessingResponse, Said
 from jevons.serve.fleet import Fleet
 from jevons.serve.front import Front
 from jevons.serve.gateway import Gateway, parse_listen
@@ -367,6 +367,25 @@ def test_a_pick_whose_engine_is_gone_since_it_was_answered_may_be_told_to_be_ove
         pick.over(picked)  # the gateway ends its stream a while after the answer
 
     asyncio.run(go())
+
+
+def test_cached_tokens_count_as_a_share_of_the_prompt_as_the_engine_counts_it() -> None:
+    async def saved_s(prompt_tokens: int, cached_tokens: int) -> float:
+        house = House("http://10.0.0.1:80")
+        placements, metrics = house.front.placements, house.front.metrics
+        answered = Exchange(await house.picker(), placements, metrics, Room(1 << 20, 1 << 20), lambda: house.now_s)
+        headers = {":method": "POST", ":path": "/v1/completions"}
+        await answered.on(Said(part=Part.REQUEST_HEADERS, headers=headers))
+        await answered.on(Said(part=Part.REQUEST_BODY, body=request("a" * 400).body, is_last=True))
+        details = {"cached_tokens": cached_tokens}
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 1, "prompt_tokens_details": details}
+        await answered.on(Said(part=Part.RESPONSE_HEADERS, headers={":status": "200"}))
+        body = json.dumps({"usage": usage}).encode()
+        await answered.on(Said(part=Part.RESPONSE_BODY, body=body, is_last=True))
+        return house.router.snapshot().recent[-1].saved_s
+
+    ours = asyncio.run(saved_s(101, 80))  # four bytes each of ["aaa…"]
+    assert asyncio.run(saved_s(202, 160)) == ours > 0
 
 
 def test_a_pick_names_the_rank_and_goes_on_only_where_that_rank_is() -> None:
