@@ -146,6 +146,9 @@ def test_what_is_asked_of_chaos_is_checked(pair: Pair) -> None:
     assert "Invalid enum value" in refused(at, {"do": "explode"})[1]
     assert "unknown field `speed`" in refused(at, {"faults": {"speed": 2}})[1]
     assert "Expected `bool | float`" in refused(at, {"faults": {"slowdown": "much"}})[1]
+    assert "`float` > 0.0 - at `$.slowdown`" in refused(at, {"faults": {"slowdown": -1}})[1]
+    assert "`float` <= 1.0 - at `$.event_loss`" in refused(at, {"faults": {"event_loss": 5}})[1]  # a share, not %
+    assert "`float` >= 0.0 - at `$.event_lag_s`" in refused(at, {"faults": {"event_lag_s": -1}})[1]
 
 
 def test_engines_stand_in_files_too(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import zmq
 import zmq.asyncio
+from msgspec import Meta
 
 from jevons.base.errors import EngineGone
 from jevons.base.ids import BlockHash, RequestId
@@ -62,9 +63,9 @@ class MockFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Faults(msgspec.Struct, forbid_unknown_fields=True):
     """What is wrong with an engine; may be changed while it runs."""
 
-    slowdown: float = 1.0  # its steps take so many times as long
-    event_loss: float = 0.0  # share of event batches that no subscriber gets; replays have them
-    event_lag_s: float = 0.0  # until a batch is sent
+    slowdown: Annotated[float, Meta(gt=0)] = 1.0  # its steps take so many times as long
+    event_loss: Annotated[float, Meta(ge=0, le=1)] = 0.0  # share of batches that no subscriber gets; replays have them
+    event_lag_s: Annotated[float, Meta(ge=0)] = 0.0  # until a batch is sent
     hangs: bool = False  # no step ends, no probe is answered
 
 
