@@ -200,6 +200,7 @@ def test_ranks_are_workers_of_their_own_in_what_is_told(ranked: Pair) -> None:
         (url.removeprefix("http://"), rank) for url in urls for rank in range(3)
     }
     assert {(w["url"], w["rank"]) for w in advice} == {(url, rank) for url in urls for rank in range(3)}
+    until(lambda: any("2 attached engines" in line for line in ranked.server.lines), READ_S, "both of the file count")
 
 
 def test_ranks_that_restart_are_known_to_hold_nothing(ranked: Pair) -> None:

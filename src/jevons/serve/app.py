@@ -381,7 +381,8 @@ async def run(
                 await open_now.enter_async_context(picking(server, settings, *picker))
             with contextlib.suppress(TimeoutError):
                 await server.ready(3600.0)
-                counts = settings.embedded_workers, len(settings.nodes), len(settings.engines)
+                engines = {attached.url for attached in server.fleet.attached.values()}  # one may have ranks
+                counts = settings.embedded_workers, len(settings.nodes), len(engines)
                 how = "ready: policy %s, %d embedded workers, %d other nodes, %d attached engines"
                 log.info(how, settings.policy, *counts)
         await stop.wait()
