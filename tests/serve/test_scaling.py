@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -20,10 +21,19 @@ from click.testing import CliRunner
 from tests.processes import START_S, Jevons, free_ports, until
 
 from jevons.base.errors import ConfigError
+from jevons.base.ids import WorkerId
 from jevons.cli import jevons
+from jevons.config import make
+from jevons.config.scaling import LiveScaling
+from jevons.control.router import Router
+from jevons.facts.scaling import WantedWorkers
+from jevons.facts.worker import WorkerFacts
 from jevons.serve import scaling
+from jevons.serve.fleet import Fleet
+from jevons.serve.front import Front
 from jevons.serve.mock_fleet import PREFIX
-from jevons.serve.scaling import Order, fate_of
+from jevons.serve.prompts import Prompts
+from jevons.serve.scaling import Order, Scale, Scaler, fate_of
 
 SETTLES_S = 60.0
 RULE = """
@@ -186,6 +196,26 @@ def test_a_program_has_the_order_on_its_input_and_need_not_read_it(tmp_path: Pat
 
 def test_a_program_that_is_not_there_is_a_failure_not_an_end(tmp_path: Path) -> None:
     assert run(tmp_path, None) == ("failed", "cannot be started: No such file or directory")
+
+
+def test_a_program_that_no_file_can_be_made_for_is_a_failure_not_an_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings, router = make({"engines": ["http://127.0.0.1:1"]}, "test"), Router()
+    front = Front(settings, router, Fleet(settings, router, lambda: 0.0), Prompts(), lambda: 0.0)
+    scaler = Scaler(front, Scale(LiveScaling(), Path("/bin/true")))
+    router.join(WorkerFacts(id=WorkerId("a"), model="mock", kind="openai"))
+    router.roster.heard(WorkerId("a"), 0.0)
+    told = {"model": "mock", "role": "both", "wanted": 2, "up": 1, "starting": 0, "reason": "computing"}
+    front.wanted = [msgspec.convert(told | {"prompt_s": 2.0, "tokens_per_s": 0.0}, WantedWorkers)]
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    asyncio.run(scaler._act(Path("/bin/true")))
+
+    assert scaler.counts["failed"] == 1
+    assert "failed: no file for what it says: No space left on device" in caplog.text
 
 
 def test_a_program_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,11 +152,14 @@ class Scaler(Collector):
             reason=wanted.reason,
             stop=list(stop),
         )
-        # What it starts may keep its output open: a file does not wait for that.
-        with tempfile.TemporaryFile() as said:
-            fate = await fate_of(command, order, said)
-            said.seek(0)
-            told = said.read(_TOLD_BYTES).decode(errors="replace").strip()
+        try:
+            # What it starts may keep its output open: a file does not wait for that.
+            with tempfile.TemporaryFile() as said:
+                fate = await fate_of(command, order, said)
+                said.seek(0)
+                told = said.read(_TOLD_BYTES).decode(errors="replace").strip()
+        except OSError as error:  # a disk that is full, or may not be written
+            fate, told = "failed", f"no file for what it says: {error.strerror}"
         self.counts[fate] += 1
         level = logging.INFO if fate == "done" else logging.WARNING
         log.log(
