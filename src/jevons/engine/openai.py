@@ -7,13 +7,15 @@ router learns from: when tokens come, how many prompt tokens were cached, why it
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from jevons.base.errors import ConfigError, EngineError
 from jevons.engine.http_client import Address, HttpClient, parse_url
@@ -27,6 +29,7 @@ INCLUDE_USAGE = b'{"stream_options":{"include_usage":true},'
 RANK_HEADER = "x-data-parallel-rank"
 _OPTIONS = ("kv", "replay", "tokenizer", "addresses", "ranks", "chip")
 MOST_RANKS = 1024
+_MOST_CONTEXT = 1 << 40  # tokens
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
@@ -135,6 +138,30 @@ def _lines(file: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
+class _Tokens(msgspec.Struct, frozen=True):
+    tokens: list[Annotated[int, Meta(ge=0, lt=1 << 32)]]
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """Of /v1/models; what is told of context differs between engines."""
+
+    id: str
+    parent: str | None = None  # the model that it is an adapter of
+    root: Any = None
+    max_model_len: Any = None  # vLLM, SGLang
+    meta: Any = None  # llama-server
+
+    @property
+    def context_tokens(self) -> int | None:
+        trained = self.meta.get("n_ctx_train") if isinstance(self.meta, dict) else None
+        told = self.max_model_len or trained
+        return told if isinstance(told, int) and 0 < told <= _MOST_CONTEXT else None
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Row]
+
+
 class SeenUsage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -192,6 +219,7 @@ class _Used(msgspec.Struct, frozen=True):
 _CHOICES = b'"choices"'
 _read_body = msgspec.json.Decoder(_Body).decode
 _read_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_read_tokens = msgspec.json.Decoder(_Tokens).decode
 _read_used = msgspec.json.Decoder(_Used).decode
 
 
@@ -225,18 +253,13 @@ class OpenAIEngine:
         """
         raw = await self.get_json("/v1/models")
         try:
-            rows = raw["data"]
-            found = {
-                row["id"]: row.get("max_model_len") or (row.get("meta") or {}).get("n_ctx_train")
-                for row in rows
-                if not row.get("parent")
-            }
-            self._number([row["id"] for row in rows if row.get("parent")], anew)
-            self._roots = {row["id"]: row["root"] for row in rows if isinstance(row.get("root"), str)}
-        except (KeyError, TypeError, AttributeError) as error:
+            rows = msgspec.convert(raw, _Models).data
+        except msgspec.ValidationError as error:
             text = str(raw)[:120]
             raise EngineError(f"engine {self.spec.url}: /v1/models is not a list of models: {text}") from error
-        return found
+        self._number([row.id for row in rows if row.parent], anew)
+        self._roots = {row.id: row.root for row in rows if isinstance(row.root, str)}
+        return {row.id: row.context_tokens for row in rows if not row.parent}
 
     def _number(self, adapters: list[str], anew: bool) -> None:
         """These are there now; who was unloaded leaves a number that nobody has again."""
@@ -260,7 +283,7 @@ class OpenAIEngine:
             raise EngineError(f"engine {self.spec.url}: GET {path} answered {response.status}")
         try:
             return msgspec.json.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise EngineError(f"engine {self.spec.url}: GET {path} answered no JSON: {error}") from error
 
     async def running_adapters(self) -> tuple[list[str], int] | None:
@@ -290,14 +313,11 @@ class OpenAIEngine:
         return response.status < 500
 
     async def tokenize(self, body: dict[str, Any], timeout_s: float) -> list[int] | None:
-        """The prompt's tokens by the engine's own /tokenize (vLLM); None where it has none."""
+        """The prompt's tokens by the engine's own /tokenize (vLLM); None where it tells none."""
         async with asyncio.timeout(timeout_s):
             async with self._http.request("POST", "/tokenize", msgspec.json.encode(body)) as response:
                 raw = await response.body()
-        if response.status != 200:
-            return None
-        tokens = msgspec.json.decode(raw).get("tokens")
-        return tokens if isinstance(tokens, list) else None
+        return read_tokens(raw) if response.status == 200 else None
 
     def send(self, path: str, body: bytes, taker: Taker) -> Exchange:
         """Post a request; its answer goes to `taker`, as it comes."""
@@ -335,16 +355,28 @@ def read_adapters(page: str) -> tuple[list[str], int] | None:
     rows = [line.rpartition("} ") for line in page.splitlines() if line.startswith("vllm:lora_requests_info{")]
     if not rows:
         return None
-    labels = dict(_LABEL.findall(max(rows, key=lambda row: float(row[2]))[0]))
+    labels = dict(_LABEL.findall(max(rows, key=lambda row: _time(row[2]))[0]))
     names = f"{labels.get('running_lora_adapters', '')},{labels.get('waiting_lora_adapters', '')}".split(",")
-    return [name for name in names if name], max(int(labels.get("max_lora") or 1), 1)
+    return [name for name in names if name], _whole(labels.get("max_lora", "")) or 1
 
 
 def read_pool(page: str) -> int | None:
     """From `vllm:cache_config_info`; of several ranks the first."""
     line = next((line for line in page.splitlines() if line.startswith("vllm:cache_config_info{")), "")
-    blocks = dict(_LABEL.findall(line)).get("num_gpu_blocks", "")
-    return int(blocks) or None if blocks.isdecimal() else None
+    return _whole(dict(_LABEL.findall(line)).get("num_gpu_blocks", ""))
+
+
+def _whole(label: str) -> int | None:
+    """A number above 0, up to 18 digits; None: it is none."""
+    return int(label) or None if label.isdecimal() and len(label) <= 18 else None
+
+
+def _time(value: str) -> float:
+    """What is told of a row, without when, which may follow; before all others if it is no number."""
+    try:
+        return float(value.split()[0])
+    except (ValueError, IndexError):
+        return -math.inf
 
 
 def data_of(raw: bytes) -> bytes:
@@ -437,6 +469,14 @@ def with_usage(body: bytes) -> bytes:
         fields.pop("stream_options", None)
         body = msgspec.json.encode(fields)
     return INCLUDE_USAGE + body.lstrip()[1:]
+
+
+def read_tokens(raw: bytes) -> list[int] | None:
+    """The tokens in an answer of /tokenize; None if it tells none, or what cannot be tokens."""
+    try:
+        return _read_tokens(raw).tokens
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def read_usage(raw: bytes) -> SeenUsage | None:
