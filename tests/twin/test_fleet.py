@@ -13,7 +13,7 @@ from jevons.config.scenario import make_scenario
 from jevons.perf import pace as paces
 from jevons.perf.calibration import NOTHING
 from jevons.perf.roofline import Work, iteration
-from jevons.twin.fleet import Made, make_groups, set_pace
+from jevons.twin.fleet import Made, make_groups, set_pace, split_decode_s
 
 CATALOG = read_catalog()
 SPREAD = {"chip": "h200", "tensor": 8, "attention": 8, "experts": 8}
@@ -76,3 +76,15 @@ def test_what_attention_apart_needs_is_told_without_the_rest() -> None:
     small = {**APART, "chip": "h100", "tensor": 1, "block_size": 10_000_000}
     with pytest.raises(ConfigError, match=r"1 × h100 hold 80 GB, deepseek-v3 needs 11 GB for its weights"):
         made(small, "deepseek-v3")
+
+
+def test_a_step_with_experts_apart_goes_on_growing_up_to_as_many_sequences_as_a_group_may_run() -> None:
+    it, arrays = made({**APART, "attention": 8, "max_running": 32_767}, "deepseek-v3", kv_bits=8), paces.pace_arrays(1)
+    set_pace(arrays, 0, it, CATALOG)
+    pace, step_s = paces.Pace(Hub(arrays, {}), 0), split_decode_s(it, CATALOG.chips["lpu3"])
+
+    for sequences, context in ((1, 8_000), (100, 8_000), (2_048, 8_000), (32_767, 1_000), (8, 1_048_576)):
+        took_s = pace.seconds(0, 0, sequences, sequences * context)
+
+        assert took_s == pytest.approx(step_s(sequences, context), rel=0.01)
+    assert pace.seconds(0, 0, 8, 8 * 4_000_000) > 1.5 * pace.seconds(0, 0, 8, 8 * 1_048_576)

@@ -27,7 +27,7 @@ _LAYERS, _KV, _ATTENTION = 0, 1, 2
 _STEPS = 32  # nodes an octave: an interpolated power is right to 0.01 %
 _NODES = _STEPS * 24  # up to 16 million tokens
 _GRID_STEPS = 4  # nodes an octave, of logarithms: what lies between is right to a percent
-_ROWS, _COLUMNS = _GRID_STEPS * 11, _GRID_STEPS * 20  # up to 2,048 sequences of a million tokens
+_ROWS, _COLUMNS = _GRID_STEPS * 15 + 1, _GRID_STEPS * 20 + 1  # up to 32,768 sequences of a million tokens
 _TABLE, _GRID = 3 * _NODES, _ROWS * _COLUMNS
 
 PACE = np.dtype(
@@ -167,10 +167,9 @@ def step_s(h: Records, at: int, prompt_tokens: float, prompt_pairs: float, decod
 
 @compiled
 def _on_grid(h: Records, at: int, sequences: float, context: float) -> float:
-    """Linear between nodes in logarithms of all three."""
-    x = min(np.log2(max(sequences, 1.0)) * _GRID_STEPS, _ROWS - 1.001)
-    y = min(np.log2(max(context, 1.0)) * _GRID_STEPS, _COLUMNS - 1.001)
-    row, column = int(x), int(y)
+    """Linear between nodes in logarithms of all three, and beyond the last."""
+    x, y = np.log2(max(sequences, 1.0)) * _GRID_STEPS, np.log2(max(context, 1.0)) * _GRID_STEPS
+    row, column = min(int(x), _ROWS - 2), min(int(y), _COLUMNS - 2)
     fx, fy = x - row, y - column
     grids, first = view(h.pace_grids, h.pace_grids_n, FLOAT), at * _GRID + row * _COLUMNS + column
     low = grids[first] * (1 - fx) + grids[first + _COLUMNS] * fx
