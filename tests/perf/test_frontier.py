@@ -53,6 +53,18 @@ def test_what_is_cached_is_not_computed_but_still_read() -> None:
     assert alone.prompt_s == pytest.approx(iteration(placed, Work(prompt_tokens=100, prompt_pairs=pairs)).seconds)
 
 
+@pytest.mark.parametrize("name", ["deepseek-v3", "llama-4-maverick", "gpt-oss-20b", "llama-3.1-8b"])
+def test_no_layout_cuts_heads_that_cannot_be_cut_or_has_more_ranks_than_experts(name: str) -> None:
+    model = CATALOG.models[name]
+    engine = Engine(model=model, chip=CATALOG.chips["gb300"], weights="fp8", kv_bytes=1.0)
+    points = frontier(engine, Asked(input_tokens=2000, output_tokens=500))
+
+    assert points
+    for group in (point.group for point in points):
+        assert model.heads % (group.tensor // group.attention) == 0
+        assert model.moe is None or group.experts <= model.moe.experts
+
+
 def test_a_model_that_does_not_fit_has_no_points() -> None:
     lone = Engine(model=CATALOG.models["kimi-k2"], chip=CATALOG.chips["l40s"], weights="fp8")
 

@@ -38,7 +38,8 @@ def frontier(engine: Engine, asked: Asked) -> list[Point]:
     """Points that no other outdoes in both, the fastest for users first; none where the model does not fit.
 
     Users ask again as soon as they are answered, and share nothing. Layouts: `TENSORS` chips of one
-    domain, attention cut like the rest or copied on each chip, experts on ranks of their own.
+    domain, attention cut like the rest, where that divides its heads, or copied on each chip, experts on ranks of their
+    own, where there are as many.
 
     Args:
         engine: the model on the chip; its group is not looked at.
@@ -67,7 +68,9 @@ def _points(engine: Engine, asked: Asked) -> Iterator[Point]:
     domain = engine.chip.domain_size.value if engine.chip.domain_size is not None else 1.0
     for tensor in (chips for chips in TENSORS if chips <= domain):
         for attention in (1, tensor):
-            experts = tensor if engine.model.moe is not None else 1
+            if engine.model.heads % (tensor // attention):
+                continue
+            experts = tensor if engine.model.moe is not None and tensor <= engine.model.moe.experts else 1
             group = Group(tensor=tensor, attention=attention, experts=experts)
             placed = msgspec.structs.replace(engine, group=group)
             most = min(_MOST_USERS, int(room_tokens(placed, length, _MEMORY_SHARE) / length))
