@@ -41,6 +41,22 @@ def test_of_tenants_the_one_that_was_served_least_goes_first() -> None:
     assert order(gate) == ["a2", "a1", "b1"]
 
 
+def test_who_waits_for_what_nobody_could_keep_goes_last_until_somebody_could() -> None:
+    gate = Gate()
+    for id, priority in (("vain", -1), ("usual", 0), ("low", 1)):
+        wait(gate, id, priority=priority)
+    gate.judge(RequestId("vain"), True)
+    gate.judge(RequestId("low"), False)
+    assert order(gate) == ["usual", "low", "vain"]
+
+    gate.judge(RequestId("vain"), False)
+    assert order(gate) == ["vain", "usual", "low"]
+    gate.judge(RequestId("vain"), True)
+    gate.leave(RequestId("vain"))
+    wait(gate, "vain", priority=-1)  # of this name, but another one
+    assert order(gate) == ["vain", "usual", "low"]
+
+
 def test_models_wait_apart() -> None:
     gate = Gate()
     wait(gate, "1", model="m")

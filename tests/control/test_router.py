@@ -140,6 +140,23 @@ def test_tokens_are_not_forecast_to_be_slow_for_ever_after_many_prompts_came() -
     assert after[-1] == pytest.approx(idle_s, rel=0.01)
 
 
+def test_the_soonest_is_what_an_idle_fleet_is_predicted_to_take_however_busy_it_is() -> None:
+    r = router()
+    for worker in (A, B):
+        measured(r, worker)
+    tell(r, A, PROMPT[:48])
+    idle = r.rank(PROMPT)[0]
+    for i in range(9):
+        stream(r, str(i), B if i % 3 else A)
+        place(r, f"waits {i}", [i] * 5_000)
+
+    assert r.rank(PROMPT)[0].ttft_s > 2 * idle.ttft_s
+    assert r.soonest(PROMPT, model="m") == pytest.approx((idle.ttft_s, idle.tpot_s), rel=1e-9)
+    cold_s = r.soonest(PROMPT, avoid={A})[0]
+    assert cold_s > 2 * idle.ttft_s
+    assert r.soonest(PROMPT, model="other") == (0.0, 0.0)
+
+
 def test_a_stream_that_is_promised_quick_tokens_is_left_alone() -> None:
     def placed(promise: Promise) -> WorkerId:
         r = router()

@@ -112,6 +112,18 @@ def test_one_that_has_waited_for_as_long_as_it_may_is_refused(slow: Jevons) -> N
     assert slow.snapshot()["gate"]["waiting"] == 0
 
 
+def test_promises_that_nobody_can_keep_hold_up_no_others(slow: Jevons) -> None:
+    vain: dict[str, Any] = {"x_slo_ttft_ms": "1", "x_slo_miss": "queue", "x_slo_queue_s": "3", "x_tenant_id": "hasty"}
+    with ThreadPoolExecutor(16) as threads:
+        late = [threads.submit(lambda head: ask(slow, head, **vain), 40 + i) for i in range(12)]
+        until(lambda: slow.snapshot()["gate"]["waiting"] == 12, 10.0)
+
+        queued: dict[str, Any] = {"x_slo_ttft_ms": "60000", "x_slo_miss": "queue", "x_slo_queue_s": "1"}
+        assert ask(slow, 60, 20, x_tenant_id="hasty", **queued)[0] == 200
+        assert ask(slow, 61, 20, x_tenant_id="patient", **queued)[0] == 200
+        assert {each.result()[0] for each in late} == {429}
+
+
 def test_a_client_that_leaves_the_queue_is_not_placed_after_all(slow: Jevons) -> None:
     with busy(slow, 24):
         with socket.create_connection(("127.0.0.1", slow.port)) as client:

@@ -22,7 +22,7 @@ from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
 from jevons.policy.admit import Promise
 from jevons.policy.belief import confirm
-from jevons.policy.route import CANDIDATE, stream_weight
+from jevons.policy.route import CANDIDATE, prompt_load, stream_weight
 
 _WORKERS, _WAITS, _PAIRS = 16, 256, 1 << 14  # room to begin with
 USUAL_WEIGHT = stream_weight()
@@ -320,6 +320,19 @@ class Book:
         """How long an answer is expected to be that may have so many tokens: as they are by the mean, at most that."""
         usual = float(self.hub.number("answer_tokens") / self.hub.number("answers"))
         return usual if limit is None else min(usual, limit)
+
+    def soonest(self, model: str | None, prompt_tokens: int, cached_tokens: int) -> tuple[float, float]:
+        """The least seconds of any worker that is up to a prompt's first token and for each after it, had it nothing
+        else to do; 0 where none is. Costs O(workers)."""
+        w, models = self.hub["workers"], self.hub["kinds"]["model"]
+        is_there = (w["kind"] >= 0) & (w["up"] > 0)
+        w = w[is_there if model is None else is_there & (models[w["kind"]] == self._number_of(model))]
+        if not len(w):
+            return 0.0, 0.0
+        own = prompt_load(prompt_tokens, cached_tokens)
+        first_s = np.ceil(own.tokens / w["step_tokens"]) * w["per_step_s"]
+        first_s += own.tokens * w["per_token_s"] + own.token_context * w["per_token_context_s"]
+        return float(first_s.min()), float((w["per_step_s"] + w["per_decode_s"]).min())
 
     def gather(self, desk: int, count: int, names: Ints, model: str | None, block_size: int) -> int:
         """See `choice.gather`."""

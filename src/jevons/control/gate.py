@@ -3,7 +3,8 @@
     late everywhere, may wait ──enter──▶ waiting ──its promise would be kept──▶ placed
                                            └── its time is over ──▶ refused
 
-Requests go by priority, then by whose tenant was served least, then by when their first token is due. Served is counted
+Requests go by priority, then by whose tenant was served least, then by when their first token is due; who waits for
+what nobody could keep goes last, or a few of them would keep all others from being looked at. Served is counted
 in predicted seconds of devices: a token on a slow device is dearer than one on a quick one, and one that was cached is
 free. Who comes back after doing nothing starts where the least served of those at work is (Sheng et al., Fairness in
 Serving Large Language Models, 2024, algorithm 2): being away saves up no claims, and being alone no debts.
@@ -49,6 +50,7 @@ class Gate:
     def __init__(self, most_waiting: int = MOST_WAITING, most_tenants: int = MOST_TENANTS) -> None:
         self._most_waiting, self._most_tenants = most_waiting, most_tenants
         self._waiting: dict[RequestId, Waiter] = {}
+        self._vain: set[RequestId] = set()  # of those
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()  # who was at work last is last
         self._at_work: dict[str, _Tenant] = {}
         self._floor_s = 0.0  # what the last one at work had been served
@@ -70,6 +72,11 @@ class Gate:
     def leave(self, id: RequestId) -> None:
         """It does not wait any more, whatever became of it."""
         self._waiting.pop(id, None)
+        self._vain.discard(id)
+
+    def judge(self, id: RequestId, is_vain: bool) -> None:
+        """Whether it waits for what nobody could keep, and so goes after all others of its model."""
+        (self._vain.add if is_vain else self._vain.discard)(id)
 
     def first(self, model: str, count: int) -> list[Waiter]:
         """The first so many that wait for a model. Costs O(waiting · log)."""
@@ -80,8 +87,8 @@ class Gate:
         """That somebody waits for."""
         return {waiter.model for waiter in self._waiting.values()}
 
-    def _place_of(self, waiter: Waiter) -> tuple[int, float, float]:
-        return waiter.priority, self._tenants[waiter.tenant].served_s, waiter.due_s
+    def _place_of(self, waiter: Waiter) -> tuple[bool, int, float, float]:
+        return waiter.id in self._vain, waiter.priority, self._tenants[waiter.tenant].served_s, waiter.due_s
 
     # Tenants
 

@@ -138,6 +138,23 @@ class Router(Workforce):
             whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
             return self._ranked(len(tokens), whole, apart, most)
 
+    def soonest(
+        self,
+        tokens: Sequence[int],
+        *,
+        salt: str = "",
+        model: str | None = None,
+        session: str = "",
+        avoid: Collection[WorkerId] = (),
+    ) -> tuple[float, float]:
+        """The least seconds to a first token and for each after it that any worker could be predicted to take, had it
+        nothing else to do and as much of the prompt as any has. Nothing is counted. Costs O(workers)."""
+        wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
+        with self._without(wish.avoid) if wish.avoid else _NOBODY:
+            counts = [(desk, self._candidates.gather(desk, wish)) for desk in (WHOLE, APART)]
+            cached = [int(self._book.candidates(*each)["cached"].max(initial=0)) for each in counts]
+            return self._book.soonest(wish.model, len(tokens), max(cached))
+
     def go_on(  # noqa: PLR0913 — as `place`
         self,
         request: RequestId,

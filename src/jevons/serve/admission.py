@@ -25,8 +25,9 @@ from jevons.serve.call import RETURN_S, Call, Placements
 from jevons.serve.headers import MISS, TPOT, TTFT
 from jevons.serve.metrics import Metrics
 
-LOOKED_AT = 8  # of those that wait for a model: who is first may be promised what nobody can keep
+LOOKED_AT = 8  # of those that wait for a model: who is first may have a promise that is harder to keep
 LOOK_S = 0.1  # they are looked at at least so often, for forecasts fall while nothing happens
+JUDGE_S = 1.0  # prices are learned, and workers come
 LEAST_LOOK_S = 0.02  # and at most so often: a look costs a forecast each, about 0.1 ms
 
 
@@ -36,6 +37,7 @@ class _Asked(msgspec.Struct):
     call: Call
     avoid: Collection[WorkerId]
     placed: asyncio.Future[Placement]
+    judge_s: float = 0.0  # when to look again whether its promise could be kept at all
 
 
 class Admission:
@@ -140,7 +142,24 @@ class Admission:
                     asked.placed.set_result(self.placements.place(asked.call, waiter.id, prompt, asked.avoid))
                     self._gate.leave(waiter.id)
                     return True
+                self._judge(waiter.id, asked)
         return False
+
+    def _judge(self, id: RequestId, asked: _Asked) -> None:
+        """Who would be late even where nobody has anything else to do waits in vain, and holds up no others."""
+        now_s, call = self.placements.now_s(), asked.call
+        if now_s >= asked.judge_s:
+            asked.judge_s = now_s + JUDGE_S
+            body = call.asked
+            first_s, rest_s = self._router.soonest(
+                call.prompts[0],
+                salt=body.cache_salt or "",
+                model=body.model,
+                session=call.session,
+                avoid=asked.avoid,
+            )
+            late_s = call.promise.late_s(first_s, rest_s, self._router.answer_tokens(body.output_limit))
+            self._gate.judge(id, late_s > 0)
 
     def _late(self, call: Call, avoid: Collection[WorkerId]) -> TooLate | None:
         """What to tell a call that would be late even where it is best placed; None: it would not be.
