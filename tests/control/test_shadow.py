@@ -8,7 +8,7 @@ from math import ceil, inf
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jevons.base.compiled import Ints
@@ -45,6 +45,18 @@ def test_of_too_many_blocks_the_tail_of_the_oldest_prompt_goes(monkeypatch: pyte
     assert len(holding) == 5
     assert holding.depth_of(names([1, 2, 3])) == 2
     assert holding.depth_of(names([4, 5, 6])) == 3
+
+
+def test_a_prompt_that_lost_its_head_to_others_within_a_step_of_time_gets_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_SHADOW_BLOCKS", 8)
+    shadow, holding = make()
+    shadow.placed(names([1, 2, 3, 4]), 0.0)
+    shadow.placed(names([11, 12, 13, 14, 15, 16]), 0.0)  # the first prompt's 3 and 4 have to go
+    shadow.placed(names([1, 2, 3, 4]), 0.0)  # they come back as the newest, and 1 and 2, the oldest now, go for them
+    shadow.placed(names([1, 2, 3, 4]), 0.0)
+    assert holding.depth_of(names([1, 2, 3, 4])) == 4
 
 
 def test_a_prompt_placed_twice_within_a_step_of_time_is_kept_once() -> None:
@@ -99,6 +111,7 @@ PROMPTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 400), st.sampled_
 
 
 @given(PROMPTS)
+@example([(1, 255, 0.0), (5, 396, 0.0), (2, 274, 0.0), (1, 73, 0.0), (1, 299, 0.0)])
 def test_it_holds_what_the_rule_says(prompts: list[tuple[int, int, float]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_SHADOW_BLOCKS", 700)

@@ -31,13 +31,20 @@ def _until_s(s: Records, step: int) -> float:
 
 
 @compiled
+def _is_placed(s: Records, name: int, step: int) -> bool:
+    """Whether a block was placed in this step."""
+    at = find(s, name)
+    return bool(at >= 0 and view(s.slots, s.slots_n, SLOT)[at].first == step)
+
+
+@compiled
 def _placed_already(s: Records, names: Ints, step: int) -> int:
-    """How many of these blocks were placed in this step. A block names all before it, so those are the first ones."""
-    slots, low, high = view(s.slots, s.slots_n, SLOT), 0, len(names)
+    """How many of these blocks, from the first on, were placed in this step. A block names all before it, so there are
+    no others; unless some went because they were too many."""
+    low, high = 0, len(names) if s.cut_step < step else 0
     while low < high:
         middle = (low + high) // 2
-        at = find(s, names[middle])
-        if at >= 0 and slots[at].first == step:
+        if _is_placed(s, names[middle], step):
             low = middle + 1
         else:
             high = middle
@@ -57,6 +64,11 @@ def _place(shadows: Records, names: Ints, step: int) -> int:
         view(s.found, s.found_n, INT),
     )
     begin, fresh = _placed_already(s, names, step), 0
+    for at in range(len(names) - 1, begin - 1, -1):  # the head outlives its tail
+        if s.cut_step < step or not _is_placed(s, names[at], step):
+            last = queue[(s.oldest + s.queued) % s.queue_n]
+            last.block, last.step = names[at], step
+            s.queued += 1
     for at in range(begin, len(names)):
         known = find(s, names[at])
         if known >= 0:
@@ -65,10 +77,6 @@ def _place(shadows: Records, names: Ints, step: int) -> int:
             put(s, names[at], step, 0)
             found[fresh] = names[at]
             fresh += 1
-    for at in range(len(names) - 1, begin - 1, -1):  # the head outlives its tail
-        last = queue[(s.oldest + s.queued) % s.queue_n]
-        last.block, last.step = names[at], step
-        s.queued += 1
     return fresh
 
 
@@ -95,6 +103,8 @@ def _expire(shadows: Records, now_s: float, most: int) -> int:
             found[gone] = oldest.block
             gone += 1
             take(s, at)
+            if _until_s(s, oldest.step) > now_s:
+                s.cut_step = oldest.step
     if s.queued > 0:
         s.expires_s = _until_s(s, queue[s.oldest].step)
     return gone
@@ -112,7 +122,8 @@ class Shadow:
         self._step_s = ttl_s / _STEPS
         arrays = {"queue": np.zeros(_FIRST_ROOM, _PLACED), "found": np.zeros(_FIRST_ROOM, np.int64)}
         times = {"ttl_s": float(ttl_s), "step_s": self._step_s, "expires_s": inf}
-        self._table = EngineNames(arrays, {"oldest": 0, "queued": 0, **times})
+        # The last step of which some went because they were too many.
+        self._table = EngineNames(arrays, {"oldest": 0, "queued": 0, "cut_step": -1, **times})
 
     def __len__(self) -> int:
         """Blocks in the order in which they expire; those that were placed again are still there where they were."""
@@ -139,7 +150,7 @@ class Shadow:
 
     def reset(self) -> None:
         self._table.clear()
-        for name, value in (("oldest", 0), ("queued", 0), ("expires_s", inf)):
+        for name, value in (("oldest", 0), ("queued", 0), ("cut_step", -1), ("expires_s", inf)):
             self._table.hub.set(name, value)
         self._holding.clear()
 
