@@ -164,9 +164,20 @@ def test_a_price_of_a_chip_that_is_unknown_is_an_error() -> None:
         run("--usd-per-hour", "lpu9=0.4")
 
 
-def test_a_fleet_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--out .*: cannot be written: No such file or directory"):
-        run("--chips", "h100", "--out", str(tmp_path / "nowhere" / "fleet.toml"))
+def test_a_fleet_that_cannot_be_written_is_an_error_before_anything_is_rehearsed(tmp_path: Path) -> None:
+    asked = [*USUAL, "--chips", "h100", "--out"]
+    for out, why in ((tmp_path / "nowhere" / "fleet.toml", "there is no folder"), (tmp_path, "is a directory")):
+        ended = CliRunner().invoke(jevons, [*asked, str(out)])
+        assert "rehearsed" not in ended.stderr
+        assert why in f"{ended.exception} {ended.stderr}"
+
+
+def test_a_fleet_that_was_not_found_is_not_written_and_that_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "fleet.toml"
+    out.write_text("# of before\n")
+    ended = CliRunner().invoke(jevons, [*USUAL, "--chips", "h100", "--mw", "0.0001", "--out", str(out)])
+    assert f"--out {out}: not written: nothing keeps the promise" in ended.stderr
+    assert out.read_text() == "# of before\n"
 
 
 def test_a_plan_for_answers_of_one_token_can_be_drawn(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import milliseconds
-from jevons.cli.pictures import files, picture_options
+from jevons.cli.pictures import check_folder, files, picture_options
 from jevons.cli.plans import amount, flip_line, read_plan, short_lines
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.calibration import read_calibration
@@ -74,6 +74,7 @@ def command(
 ) -> None:
     """The cheapest fleet that keeps a promise. WANTS is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
+    check_folder("--out", out)
     prices = dict(read_price(text) for text in given.pop("usd_per_hour"))
     asked = {name: value for name, value in given.items() if value is not None and value is not False}
     wanted = _priced(_wants(wants, asked), prices)
@@ -81,8 +82,8 @@ def command(
     tell_of_compiling()
     tell = (lambda tried: None) if as_json else _tell
     found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
-    if out is not None and found.best is not None:
-        _write(out, found.scaled.scenario if found.scaled is not None and found.scaled.pays else found.scenario)
+    if out is not None:
+        _write(out, found)
     if shown:
         from jevons.cli.pictures.plan import notes, pictures
 
@@ -140,9 +141,13 @@ def _halved(wants: Wants, given: dict[str, Any]) -> Wants:
     return msgspec.structs.replace(wants, limits=msgspec.structs.replace(wants.limits, power_w=power_w / 2))
 
 
-def _write(out: Path, text: str) -> None:
+def _write(out: Path, found: Plan) -> None:
+    """The cheapest fleet, as it starts and stops where that pays."""
+    if found.best is None:
+        click.echo(f"--out {out}: not written: nothing keeps the promise", err=True)
+        return
     try:
-        out.write_text(text)
+        out.write_text(found.scaled.scenario if found.scaled is not None and found.scaled.pays else found.scenario)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
 

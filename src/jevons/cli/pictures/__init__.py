@@ -55,8 +55,7 @@ def files(html: Path | None, png: Path | None) -> Files:
         ConfigError: Plotly or a browser is missing, or there is no such folder.
     """
     for option, file in (("--html", html), ("--png", png)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigError(f"{option} {file}: there is no folder {str(file.parent)!r}; make it first")
+        check_folder(option, file)
     if html is not None or png is not None:
         from jevons.charts.page import plotly_program
 
@@ -66,6 +65,12 @@ def files(html: Path | None, png: Path | None) -> Files:
 
         find_browser()
     return Files(html, png)
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """Raises ConfigError: a file is wanted where there is no folder."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {file}: there is no folder {str(file.parent)!r}; make it first")
 
 
 def _write(option: str, file: Path, content: bytes) -> None:
