@@ -169,6 +169,14 @@ def test_economics_are_those_that_were_collected(shared: Path) -> None:
     assert compared == 13
 
 
+def test_what_a_rack_costs_ranges_to_the_most_that_is_told_of_it() -> None:
+    catalog = read_catalog()
+    price = catalog.racks["vera-rubin-nvl72"].price_usd
+
+    assert price is not None
+    assert (price.low, price.high) == (7e6, catalog.evidence["rack_price_most_usd"].value)
+
+
 def share(name: str, value: float) -> str:
     return f'[economics]\n{name} = {{ value = {value}, source = "x", confidence = "assumed" }}\n'
 
