@@ -210,7 +210,7 @@ def test_a_record_is_shown_beside_its_rehearsal() -> None:
 
     (shown,) = validate.held_to(found)
 
-    assert "TTFT, median: 250; □ live 200" in names_of(shown)
+    assert "TTFT p50: 250; □ live 200" in names_of(shown)
     assert shown.layout["xaxis"]["title"]["text"] == "time (ms)"
 
 
