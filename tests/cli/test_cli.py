@@ -51,8 +51,6 @@ def test_every_setting_is_an_option_of_serve() -> None:
             ["serve", "--node", "x:1", "--peer-secret-file", __file__, "--picker", "x:1"],
             "picker, engines: a gateway sends",
         ),
-        (["serve", "--engine", "http://x:1", "--picker-tls", "/tls"], "picker-tls, picker: the certificate is the picker"),
-        (["serve", "--engine", "http://x:1", "--state", "x", "--no-state"], "state, no-state: give one of them"),
         (
             ["serve", "--engine", "http://x:1", "--picker-tls", "/tls"],
             "picker-tls, picker: the certificate is the picker",
