@@ -172,6 +172,21 @@ def test_a_chunked_body_is_read() -> None:
     assert json.loads(answer.body)["size"] == 5
 
 
+def test_trailers_are_passed_over() -> None:
+    seen: list[str | None] = []
+
+    async def note(request: Request, reply: Reply) -> None:
+        seen.append(request.headers.get("x-priority"))
+        reply.send(200, b"%d" % len(request.body))
+
+    head = b"POST / HTTP/1.1\r\nx-priority: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+    trailers = b"x-priority: 2\r\nx-checksum: %b\r\n" % (b"0" * 1_200)
+    found = talk(head + b"384\r\n" + b"x" * 900 + b"\r\n0\r\n" + trailers + b"\r\n", handler=note)
+
+    assert [(a.status, a.body) for a in found] == [(200, b"900")]
+    assert seen[0] == "1"
+
+
 def test_head_gets_the_head_alone() -> None:
     async def run() -> bytes:
         door = Door(echo, refusal, LIMITS)

@@ -163,6 +163,8 @@ class Connection(asyncio.Protocol):
         self._grow_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:  # a trailer: none says anything to us, and what a head says is not to be changed after it
+            return
         self._grow_head(len(name) + len(value))
         key = name.decode("latin-1").lower()
         known = self._headers.get(key)
