@@ -124,6 +124,16 @@ def test_two_plans_tell_whether_to_wait(former: Path, tmp_path: Path) -> None:
     assert "Fleets of now and of later" in html.read_text()
 
 
+def test_a_plan_of_rents_tells_nothing_of_buying(former: Path, tmp_path: Path) -> None:
+    rented = tmp_path / "rented.json"
+    rented.write_text(run("--chips", "h100", "--basis", "rent", "--json").stdout)
+    for plans, which in (((rented, former), "now"), ((former, rented), "later")):
+        with pytest.raises(
+            ConfigError, match=f"wait: the plan for {which} must be of owned hours, .* got basis 'rent'"
+        ):
+            CliRunner().invoke(jevons, ["wait", *map(str, plans), "--delay", "6"], catch_exceptions=False)
+
+
 def test_plans_for_different_traffic_cannot_be_compared(former: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(run("--chips", "h100", "--rate", "10", "--json").stdout)

@@ -28,6 +28,7 @@ from jevons.twin.planned import Plan, errors_of
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MOST_FLIPS = 5
 _DAYS_A_MONTH = 30.44
+_WHICH = ("now", "later")
 GUESS_EARLY, GUESS_LATE = 0.5, 2.0  # of the time until chips come: how soon and how late they may
 
 
@@ -48,8 +49,8 @@ def command(
     """
     html, png = given["html"], given["png"]
     shown = files(html if isinstance(html, Path) else None, png if isinstance(png, Path) else None)
-    plans = read_plan(now), read_plan(later)
-    found = answered(plans, months, _delay(*plans, delay), read_catalog(catalog))
+    plans, known = (read_plan(now), read_plan(later)), read_catalog(catalog)
+    found = answered(plans, months, _delay(*plans, delay), known)
     if shown:
         from jevons.cli.pictures.plan import wait_notes, wait_pictures
 
@@ -66,7 +67,15 @@ def answered(plans: tuple[Plan, Plan], months: float, delay: Figure, catalog: Ca
     now, later = plans
     if now.load != later.load or now.slo != later.slo or now.model != later.model:
         raise ConfigError("wait: both plans must serve the same model and traffic within the same promise")
-    rivals = [_rival(now, "now"), _rival(later, "later")]
+    for plan, which in zip(plans, _WHICH, strict=True):
+        if plan.basis == "rent":
+            raise ConfigError(
+                f"wait: the plan for {which} must be of owned hours, for buying is compared with renting: make it with "
+                f"--basis own or build, got basis 'rent'"
+            )
+    if now.basis != later.basis:
+        raise ConfigError(f"wait: both plans must have one basis, got {now.basis!r} and {later.basis!r}")
+    rivals = [_rival(plan, which) for plan, which in zip(plans, _WHICH, strict=True)]
     errors = errors_of([each.best for each in plans if each.best])
     for chip in now.given.keys() & later.given.keys():
         if now.given[chip] != later.given[chip]:
