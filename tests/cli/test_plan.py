@@ -134,6 +134,16 @@ def test_a_plan_of_rents_tells_nothing_of_buying(former: Path, tmp_path: Path) -
             CliRunner().invoke(jevons, ["wait", *map(str, plans), "--delay", "6"], catch_exceptions=False)
 
 
+def test_a_plan_that_was_priced_otherwise_is_told(former: Path, tmp_path: Path) -> None:
+    catalog, plan = tmp_path / "mine.toml", msgspec.json.decode(former.read_bytes(), type=Plan)
+    catalog.write_text('[economics]\nusd_per_kwh = { value = 0.16, source = "x", confidence = "assumed" }\n')
+    args = ["wait", str(former), str(former), "--delay", "6"]
+    assert CliRunner().invoke(jevons, args, catch_exceptions=False).stderr == ""
+    told = CliRunner().invoke(jevons, [*args, "--catalog", str(catalog)], catch_exceptions=False).stderr
+    assert plan.best is not None
+    assert f"the plan for now was made at ${plan.best.usd_per_hour:,.2f} an hour, and with these prices it is $" in told
+
+
 def test_plans_for_different_traffic_cannot_be_compared(former: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(run("--chips", "h100", "--rate", "10", "--json").stdout)

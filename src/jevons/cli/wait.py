@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import date
+from math import isclose
 from pathlib import Path
 
 import click
@@ -18,8 +19,8 @@ from jevons.cli.plans import flip_line, read_plan
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.prices import read_range
 from jevons.econ.cost import ChipHour
-from jevons.econ.draws import Draws
-from jevons.econ.rivals import Rival, figures_of
+from jevons.econ.draws import Draws, bases
+from jevons.econ.rivals import Rival, figures_of, usd_per_hour
 from jevons.econ.wait import DELAY, Answer, Waiting, answer
 from jevons.facts.hardware import Confidence, Figure
 from jevons.twin.offers import hour_of
@@ -51,6 +52,8 @@ def command(
     shown = files(html if isinstance(html, Path) else None, png if isinstance(png, Path) else None)
     plans, known = (read_plan(now), read_plan(later)), read_catalog(catalog)
     found = answered(plans, months, _delay(*plans, delay), known)
+    for text in _otherwise(plans, known):
+        click.echo(text, err=True)
     if shown:
         from jevons.cli.pictures.plan import wait_notes, wait_pictures
 
@@ -108,6 +111,20 @@ def _hour(basis: str, chip: str, catalog: Catalog, given: Mapping[str, Figure]) 
     if hour is None:
         raise ConfigError(f"wait: no price ({basis}) of {chip} is known; give it in a file of yours, --catalog FILE")
     return hour
+
+
+def _otherwise(plans: tuple[Plan, Plan], catalog: Catalog) -> Iterator[str]:
+    """What is told of plans that were made at other prices than those here; whoever changes them knows."""
+    for plan, which in zip(plans, _WHICH, strict=True):
+        assert plan.best is not None, "it was asked before"
+        rival = _rival(plan, which)
+        hours = {chip: _hour(plan.basis, chip, catalog, plan.given) for chip in rival.chips}
+        usd = float(usd_per_hour(rival, hours, bases(figures_of(hours, errors_of([plan.best])))))
+        if not isclose(usd, plan.best.usd_per_hour, rel_tol=1e-6):
+            yield (
+                f"the plan for {which} was made at ${plan.best.usd_per_hour:,.2f} an hour, and with these prices it is "
+                f"${usd:,.2f}: give the --catalog that it was made with, if that is not meant"
+            )
 
 
 def _delay(now: Plan, later: Plan, text: str | None) -> Figure:
