@@ -20,7 +20,7 @@ from jevons.perf.measured import MovePrices, Prices
 from jevons.policy.route import CANDIDATE
 from jevons.policy.source import Compute, Supply, bring, plan
 from jevons.twin.report import Report
-from jevons.twin.run import simulate
+from jevons.twin.run import Run, simulate
 
 CATALOG, CALIBRATION = read_catalog(), read_calibration()
 PRICES = {"per_step_s": 0.01, "per_token_s": 0.001, "per_decode_s": 0.001}
@@ -114,6 +114,20 @@ def test_what_the_pool_lost_comes_from_the_tier(tmp_path: Path) -> None:
     assert np.median(ttft(fast[back])) < 0.35 * np.median(ttft(slow[back]))
     assert (fast["brought"][:12] == 0).all()
     assert (fast["predicted_cached"][back] == fast["cached"][back]).mean() > 0.9
+
+
+@pytest.mark.parametrize("size_bytes", [1e15, 1e30])
+def test_what_a_rehearsal_takes_does_not_depend_on_how_much_a_tier_could_hold(
+    tmp_path: Path, size_bytes: float
+) -> None:
+    file = trace(tmp_path)
+    table = {"fleet": [{**GROUP, "tier": {**TIER, "size_bytes": size_bytes}}], "traffic": {"trace": str(file)}}
+
+    hub = Run(make_scenario(table, "test"), CATALOG, CALIBRATION).hub
+    vast, _ = rehearsed(file, {**TIER, "size_bytes": size_bytes})
+
+    assert len(hub["log_name"]) <= 1 << 21
+    assert vast.reuse_fraction == rehearsed(file, TIER)[0].reuse_fraction
 
 
 def test_a_node_shares_its_tier_and_another_does_not(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from jevons.twin.sequences import ENGINE, engine_arrays
 
 # Held by anyone, to begin with: what was never used takes no memory, and growing means a copy, with both there at once.
 _MOST_BLOCKS = 1 << 28
+_MOST_OF_TIER = 1 << 40  # blocks: more than a rehearsal could ever compute
 _LOG = 1 << 21  # changes of pools, to begin with
 _SLOTS = 1 << 16  # requests under way at once, to begin with
 USUAL_TOKENS = 8_192  # a sequence's length by which windows and states are weighed against full attention
@@ -310,11 +311,12 @@ def make_hub(made: Sequence[Made], later: Sequence[Made], catalog: Catalog, poli
     workers["holder"] = np.arange(count)
     kinds = board.kinds_of([(0, m.group.role == "prefill", m.group.block_size) for m in made])
     blocks = [m.blocks for m in made for _ in range(m.group.instances)]
+    most = max(blocks)  # that one pool can give up at once; a tier gives up none
     blocks += _set_tiers(engines, made)
     _set_uplinks(engines, made)
     room = min(_MOST_BLOCKS, 2 * sum(blocks))
     parts = (
-        pool_arrays(blocks, room, max(min(room // 2, _LOG), 4 * max(blocks))),
+        pool_arrays(blocks, room, max(min(room // 2, _LOG), 4 * most)),
         index_arrays(count, 1),
         board.board_arrays(kinds, workers, _SLOTS),
         engine_arrays(engines, _SLOTS, 2 * max(m.group.max_running for m in made) + 2),
@@ -389,7 +391,7 @@ def _set_tiers(engines: Records, made: Sequence[Made]) -> list[int]:
         here["tier_line"] = len(found) + node
         here["tier"] = len(engines) + here["tier_line"]
         here["tier_s"], here["tier_block_s"] = tier.latency_s, block_bytes / tier.bytes_per_s
-        found += [int(tier.size_bytes // block_bytes)] * (int(node[-1]) + 1)
+        found += [int(min(tier.size_bytes // block_bytes, _MOST_OF_TIER))] * (int(node[-1]) + 1)
     return found
 
 
