@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jevons.base.errors import ConfigError
-from jevons.config import Settings
+from jevons.config import Settings, make
 from jevons.serve.workers import worker_configs
 
 TOKEN_BYTES = 2 * 3 * 2 * 64 * 2  # layers, KV heads, of key and value
@@ -70,3 +70,11 @@ def test_sizes_that_hold_what_they_must_are_taken(shape_dir: Path) -> None:
 def test_sizes_that_hold_no_block_are_told_with_the_least(shape_dir: Path, more: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         starts(shape_dir, **more)
+
+
+def test_workers_without_the_package_that_runs_models_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
+
+    with pytest.raises(ConfigError, match=r"needs torch, not installed here: pip install 'jevons\[engine\]'"):
+        worker_configs(make({}, "test"), Path("nowhere"), None)
+    assert worker_configs(make({"engines": ["http://h:1"]}, "test"), Path("nowhere"), None) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from jevons.base.errors import ConfigError
@@ -23,11 +24,13 @@ def worker_configs(settings: Settings, model_dir: Path, tiers: Tiers | None) -> 
     """One for each worker.
 
     Raises:
-        ConfigError: a pool, the arena or the disk is too small for blocks of this model.
+        ConfigError: a pool, the arena or the disk is too small for blocks of this model, or what runs it is not
+            installed.
     """
     roles = _roles(settings)
     if not roles:
         return []
+    _require_engine()
     shape = model_shape(settings, model_dir)
     _check_sizes(settings, shape)
     tier_config = None if tiers is None else _tier_config(settings, tiers.config.socket)
@@ -71,6 +74,16 @@ def _check_sizes(settings: Settings, shape: ModelShape) -> None:
         raise ConfigError(
             f"disk_bytes: must hold two blocks and a third of one for recycling ({least} bytes for this model and "
             f"block_size {page.block_size}), got {settings.disk_bytes}; raise it or remove disk_path"
+        )
+
+
+def _require_engine() -> None:
+    """Raises ConfigError here, in one line, or each worker would end with a trace."""
+    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"workers: the embedded engine needs {' and '.join(missing)}, not installed here: "
+            f"pip install 'jevons[engine]', or attach engines with --engine"
         )
 
 
