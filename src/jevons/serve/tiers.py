@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -24,11 +25,11 @@ SECRET_BYTES = 16
 
 
 class Tiers:
-    """The keeper of this node. Its socket lies in a directory of its own, which ends with `close`."""
+    """The keeper of this node. Its socket lies in a directory of its own, there as long as it is kept alive."""
 
     def __init__(self, settings: Settings, known: NodeTiers) -> None:
         self.restarts = 0
-        self._directory = Path(tempfile.mkdtemp(prefix="jevons-"))
+        self._directory = Path(tempfile.gettempdir()) / f"jevons-{secrets.token_hex(8)}"
         self._known = known
         self.config = KeeperConfig(
             socket=str(self._directory / "keeper"),
@@ -48,8 +49,20 @@ class Tiers:
         """Keep the keeper alive, until cancelled. While it is away engines compute what they would have brought.
 
         Raises:
+            ConfigError: its socket has no place.
             EngineError: it cannot be started at all, the first time.
         """
+        try:
+            self._directory.mkdir(mode=0o700)
+        except OSError as error:
+            where = self._directory.parent
+            raise ConfigError(f"dram_bytes: no socket can be made in {where}: {error.strerror}; set TMPDIR") from error
+        try:
+            await self._keep()
+        finally:
+            self.close()
+
+    async def _keep(self) -> None:
         is_first = True
         while True:
             try:
