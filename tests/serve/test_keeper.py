@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+from pathlib import Path
 
 import msgspec
 
-from jevons.serve.keeper import MOST_WAITING_BYTES, Keeper
+from jevons.serve.keeper import MOST_WAITING_BYTES, Keeper, run
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
-from jevons.wire.channel import KeeperConfig
+from jevons.wire.channel import Failed, KeeperConfig, Ready
 
 PAGE_BYTES = 4096
 FINGERPRINT = b"f" * 16
@@ -66,3 +69,20 @@ def test_a_watcher_that_takes_nothing_is_let_go_and_the_others_go_on_hearing() -
     assert (hears.is_closed, len(hears.sent)) == (False, 3)
     assert (hangs.is_closed, len(hangs.sent)) == (True, 1)
     assert counts["watchers_dropped"] == 1
+
+
+def test_an_address_for_peers_that_cannot_be_had_is_told_to_who_started_it(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = KeeperConfig(socket=str(tmp_path / "keeper"), dram_bytes=16 * PAGE_BYTES, listen=address)
+        read, write = os.pipe()
+        asyncio.run(run(config, write))
+        told = msgspec.json.decode(os.read(read, 1_000), type=Ready | Failed)
+    os.close(read)
+    os.close(write)
+
+    assert isinstance(told, Failed)
+    assert told.error.startswith(f"peer_listen: cannot listen on {address}: ")
+    assert list(tmp_path.iterdir()) == []

@@ -84,14 +84,21 @@ class Keeper:
         self._dropped = 0  # watchers
 
     async def serve(self, ready: int) -> None:
-        """Listen, tell so on file descriptor `ready`, and serve until standard input closes."""
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Channel(wire.TO_KEEPER, self._on_message, self._on_lost, self._on_made), self._config.socket
-        )
-        servers = [server]
+        """Listen, tell so on file descriptor `ready`, and serve until standard input closes.
+
+        Raises:
+            ConfigError: the address for peers cannot be had; nothing was told then.
+        """
+        port, servers = 0, []
         if self._config.listen is not None:
             servers.append(await self._listen(self._config.listen))
-        tell(ready, Ready(servers[-1].sockets[0].getsockname()[1] if self._config.listen is not None else 0))
+            port = servers[0].sockets[0].getsockname()[1]
+        servers.append(
+            await asyncio.get_running_loop().create_unix_server(
+                lambda: Channel(wire.TO_KEEPER, self._on_message, self._on_lost, self._on_made), self._config.socket
+            )
+        )
+        tell(ready, Ready(port))
         self._task(self._tick())
         if self._peers is not None:
             self._task(self._peers.keep())
@@ -110,13 +117,18 @@ class Keeper:
                 await lower.close()
 
     async def _listen(self, address: str) -> asyncio.Server:
-        """Let keepers of other nodes in, who know the secret."""
+        """Let keepers of other nodes in, who know the secret. Raises ConfigError: it cannot be had."""
         host, port = host_port(address, "peer_listen")
         opened = NixlSource.open if self._config.link == "nixl" else TcpSource.open
-        self._source = await opened(self._arena, host)
-        return await asyncio.get_running_loop().create_server(
-            lambda: Channel(wire.TO_KEEPER, self._on_peer, self._on_lost, self._on_knock), host, port
-        )
+        try:
+            self._source = await opened(self._arena, host)
+            return await asyncio.get_running_loop().create_server(
+                lambda: Channel(wire.TO_KEEPER, self._on_peer, self._on_lost, self._on_knock), host, port
+            )
+        except OSError as error:
+            if self._source is not None:
+                await self._source.close()
+            raise ConfigError(f"peer_listen: cannot listen on {address}: {error.strerror}") from error
 
     # Clients
 
@@ -392,10 +404,9 @@ async def run(config: KeeperConfig, ready: int) -> None:
     """Open the tiers and keep them until standard input closes."""
     try:
         keeper = Keeper(config, Arena.create(config.dram_bytes), open_disk(config), open_remote(config))
+        await keeper.serve(ready)
     except JevonsError as error:
         tell(ready, Failed(str(error)))
-        return
-    await keeper.serve(ready)
 
 
 def main() -> None:
