@@ -38,6 +38,9 @@ def test_the_table_alone_is_enough(tmp_path: Path) -> None:
         ("[scaling]\nevery_s = 0.5\n", r"scaling.every_s: must be at least 1, got 0.5"),
         ("[scaling]\nevry_s = 2\n", "scaling: has no field 'evry_s'; did you mean 'every_s'?"),
         ("[scaling]\n[[fleet]]\ninstances = 1\n[[fleet]]\ninstances = 2\n", "one group of each role, got both, both"),
+        ("[scaling]\n[[fleet]]\ninstances = 0\n", r"fleet\[0\].instances: must be int >= 1, got 0"),
+        ('[scaling]\n[[fleet]]\ninstances = 1\nrole = "prefil"\n', r"fleet\[0\].role: .*both, decode, prefill"),
+        ("[scaling]\n[[fleet]]\ninstances = 1\nup_after_s = -1\n", r"fleet\[0\].up_after_s: must be float >= 0.0"),
     ],
 )
 def test_what_cannot_be_followed_is_told(tmp_path: Path, text: str, says: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from jevons.base.errors import ConfigError
 from jevons.config.convert import convert
-from jevons.config.scenario import Scaling, Slo
+from jevons.config.scenario import Count, Scaling, Slo
 from jevons.config.tables import read_table
 from jevons.policy.route import GUESS_TPOT_S
 
@@ -18,9 +20,9 @@ _LEAST_EVERY_S = 1.0
 class _Group(msgspec.Struct, frozen=True):
     """Of a scenario's, what counts here."""
 
-    instances: int
-    role: str = "both"
-    up_after_s: float = 0.0
+    instances: Count
+    role: Literal["both", "prefill", "decode"] = "both"
+    up_after_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class _Tables(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ def read_scaling(path: Path) -> LiveScaling:
     rule = tables.scaling
     if rule.every_s < _LEAST_EVERY_S:
         raise ConfigError(f"scaling {path}: scaling.every_s: must be at least {_LEAST_EVERY_S:g}, got {rule.every_s:g}")
-    roles = [group.role for group in tables.fleet]
+    roles: list[str] = [group.role for group in tables.fleet]
     if len(set(roles)) < len(roles):
         raise ConfigError(f"scaling {path}: fleet: must have one group of each role, got {', '.join(roles)}")
     return LiveScaling(
