@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from jevons.base import compiled
+from jevons.base.errors import ConfigError
 from jevons.cli import main, scenarios
 from jevons.serve.http import Door
 from jevons.twin.kernel import run
@@ -208,7 +210,6 @@ def test_pictures_that_cannot_be_had_are_an_error_before_anything_runs(
 
 
 def test_the_same_as_an_image_is_drawn_by_a_browser(simulate: Jevons, tmp_path: Path) -> None:
-    from jevons.base.errors import ConfigError
     from jevons.cli.pictures.png import find_browser
 
     try:
@@ -234,6 +235,20 @@ def test_without_a_browser_an_image_is_an_error_that_says_so(
 
     assert ended.code == 2
     assert "needs Chrome or Chromium and none was found" in ended.err
+
+
+def test_a_ctrl_c_while_a_page_waits_for_kernels_is_heard(simulate: Jevons, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, heard = signal.getsignal(signal.SIGINT), []
+
+    def compiles(*_: object) -> Iterator[float]:
+        heard.append(signal.getsignal(signal.SIGINT) is usual)  # no loop has it, which would wait for a turn
+        raise ConfigError("stopped")
+        yield 0.0
+
+    monkeypatch.setattr(Watched, "going", compiles)
+    simulate(*H200S, "--watch")
+
+    assert heard == [True]
 
 
 def test_a_page_does_not_listen_before_what_rehearses_is_compiled(

@@ -12,6 +12,7 @@ import click
 
 from jevons.base.errors import ConfigError
 from jevons.config.catalog import Catalog
+from jevons.facts.page import Mount
 from jevons.serve.http import Door
 from jevons.serve.mounts import Mounts
 from jevons.serve.openai import refusal
@@ -38,15 +39,20 @@ def watch_it(watched: Watched, catalog: Catalog, page: Where, on_over: Callable[
     Raises:
         ConfigError: the port cannot be had.
     """
-    asyncio.run(_watch(watched, catalog, page, on_over))
+    going = watched.going(PIECE_S * page.speed)
+    # The first time it compiles what rehearses: a page that listened would not answer meanwhile, and a loop would not
+    # hear a Ctrl-C.
+    next(going, None)
+    asyncio.run(_watch(watched, going, site(watched, catalog, {}), page, on_over))
 
 
-async def _watch(watched: Watched, catalog: Catalog, page: Where, on_over: Callable[[Report], None]) -> None:
+async def _watch(
+    watched: Watched, going: Iterator[float], mounts: dict[str, Mount], page: Where, on_over: Callable[[Report], None]
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    door, going = Door(Mounts(site(watched, catalog, {})), refusal), watched.going(PIECE_S * page.speed)
-    next(going, None)  # the first time it compiles what rehearses: a page that listened would not answer meanwhile
+    door = Door(Mounts(mounts), refusal)
     try:
         await door.listen(HOST, page.port)
     except OSError as error:
