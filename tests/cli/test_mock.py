@@ -43,6 +43,21 @@ def test_chips_set_times_and_room() -> None:
     assert made.facts.blocks * made.facts.block_size == pytest.approx(group.blocks * group.group.block_size, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--fleet", "2xh100", "--model", "llama-3.1-8b", "--count", "7"], "--count and --fleet: "),
+        (["--fleet", "2xh100", "--model", "llama-3.1-8b", "--step-ms", "9"], "--step-ms and --fleet: "),
+        (["--scenario", "day", "--decode-ms", "9"], "--decode-ms and --scenario: "),
+        (["--scenario", "day", "--max-running", "9"], "--max-running and --scenario: "),
+    ],
+)
+def test_what_chips_or_a_scenario_say_is_not_said_twice(arguments: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        engines(*arguments)
+    assert len(engines("--fleet", "2xh100", "--model", "llama-3.1-8b", "--max-running", "9")) == 2
+
+
 def test_a_scenario_makes_unlike_engines(tmp_path: Path) -> None:
     file = tmp_path / "two.toml"
     group = "instances = {}\nblocks = 100\nblock_size = 32\nprices = {{ per_step_s = {}, per_token_s = 0.0001 }}\n"

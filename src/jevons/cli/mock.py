@@ -71,11 +71,23 @@ def engines_of(flags: dict[str, Any]) -> list[Made]:
         raise ConfigError("--fleet and --scenario: give one of them")
     if (flags["fleet"] is None) != (flags["model"] is None):
         raise ConfigError("--fleet and --model: one needs the other: times come from both")
+    _check_said_once(flags)
     if flags["fleet"] is None and flags["scenario"] is None:
         facts = _facts(flags, flags["blocks"] or 4096)
         prices = Prices(flags["step_ms"] / 1e3, 1 / flags["prefill_tokens_per_s"], 0.0, flags["decode_ms"] / 1e3)
         return _numbered([(facts, pace_of(prices), flags["count"])], flags["ranks"])
     return _by_groups(_scenario(flags), flags)
+
+
+def _check_said_once(flags: dict[str, Any]) -> None:
+    """Raises ConfigError where an option would be passed over, as the fleet says that itself."""
+    by = next((name for name in ("fleet", "scenario") if flags[name] is not None), None)
+    told = () if by is None else (*_CONSTANTS, *(_SHAPE if by == "scenario" else ()))
+    usual = {parameter.name: parameter.default for parameter in command.params}
+    for name in told:
+        if flags[name] != usual[name]:
+            both = f"--{name.replace('_', '-')} and --{by}"
+            raise ConfigError(f"{both}: give one of them, the latter says that itself, got {flags[name]}")
 
 
 def _by_groups(scenario: Scenario, flags: dict[str, Any]) -> list[Made]:
@@ -114,6 +126,7 @@ def _scenario(flags: dict[str, Any]) -> Scenario:
     return scenario
 
 
+_CONSTANTS = ("count", "prefill_tokens_per_s", "step_ms", "decode_ms")
 _SHAPE = ("block_size", "step_tokens", "max_running")
 
 
