@@ -37,21 +37,24 @@ class Process:
         Raises:
             EngineError: it cannot start; says why.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=fds,
-            start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=fds,
+                start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
+            )
+        except OSError as error:
+            raise EngineError(f"{name}: cannot be started: {error.strerror}") from error
         try:
             assert process.stdin is not None
             process.stdin.write(msgspec.json.encode(config) + b"\n")
             return cls(process, await asyncio.wait_for(_port(process, name), START_S))
-        except BaseException:
+        except BaseException as error:
             await _end(process)
+            if isinstance(error, TimeoutError):
+                raise EngineError(f"{name}: was not ready within {START_S:g} s") from error
             raise
 
     async def wait(self) -> int:
