@@ -88,3 +88,10 @@ def test_a_step_with_experts_apart_goes_on_growing_up_to_as_many_sequences_as_a_
 
         assert took_s == pytest.approx(step_s(sequences, context), rel=0.01)
     assert pace.seconds(0, 0, 8, 8 * 4_000_000) > 1.5 * pace.seconds(0, 0, 8, 8 * 1_048_576)
+
+
+def test_the_router_begins_with_what_one_more_sequence_costs_where_experts_are_apart() -> None:
+    it = made({**APART, "attention": 8, "step_scale": 2.0}, "deepseek-v3", kv_bits=8)
+    step_s = split_decode_s(it, CATALOG.chips["lpu3"])
+
+    assert it.prices.per_decode_s == pytest.approx((step_s(64, 2_048) - step_s(1, 2_048)) / 63)

@@ -107,7 +107,9 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
             f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor, pipeline) or "
             f"fewer bits (weights)"
         )
-    return Made(group, chip, engine, calibrated, blocks, _prices(group, engine, drafts), drafts)
+    rest = catalog.chips[group.ffn_chip] if group.ffn_chip else None
+    prices = _prices(group, engine, _decode_s(group, engine, drafts, rest))
+    return Made(group, chip, engine, calibrated, blocks, prices, drafts)
 
 
 def _capped(where: str, engine: Engine, power_w: float) -> Engine:
@@ -134,7 +136,8 @@ def change_power(number: int, made: Made, power_w: float | None) -> Made:
         raise ConfigError(f"{where}: needs a group whose step times come from one kind of chip")
     uncapped = replace(made.engine, shares=made.calibrated.shares)
     engine = _capped(where, uncapped, power_w)
-    return made._replace(engine=engine, prices=_prices(made.group, engine, made.drafts))
+    prices = _prices(made.group, engine, _decode_s(made.group, engine, made.drafts, None))
+    return made._replace(engine=engine, prices=prices)
 
 
 def _drafts(where: str, group: Group, target: Engine, catalog: Catalog, calibration: Calibration) -> Drafts | None:
@@ -202,16 +205,23 @@ def _check_rest(where: str, group: Group, engine: Engine, catalog: Catalog) -> N
         )
 
 
-def _prices(group: Group, engine: Engine, drafts: Drafts | None) -> Prices:
+def _decode_s(
+    group: Group, engine: Engine, drafts: Drafts | None, rest: Chip | None
+) -> Callable[[float, float], float]:
+    """Seconds of a step by sequences and the tokens each attends to, as the formulas have it."""
+    if rest is not None:
+        return _apart_s(group, engine, rest)
+    if drafts is not None:
+        return lambda count, context: token_s(engine, drafts, count, count * context)
+    return lambda count, context: iteration(engine, Work(decodes=count, context_tokens=count * context)).seconds
+
+
+def _prices(group: Group, engine: Engine, decode_s: Callable[[float, float], float]) -> Prices:
     """What the router begins with: its sum of four parts, fitted to a full step of prompts and a usual batch."""
     step_tokens, scale = group.step_tokens, group.step_scale
     nothing = iteration(engine, Work()).overhead_s
     prompt = iteration(engine, Work(prompt_tokens=step_tokens, prompt_pairs=step_tokens * step_tokens / 2))
-    context = _USUAL_DECODES * 2_048
-    decodes = iteration(engine, Work(decodes=_USUAL_DECODES, context_tokens=context)).seconds
-    one = iteration(engine, Work(decodes=1, context_tokens=2_048)).seconds
-    if drafts is not None:
-        decodes, one = (token_s(engine, drafts, count, count * 2_048.0) for count in (_USUAL_DECODES, 1))
+    decodes, one = (decode_s(count, 2_048.0) for count in (_USUAL_DECODES, 1))
     return Prices(
         per_step_s=scale * nothing,
         per_token_s=scale * (prompt.seconds - prompt.attention_s - nothing) / step_tokens,
@@ -266,8 +276,12 @@ def set_pace(arrays: dict[str, Any], at: int, made: Made, catalog: Catalog) -> N
 
 def split_decode_s(made: Made, chip: Chip) -> Callable[[float, float], float]:
     """Seconds of a step by sequences and the tokens each attends to, with all but attention on chips of this kind."""
-    group, engine = made.group, made.engine
-    assert engine is not None, "who is not polynomial has an engine"
+    assert made.engine is not None, "who is not polynomial has an engine"
+    scale, seconds = made.group.step_scale, _apart_s(made.group, made.engine, chip)
+    return lambda sequences, context: scale * seconds(sequences, context)
+
+
+def _apart_s(group: Group, engine: Engine, chip: Chip) -> Callable[[float, float], float]:
     assert chip.scale_up_bytes_per_s is not None, "checked when it was made"
     shares = GUESS_STATIC_SHARES if chip.kind == "lpu" else engine.shares
     rest = Rest(chip=chip, chips=group.ffn_chips, weights=engine.weights or engine.model.weights, shares=shares)
@@ -280,7 +294,7 @@ def split_decode_s(made: Made, chip: Chip) -> Callable[[float, float], float]:
     def decode_s(sequences: float, context: float) -> float:
         step = afd_step(engine, rest, way, sequences, sequences * context)
         assert step is not None, "checked when it was made"
-        return group.step_scale * step.seconds
+        return step.seconds
 
     return decode_s
 
