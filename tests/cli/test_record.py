@@ -66,6 +66,23 @@ def test_points_or_a_record_not_both_nor_neither(record: Path) -> None:
         CliRunner().invoke(calibrate, ["--points", "p.csv"], catch_exceptions=False)
 
 
+def test_a_calibration_that_cannot_be_written_or_fitted_is_an_error_before_anything_is(
+    record: Path, tmp_path: Path
+) -> None:
+    columns = "id,system,model,precision,parallelism,input_len,output_len,batch/concurrency,metric,value,unit\n"
+    file, out = tmp_path / "points.csv", tmp_path / "mine.toml"
+    file.write_text(columns + "a,abacus,eliza,fp8,TP1,10,10,1,TPOT,10,ms\n")
+    nowhere = str(tmp_path / "nowhere" / "mine.toml")
+
+    with pytest.raises(ConfigError, match=r"--out .*mine.toml: there is no folder '.*nowhere'; make it first"):
+        CliRunner().invoke(calibrate, ["--points", str(file), "--out", nowhere], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="must have one that is fitted; of 1, 0 are held out, others cannot be"):
+        CliRunner().invoke(calibrate, ["--points", str(file), "--out", str(out)], catch_exceptions=False)
+    with pytest.raises(ConfigError, match=r"--out .*mine.toml: cannot be written: No such file"):
+        CliRunner().invoke(calibrate, ["--record", str(record), "--out", nowhere], catch_exceptions=False)
+    assert not out.exists()
+
+
 def test_pictures_of_a_record_are_made_where_it_is_held_to_something(record: Path, tmp_path: Path) -> None:
     pytest.importorskip("plotly", reason="pictures need Plotly: pip install 'jevons[charts]'")
     options = ["--record", str(record), "--html", str(tmp_path / "page.html")]

@@ -57,12 +57,21 @@ def command(
     assert points is not None, "one of them is given"
     if out is None:
         raise ConfigError("calibrate: --points needs --out, the file to write")
+    if not out.absolute().parent.is_dir():  # nobody waits for a fit that ends in an error
+        raise ConfigError(f"--out {out}: there is no folder {str(out.parent)!r}; make it first")
     stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {points.name}")
     measured, known = read_points(points), read_catalog(catalog)
     found = calibrate(measured, known, stamp, _told, processes)
-    _save(out, as_toml(found))
+    _write(out, as_toml(found))
     if shown:
         _show(measured, known, found, out, shown)
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
 def _show(points: Sequence[Point], catalog: Catalog, found: Calibration, out: Path, shown: Files) -> None:
@@ -77,17 +86,10 @@ def _from_record(folders: Sequence[Path], out: Path) -> None:
     if out.parent.resolve() != folders[0].resolve():  # a trace is looked for beside its scenario
         requests = str((folders[0] / made.traffic.trace).resolve())
         made = replace(made, traffic=replace(made.traffic, trace=requests))
-    _save(out, scenario.as_toml(made))
+    _write(out, scenario.as_toml(made))
     for fitted in fits:
         _told(_says(fitted))
     click.echo(f"Wrote {out}: jevons simulate {out}")
-
-
-def _save(out: Path, text: str) -> None:
-    try:
-        out.write_text(text)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
 
 
 def _says(f: Fitted) -> str:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from jevons.base.errors import ConfigError
 from jevons.base.stats import percentile
 from jevons.config.catalog import Catalog
 from jevons.config.points import Point
@@ -218,9 +219,17 @@ def calibrate(
         stamp: date and command, for the record.
         told: is told of progress.
         processes: that fit side by side: all points, and those without each chip.
+
+    Raises:
+        ConfigError: there is nothing to fit.
     """
     fitted = samples_of((point for point in points if not is_check(point)), catalog)
     checks = samples_of((point for point in points if is_check(point)), catalog)
+    if not fitted:
+        raise ConfigError(
+            f"points: must have one that is fitted; of {len(points)}, {len(checks)} are held out, others cannot be "
+            f"predicted, for the reasons that `jevons validate` tells"
+        )
     told(f"fitting {len(fitted)} measurements, {len(checks)} held out")
     chips = _chips(fitted)
     without = [[sample for sample in fitted if sample.case.key.chip != chip] for chip in chips]
