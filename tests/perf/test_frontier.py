@@ -65,6 +65,14 @@ def test_no_layout_cuts_heads_that_cannot_be_cut_or_has_more_ranks_than_experts(
         assert model.moe is None or group.experts <= model.moe.experts
 
 
+def test_a_chip_that_no_fabric_joins_to_others_runs_what_it_holds_alone() -> None:
+    lone = Engine(model=CATALOG.models["llama-3.1-8b"], chip=CATALOG.chips["l40s"], weights="fp8")
+    points = frontier(lone, Asked(input_tokens=1000, output_tokens=100))
+
+    assert points
+    assert {point.group for point in points} == {Group()}
+
+
 def test_a_model_that_does_not_fit_has_no_points() -> None:
     lone = Engine(model=CATALOG.models["kimi-k2"], chip=CATALOG.chips["l40s"], weights="fp8")
 

@@ -39,7 +39,7 @@ def frontier(engine: Engine, asked: Asked) -> list[Point]:
 
     Users ask again as soon as they are answered, and share nothing. Layouts: `TENSORS` chips of one
     domain, attention cut like the rest, where that divides its heads, or copied on each chip, experts on ranks of their
-    own, where there are as many.
+    own, where there are as many; of a smaller domain all its chips.
 
     Args:
         engine: the model on the chip; its group is not looked at.
@@ -66,7 +66,7 @@ def rates_at(points: Sequence[Point], interactivity: Reals) -> Reals:
 def _points(engine: Engine, asked: Asked) -> Iterator[Point]:
     length = asked.input_tokens + asked.output_tokens
     domain = engine.chip.domain_size.value if engine.chip.domain_size is not None else 1.0
-    for tensor in (chips for chips in TENSORS if chips <= domain):
+    for tensor in [chips for chips in TENSORS if chips <= domain] or [int(domain)]:
         for attention in (1, tensor):
             if engine.model.heads % (tensor // attention):
                 continue
