@@ -21,7 +21,8 @@ SPREAD = {"chip": "h200", "tensor": 8, "attention": 8, "experts": 8}
 
 def made(group: dict[str, Any], model: str, **more: Any) -> Made:
     """The first group of a fleet."""
-    prompts = [{**group, "instances": 1, "role": "prefill", "ffn_chip": ""}] if group.get("role") == "decode" else []
+    bare = {name: value for name, value in group.items() if name not in ("ffn_chip", "draft")}
+    prompts = [{**bare, "instances": 1, "role": "prefill"}] if group.get("role") == "decode" else []
     table = {"fleet": [{"instances": 1, **group}, *prompts], "traffic": {"kind": "chat"}, "model": model, **more}
     return make_groups(make_scenario(table, "of a test"), CATALOG, NOTHING)[0]
 
@@ -95,3 +96,31 @@ def test_the_router_begins_with_what_one_more_sequence_costs_where_experts_are_a
     step_s = split_decode_s(it, CATALOG.chips["lpu3"])
 
     assert it.prices.per_decode_s == pytest.approx((step_s(64, 2_048) - step_s(1, 2_048)) / 63)
+
+
+@pytest.mark.parametrize(
+    ("model", "dense"),
+    [("gpt-oss-120b", "bf16"), ("kimi-k2.5", "bf16"), ("deepseek-v3", None), ("llama-3.1-70b", None)],
+)
+def test_models_released_with_experts_alone_in_four_bits_are_rehearsed_so(model: str, dense: str | None) -> None:
+    """As their measurements are predicted, from which shares were learned; others are in FP4 as a whole if one says."""
+    it = made({"chip": "b200", "tensor": 8}, model, weights="fp4")
+
+    assert it.engine is not None
+    assert it.engine.dense_weights == dense
+
+
+def test_a_chip_that_computes_no_more_than_eight_bits_has_none_in_sixteen() -> None:
+    it = made({"chip": "lpu3", "tensor": 8, "pipeline": 36}, "gpt-oss-120b")
+
+    assert it.engine is not None
+    assert it.engine.dense_weights is None
+
+
+def test_a_drafters_weights_are_as_released_too() -> None:
+    draft = {"model": "gpt-oss-20b", "chip": "b200", "tokens": 4, "accepted": 0.8}
+    it = made({"chip": "b200", "tensor": 8, "role": "decode", "draft": draft}, "gpt-oss-120b")
+
+    assert it.drafts is not None
+    assert it.drafts.drafter is not None
+    assert it.drafts.drafter.dense_weights == "bf16"

@@ -37,6 +37,9 @@ AT_LEAST_ONE = frozenset({"imbalance", "tokens_per_step"})
 
 KINDS = ("tpot", "ttft", "rate")
 
+# Families whose checkpoints in FP4 have the experts in it alone: gpt-oss's own, NVIDIA's of DeepSeek and its likes.
+_FP4_EXPERTS = ("deepseek-moe", "gpt-oss-moe", "glm-moe", "kimi-moe", "minimax-moe")
+
 
 class Trust(enum.StrEnum):
     """Where a prediction's shares come from, surest first."""
@@ -129,6 +132,11 @@ NOTHING = Calibration(title="none", date="", command="", rule="", effects={}, me
 def family_of(model: Llm) -> str:
     """Models that one set of shares is for: a maker's line, dense ones and mixtures of experts apart."""
     return model.family if model.moe is None else f"{model.family}-moe"
+
+
+def dense_weights(family: str, weights: Precision) -> Precision | None:
+    """Of all but the experts, in checkpoints where these alone are in fewer bits; None: like the experts."""
+    return "bf16" if weights == "fp4" and family in _FP4_EXPERTS else None
 
 
 def look_up(calibration: Calibration, key: Key, *, is_static: bool = False) -> Calibrated:

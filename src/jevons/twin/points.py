@@ -13,7 +13,7 @@ from jevons.config.catalog import Catalog
 from jevons.config.points import Point
 from jevons.facts.hardware import Chip
 from jevons.facts.llm import Llm, Precision
-from jevons.perf.calibration import Key, family_of
+from jevons.perf.calibration import Key, dense_weights, family_of
 from jevons.perf.closed import Loop
 from jevons.perf.roofline import Engine, Group, Shares, Work
 from jevons.twin.layouts import layout_of
@@ -69,8 +69,6 @@ _DATASETS: dict[str, tuple[float, float, dict[str, float]]] = {
     "deepseek-r1": (800, 3886, {"server": 0.08}),
     "mixtral-8x7b": (424, 145, {"server": 0.2}),
 }
-# Families whose checkpoints in FP4 have the experts in it alone: gpt-oss's own, NVIDIA's of DeepSeek and its likes.
-_FP4_EXPERTS = ("deepseek-moe", "gpt-oss-moe", "glm-moe", "kimi-moe", "minimax-moe")
 NARROW_KV_CHIPS = ("b200", "gb200", "b300", "gb300")
 GUESS_MEAN_OF_P99 = 0.75  # of a TPOT's limit at p99, what its mean may be
 GUESS_PRODUCTION_TPOT_S = 0.05  # DeepSeek tells 20 to 22 tokens/s for a user
@@ -105,7 +103,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             shares=shares,
             weights=self.key.weights,
             kv_bytes=self.kv_bytes,
-            dense_weights="bf16" if self.key.weights == "fp4" and self.key.family in _FP4_EXPERTS else None,
+            dense_weights=dense_weights(self.key.family, self.key.weights),
         )
 
 
