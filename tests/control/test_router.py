@@ -178,6 +178,10 @@ def test_answers_are_expected_to_be_as_long_as_the_last_ones_and_no_longer_than_
 
     assert r.answer_tokens(None) == pytest.approx(20, rel=0.2)
     assert r.answer_tokens(8) == 8
+    before = r.answer_tokens(None)
+    place(r, "left")
+    assert r.done(RequestId("left"), 1, is_answered=False) is not None
+    assert r.answer_tokens(None) == before
 
 
 def attached(*workers: WorkerId) -> Router:

@@ -14,6 +14,7 @@ from tests.serve.test_http import Answer, answers
 
 from jevons.config import Settings
 from jevons.engine.openai import Events
+from jevons.policy.route import GUESS_OUTPUT_TOKENS
 from jevons.serve.app import Server, serving
 from jevons.serve.http import EVENT_STREAM, Door, Reply, Request
 from jevons.serve.openai import refusal
@@ -374,6 +375,28 @@ def test_a_client_that_leaves_as_its_engine_is_lost_is_counted() -> None:
         assert [w.requests for w in server.router.snapshot().workers] == [0]
 
     run([hangs], talk)
+
+
+def test_what_a_client_did_not_wait_for_is_no_answer_as_long_as_others_will_be() -> None:
+    async def begins(request: Request, reply: Reply) -> None:
+        reply.start(200, EVENT_STREAM)
+        reply.write(EVENTS[0])
+        await asyncio.sleep(60)
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(message("/v1/completions", completion(stream=True)))
+        await reader.readuntil(EVENTS[0])
+        writer.close()
+
+        async def is_over() -> bool:
+            return bool(server.router.snapshot().recent)
+
+        await until(is_over)
+        assert await metric(server, "jevons_output_tokens_total") == 1
+        assert server.router.answer_tokens(None) == GUESS_OUTPUT_TOKENS
+
+    run([begins], talk)
 
 
 def test_a_client_that_leaves_when_it_has_all_of_a_stream_has_been_answered() -> None:

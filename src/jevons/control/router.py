@@ -204,17 +204,19 @@ class Router(Workforce):
             if prompt_tokens:
                 placed.cached_share = cached_tokens / prompt_tokens
 
-    def done(self, request: RequestId, output_tokens: int | None = None) -> Outcome | None:
+    def done(self, request: RequestId, output_tokens: int | None = None, *, is_answered: bool = True) -> Outcome | None:
         """The request is over, whichever way. Returns what was predicted and measured; None if it is unknown.
 
         Args:
-            output_tokens: of its answer, where that came to its end.
+            output_tokens: of its answer, as far as it came; None: not known.
+            is_answered: it came to its end: others are expected to be as long.
         """
         placed = self._placed.pop(request, None)
         if placed is None:
             return None
         if output_tokens is not None:
-            self._book.count_answer(output_tokens)
+            if is_answered:
+                self._book.count_answer(output_tokens)
             there = placed.decode or placed.member
             self._sessions.note(placed.session, Last(there.facts.id, there.life, placed.prompt_tokens + output_tokens))
         self._end_counted(placed)

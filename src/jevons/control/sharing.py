@@ -115,14 +115,14 @@ class SharingRouter(Router):
             self._tell(BegunThere(self._numbers[request], placed.shadowed.tobytes()))
         super().on_answered(request, now_s)
 
-    def done(self, request: RequestId, output_tokens: int | None = None) -> Outcome | None:
+    def done(self, request: RequestId, output_tokens: int | None = None, *, is_answered: bool = True) -> Outcome | None:
         number = self._numbers.pop(request, None)
         if number is not None:
             placed = self._placed[request]
             found = -1 if placed.cached_tokens is None else placed.found_tokens
-            output = -1 if output_tokens is None else output_tokens
+            output = output_tokens if is_answered and output_tokens is not None else -1
             self._tell(DoneThere(number, placed.claimed_tokens, found, output))
-        return super().done(request, output_tokens)
+        return super().done(request, output_tokens, is_answered=is_answered)
 
     # Inside
 

@@ -234,11 +234,11 @@ class Placements:
         if self._recorder is not None:
             self._recorder.answered(sequence, salt, call.arrived_s, now_s)
 
-    def done(self, id: RequestId) -> None:
-        """It is over, whichever way."""
+    def done(self, id: RequestId, *, is_answered: bool = False) -> None:
+        """It is over, whichever way. `is_answered`: its answer came to its end."""
         one = self._open.pop(id, None)
         tokens = None if one is None else one.tokens
-        outcome = self._router.done(id, tokens)
+        outcome = self._router.done(id, tokens, is_answered=is_answered)
         if one is not None:
             took_s = one.device_s if outcome is None else outcome.device_s
             self.gate.charge(one.account, took_s - one.device_s)

@@ -160,7 +160,7 @@ class _Run:
                     delta = seq.push(step)
                     if seq.finish is not None:
                         self._finished(seq)
-                        self._over(step.id)
+                        self._over(step.id, is_answered=True)
                     yield seq, Delta(delta.text, delta.tokens, seq.finish)
         finally:
             for open_id in list(self._live):
@@ -234,11 +234,11 @@ class _Run:
 
         self._submit(seq, id, await self._placements.place_again(place, seq.failed, others))
 
-    def _over(self, id: RequestId) -> None:
+    def _over(self, id: RequestId, *, is_answered: bool = False) -> None:
         seq = self._live.pop(id)
         if seq.worker is not None:
             self._fleet.links[seq.worker].cancel(id)
-        self._placements.done(id)
+        self._placements.done(id, is_answered=is_answered)
 
 
 def _usage(call: Call, sequences: list[Sequence]) -> Usage:

@@ -286,7 +286,7 @@ class _Answer:
             names = self._placements.names(self._pick.id)
             finished = as_finished(call, self._pick.placement, self._usage, self._first_s, names)
             self._placements.finished(call, finished)
-        self._picker.over(self._pick)
+        self._picker.over(self._pick, is_answered=self._is_good)
 
     def _begun(self) -> None:
         """The engine has computed the prompt. When, a stream tells; a whole answer comes at its end."""

@@ -279,9 +279,13 @@ class Picker:
         """Something of its answer went by: its engine lives."""
         self._endpoints.engine(pick.worker).heard()
 
-    def over(self, pick: Pick) -> None:
-        """It is over, whichever way; may be told twice, the second time when its engine is gone."""
-        self._placements.done(pick.id)
+    def over(self, pick: Pick, *, is_answered: bool = False) -> None:
+        """It is over, whichever way; may be told twice, the second time when its engine is gone.
+
+        Args:
+            is_answered: its answer came to its end.
+        """
+        self._placements.done(pick.id, is_answered=is_answered)
         engine = self._endpoints.find(pick.worker)
         if engine is not None:
             engine.leave(pick.id)

@@ -279,7 +279,7 @@ class _Transfer:
             if usage is not None:
                 self._relay.metrics.output_tokens.labels(worker).inc(usage.completion_tokens)
             self._used(usage)
-        self._leave()
+        self._leave(is_answered=head.status == 200)
         kind = content_type(head.headers).encode("latin-1")
         self._reply.send(head.status, body, kind, self._call.headers(worker) + _when_again(head.headers))
         self._end(None, head.status)
@@ -287,7 +287,7 @@ class _Transfer:
     def _streamed(self, usage: SeenUsage | None) -> None:
         """The client has all of a stream, up to [DONE]."""
         self._used(usage)
-        self._leave()
+        self._leave(is_answered=True)
         self._reply.end()
         self._end(None, 200)
 
@@ -302,10 +302,10 @@ class _Transfer:
             names = self._placements.names(self._id)
             self._placements.finished(self._call, as_finished(self._call, self._placement, whole, self._first_s, names))
 
-    def _leave(self) -> None:
+    def _leave(self, *, is_answered: bool = False) -> None:
         """Its engine has nothing more to do with it."""
         self._attached.leave(self._id)
-        self._placements.done(self._id)
+        self._placements.done(self._id, is_answered=is_answered)
 
     def _end(self, error: Exception | None, status: int = 0) -> None:
         self._relay.deadlines.end(self)
