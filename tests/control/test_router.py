@@ -10,7 +10,7 @@ from jevons.facts.block import Tier
 from jevons.facts.event import BlocksStored, KvBatch
 from jevons.facts.move import MoveReport
 from jevons.facts.view import Reuse
-from jevons.facts.worker import Health, IndexMode, PageFacts, StepReport, WorkerFacts
+from jevons.facts.worker import Health, IndexMode, PageFacts, Role, StepReport, WorkerFacts
 from jevons.kv.hashing import block_hashes
 from jevons.perf.measured import Load
 from jevons.policy.admit import USUAL, Promise
@@ -486,6 +486,28 @@ def test_a_suspect_is_better_than_nobody() -> None:
     r.roster.suspects(9.0)
 
     assert place(r, "1") == A
+
+
+def test_a_suspect_computes_no_prompt_where_somebody_is_up_who_may_do_all_of_it() -> None:
+    r = Router(hang_s=1.0)
+    for id, role in ((A, Role.DECODE), (B, Role.PREFILL)):
+        pages = PageFacts(b"f", SIZE, 1_000)
+        r.join(WorkerFacts(id=id, model="m", kind="reference", block_size=SIZE, role=role, pages=pages))
+        r.roster.heard(id, 0.0)
+    for i in range(5):  # streams that a long prompt would hold up
+        r.go_on(RequestId(str(i)), [i] * 100, 0.0)
+        r.on_first(RequestId(str(i)), 0.1)
+    long = list(range(4_000))
+    assert r.rank(long)[0].worker == B
+
+    r.drain(B, True)
+    assert place(r, "drains", long) == A
+    r.drain(B, False)
+    r.roster.heard(A, 5.0)
+    assert r.roster.suspects(5.0) == [B]
+    assert {p.worker for p in r.rank(long)} == {A}
+    r.roster.gone(A)
+    assert place(r, "alone", long) == B
 
 
 def test_workers_that_failed_a_request_are_avoided() -> None:

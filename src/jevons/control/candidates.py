@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jevons.base.ids import WorkerId
 from jevons.control.affinity import Last
+from jevons.control.board import APART, WHOLE
 from jevons.control.book import Book
 from jevons.control.ledger import Member, NodeTiers, Prompt
 from jevons.facts.block import Tier
@@ -56,14 +57,21 @@ class Candidates:
         self._crew = crew
         self._chunks = {1}  # blocks that engines keep as one in their hosts' memory; those few sizes that were seen
 
+    def both(self, wish: Wish) -> tuple[int, int]:
+        """Candidates of both desks, how many of each: of those that are up, else of suspects and stalled ones, for work
+        on a slow worker beats none at all. Where somebody is up who may do all of a request, no suspect computes its
+        prompt."""
+        whole, apart = self._gather_up(WHOLE, wish), self._gather_up(APART, wish)
+        if whole:
+            return whole, apart
+        return self._gather_late(WHOLE, wish), apart or self._gather_late(APART, wish)
+
     def gather(self, desk: int, wish: Wish) -> int:
-        """Candidates of a desk: of those that are up, else of suspects and stalled ones, for work on a slow worker
-        beats none at all. Returns how many there are."""
-        if not self._book.block_sizes(wish.model, desk):
-            return 0  # nobody of this kind ever joined
-        count = self._gather_up(desk, wish)
-        if count:
-            return count
+        """As `both`, of one desk."""
+        return self._gather_up(desk, wish) or self._gather_late(desk, wish)
+
+    def _gather_late(self, desk: int, wish: Wish) -> int:
+        """Of suspects and stalled ones."""
         suspects = [
             worker.number for id, worker in self._crew.resorts.items() if worker.desk == desk and id not in wish.avoid
         ]
@@ -73,6 +81,8 @@ class Candidates:
         return count
 
     def _gather_up(self, desk: int, wish: Wish) -> int:
+        if not self._book.block_sizes(wish.model, desk):
+            return 0  # nobody of this kind ever joined
         count, prompt, model = 0, wish.prompt, wish.model
         if self._is_kv:
             for size in self._book.block_sizes(model, desk):

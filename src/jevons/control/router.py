@@ -104,7 +104,7 @@ class Router(Workforce):
         promised = self._promised(promise, output_tokens)
         self._expire_shadows(now_s)
         with self._without(wish.avoid) if wish.avoid else _NOBODY:
-            whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
+            whole, apart = self._candidates.both(wish)
             ask = _Ask(request, wish.prompt, session, promised, output_tokens, tells_first, now_s)
             return self._count(ask, whole, apart)
 
@@ -135,7 +135,7 @@ class Router(Workforce):
         self._book.pass_time(now_s)
         with self._without(wish.avoid) if wish.avoid else _NOBODY:
             self._book.promise(promise, output_tokens)
-            whole, apart = self._candidates.gather(WHOLE, wish), self._candidates.gather(APART, wish)
+            whole, apart = self._candidates.both(wish)
             return self._ranked(len(tokens), whole, apart, most)
 
     def soonest(
@@ -151,7 +151,7 @@ class Router(Workforce):
         nothing else to do and as much of the prompt as any has. Nothing is counted. Costs O(workers)."""
         wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
         with self._without(wish.avoid) if wish.avoid else _NOBODY:
-            counts = [(desk, self._candidates.gather(desk, wish)) for desk in (WHOLE, APART)]
+            counts = zip((WHOLE, APART), self._candidates.both(wish), strict=True)
             cached = [int(self._book.candidates(*each)["cached"].max(initial=0)) for each in counts]
             return self._book.soonest(wish.model, len(tokens), max(cached))
 
