@@ -33,6 +33,7 @@ def test_a_promise_is_read_from_headers() -> None:
     assert read_promise(of("250", None)) == Promise(0.25)
     assert read_promise(of("250", "refuse")) == Promise(0.25, miss=Miss.REFUSE)
     assert read_promise(of("250", "serve")) == Promise(0.25)
+    assert read_promise(of("0.001", None, "3600000")) == Promise(1e-6, 3_600.0)
     assert read_promise(of("250", "refuse", "50")) == Promise(0.25, 0.05, miss=Miss.REFUSE)
     assert read_promise(of(None, "refuse", "12.5")) == Promise(tpot_s=0.0125, miss=Miss.REFUSE)
 
@@ -40,10 +41,12 @@ def test_a_promise_is_read_from_headers() -> None:
 @pytest.mark.parametrize(
     ("ttft_ms", "miss", "says"),
     [
-        ("soon", None, "x-slo-ttft-ms: must be milliseconds above 0, at most 3600000, got 'soon'"),
+        ("soon", None, "x-slo-ttft-ms: must be milliseconds from 0.001 to 3600000, got 'soon'"),
         ("0", None, "got '0'"),
         ("nan", None, "got 'nan'"),
         ("-1", "refuse", "got '-1'"),
+        ("1e-310", None, "got '1e-310'"),
+        ("0.0009", None, "got '0.0009'"),
         ("100", "shed", "x-slo-miss: must be serve, refuse, queue, downgrade, got 'shed'"),
         (None, "refuse", "x-slo-miss: refuse goes with x-slo-ttft-ms or x-slo-tpot-ms, which say what is late"),
     ],
@@ -55,7 +58,7 @@ def test_a_promise_that_means_nothing_is_refused(ttft_ms: str | None, miss: str 
 
 
 def test_a_promise_for_each_token_is_checked_alike() -> None:
-    with pytest.raises(RequestError, match="x-slo-tpot-ms: must be milliseconds above 0, at most 3600000, got 'fast'"):
+    with pytest.raises(RequestError, match=r"x-slo-tpot-ms: must be milliseconds from 0\.001 to 3600000, got 'fast'"):
         read_promise(of("250", None, "fast"))
 
 

@@ -16,6 +16,7 @@ QUEUE, PRIORITY = "x-slo-queue-s", "x-priority"
 SESSION = "x-session-id"
 FAIRNESS, TENANT, KEY = "x-llm-d-inference-fairness-id", "x-tenant-id", "authorization"
 MAX_KEEP_S, MAX_HOLD_S, MAX_SLO_S, MAX_QUEUE_S = 86_400.0, 3_600.0, 3_600.0, 3_600.0
+LEAST_SLO_MS = 0.001  # what is promised less weighs without end
 MAX_SESSION = 200  # characters
 MAX_PRIORITY, MAX_TENANT = 2**31 - 1, 80  # characters of a tenant's name: it stands in a page of metrics
 GUESS_QUEUE_S = 10.0  # as long as people wait for a first word before they leave
@@ -94,11 +95,11 @@ def _promised(headers: Mapping[str, str], name: str) -> float | None:
     told_ms = headers.get(name)
     if told_ms is None:
         return None
-    seconds = _number(told_ms) / 1e3
-    if not 0 < seconds <= MAX_SLO_S:
-        rule = f"must be milliseconds above 0, at most {MAX_SLO_S * 1e3:.0f}"
+    milliseconds = _number(told_ms)
+    if not LEAST_SLO_MS <= milliseconds <= MAX_SLO_S * 1e3:
+        rule = f"must be milliseconds from {LEAST_SLO_MS:g} to {MAX_SLO_S * 1e3:.0f}"
         raise RequestError(f"{name}: {rule}, got {told_ms[:40]!r}")
-    return seconds
+    return milliseconds / 1e3
 
 
 def _number(text: str) -> float:
