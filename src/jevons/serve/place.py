@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ from jevons.engine.openai import EngineSpec
 from jevons.policy.admit import Promise
 from jevons.policy.route import Placement
 from jevons.serve.call import Placements
-from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds
+from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds, read_session
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import UNREADABLE, ChatRequest, CompletionRequest, error_body, read_chat, read_completion
@@ -67,6 +67,14 @@ class News(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cached_tokens: Tokens | None = None  # of the prompt, as the engine reports them
 
 
+class _Told(NamedTuple):
+    """What the headers say."""
+
+    hold_s: float
+    promise: Promise
+    headers: Mapping[str, str]
+
+
 class _Shape(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
 
@@ -99,22 +107,23 @@ class Desk:
             RequestError: names the field that is wrong.
             NoWorker: nobody serves the model.
         """
-        hold_s, promise = read_seconds(request.headers, HOLD, MAX_HOLD_S), read_promise(request.headers)
+        headers = request.headers
+        told = _Told(read_seconds(headers, HOLD, MAX_HOLD_S), read_promise(headers), headers)
         if request.body.lstrip()[:1] == b"[":
-            reply.send(200, msgspec.json.encode(await self._place_all(request.body, hold_s, promise)))
+            reply.send(200, msgspec.json.encode(await self._place_all(request.body, told)))
             return
         asked = _read(request.body)
         tokens = (await self._prompts.encode(asked))[0]
-        reply.send(200, msgspec.json.encode(self._advice(asked, tokens, hold_s, promise)))
+        reply.send(200, msgspec.json.encode(self._advice(asked, tokens, told)))
 
-    async def _place_all(self, body: bytes, hold_s: float, promise: Promise) -> list[Advice | msgspec.Raw]:
-        if hold_s <= 0:
+    async def _place_all(self, body: bytes, told: _Told) -> list[Advice | msgspec.Raw]:
+        if told.hold_s <= 0:
             raise RequestError(f"{HOLD}: must be told with a list: each counts for those after it, and until when?")
         each = [(asked, (await self._encoded(number, asked))) for number, asked in enumerate(_read_all(body))]
         answers: list[Advice | msgspec.Raw] = []
         for asked, tokens in each:
             try:
-                answers.append(self._advice(asked, tokens, hold_s, promise))
+                answers.append(self._advice(asked, tokens, told))
             except NoWorker as none:
                 answers.append(msgspec.Raw(error_body(str(none), 503)))
             await asyncio.sleep(0)  # a long list must not hold up everybody's streams
@@ -126,21 +135,22 @@ class Desk:
         except RequestError as error:
             raise _in_list(number, error) from error
 
-    def _advice(
-        self, asked: ChatRequest | CompletionRequest, tokens: Sequence[int], hold_s: float, promise: Promise
-    ) -> Advice:
-        salt, id = asked.cache_salt or "", None
-        model, limit = asked.model, asked.output_limit
-        now_s = self._now_s()
-        ranked = self._router.rank(tokens, salt=salt, model=model, promise=promise, output_tokens=limit, now_s=now_s)
-        if hold_s > 0:
+    def _advice(self, asked: ChatRequest | CompletionRequest, tokens: Sequence[int], told: _Told) -> Advice:
+        salt, id, now_s = asked.cache_salt or "", None, self._now_s()
+        wants: dict[str, Any] = {
+            "salt": salt,
+            "model": asked.model,
+            "session": read_session(told.headers, salt),
+            "promise": told.promise,
+            "output_tokens": asked.output_limit,
+        }
+        ranked = self._router.rank(tokens, **wants, now_s=now_s)
+        if told.hold_s > 0:
             id = RequestId(f"placed-{secrets.token_hex(12)}")
-            counted = self._router.place(
-                id, tokens, now_s, salt=salt, model=model, promise=promise, output_tokens=limit, tells_first=False
-            )
+            counted = self._router.place(id, tokens, now_s, **wants, tells_first=False)
             ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
             self._watch.placed(id, counted, len(tokens), now_s)
-            self._held[id] = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
+            self._held[id] = asyncio.get_running_loop().call_later(told.hold_s, self._expire, id)
         workers = [self._told(placement) for placement in ranked]
         return Advice(id, asked.model, self._router.policy, len(tokens), workers)
 
