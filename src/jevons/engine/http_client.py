@@ -39,16 +39,20 @@ class Address(NamedTuple):
 
 
 def parse_url(name: str, url: str) -> Address:
-    """Raises ConfigError unless `url` is http(s)://HOST[:PORT][/PATH]."""
-    parts = urlsplit(url)
+    """Raises ConfigError unless `url` is http(s)://HOST[:PORT][/PATH], as it can be sent and looked up."""
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname or ""
+        host.encode("idna")  # who looks a name up does so
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
+        raise ConfigError(f"{name}: must look like http://HOST:PORT, got {url!r}") from None
+    if parts.username is not None:
+        raise ConfigError(f"{name}: must name no user and no password, none is sent, got one for {host!r}")
+    is_plain = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.query or parts.fragment or not is_plain:
         raise ConfigError(f"{name}: must look like http://HOST:PORT, got {url!r}")
     tls = parts.scheme == "https"
-    return Address(parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
+    return Address(host, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
 
 
 class HttpClient:
