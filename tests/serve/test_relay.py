@@ -166,6 +166,35 @@ def test_an_answer_passes_unchanged_and_is_counted() -> None:
     run([whole], talk)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 27}},
+        {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": -1}},
+        {"prompt_tokens": 9, "completion_tokens": 2**63},
+        {"prompt_tokens": -9, "completion_tokens": -2},
+    ],
+)
+def test_a_usage_that_cannot_be_is_passed_on_and_not_believed(usage: dict[str, Any], stream: bool) -> None:
+    told = json.dumps({"id": "x", "choices": [{"index": 0, "text": "hi"}], "usage": usage}).encode()
+    events = EVENTS[0] + b'data: {"choices":[],"usage":%b}\n\n' % json.dumps(usage).encode() + EVENTS[3]
+
+    async def lies(request: Request, reply: Reply) -> None:
+        reply.send(200, events if stream else told, EVENT_STREAM if stream else b"application/json")
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        answer = await complete(server, **options)
+
+        assert (answer.status, answer.body) == (200, events if stream else told)
+        assert [w.requests for w in server.router.snapshot().workers] == [0]
+        assert [outcome.cached_tokens for outcome in server.router.snapshot().recent] == [None]
+        assert all(tenant.device_s >= 0 for tenant in server.front.placements.gate.snapshot().tenants)
+
+    run([lies], talk)
+
+
 def test_what_an_engine_refuses_is_told_with_its_status() -> None:
     async def refuse(request: Request, reply: Reply) -> None:
         reply.send(422, b'{"error":"no"}')

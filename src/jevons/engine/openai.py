@@ -138,6 +138,9 @@ def _lines(file: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
 class _Tokens(msgspec.Struct, frozen=True):
     tokens: list[Annotated[int, Meta(ge=0, lt=1 << 32)]]
 
@@ -163,16 +166,17 @@ class _Models(msgspec.Struct, frozen=True):
 
 
 class SeenUsage(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
     prompt_tokens_details: dict[str, Any] | None = None
 
     @property
     def cached_tokens(self) -> int | None:
-        """None where the engine does not tell (vLLM needs --enable-prompt-tokens-details)."""
+        """None where the engine does not tell (vLLM needs --enable-prompt-tokens-details), or more than its prompt has:
+        SGLang adds up what each of `n` answers found."""
         details = self.prompt_tokens_details
         cached = details.get("cached_tokens") if details else None
-        return cached if isinstance(cached, int) else None
+        return cached if isinstance(cached, int) and 0 <= cached <= self.prompt_tokens else None
 
 
 class _Delta(msgspec.Struct, frozen=True):
