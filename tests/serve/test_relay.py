@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from tests.serve.test_http import Answer, answers
+from tests.serve.test_tokenizer import TEMPLATE, byte_level, write
 
 from jevons.config import Settings
 from jevons.engine.openai import Events
@@ -85,11 +86,14 @@ async def streams(request: Request, reply: Reply) -> None:
 
 
 @asynccontextmanager
-async def server_of(serves: list[Serve], **more: Any) -> AsyncIterator[tuple[list[Engine], Server]]:
+async def server_of(
+    serves: list[Serve], tokenizer: Path | None = None, **more: Any
+) -> AsyncIterator[tuple[list[Engine], Server]]:
     engines = [Engine(serve) for serve in serves]
     for engine in engines:
         await engine.door.listen("127.0.0.1", 0)
-    urls = [f"http://127.0.0.1:{engine.door.port}" for engine in engines]
+    option = "" if tokenizer is None else f",tokenizer={tokenizer}"
+    urls = [f"http://127.0.0.1:{engine.door.port}{option}" for engine in engines]
     settings = Settings(port=0, workers=0, engines=urls, policy="round_robin", drain_s=1.0, hang_s=30.0, **more)
     try:
         async with serving(settings, None) as server:
@@ -193,6 +197,34 @@ def test_a_usage_that_cannot_be_is_passed_on_and_not_believed(usage: dict[str, A
         assert all(tenant.device_s >= 0 for tenant in server.front.placements.gate.snapshot().tenants)
 
     run([lies], talk)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000}}
+
+
+@pytest.mark.parametrize("content", [[{"type": "text", "text": "what is this?"}, IMAGE], "no template here"])
+def test_what_only_the_engine_can_read_is_sent_to_it(content: Any, tmp_path: Path) -> None:
+    async def breaks(request: Request, reply: Reply) -> None:
+        if not json.loads(request.body).get("stream"):
+            reply.send(200, WHOLE)
+            return
+        reply.start(200, EVENT_STREAM)
+        reply.write(b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"hello"}}]}\n\n')
+        await asyncio.sleep(0.05)
+        await dies(request, reply)
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        chat = {"model": "stub", "messages": [{"role": "user", "content": content}], "max_tokens": 50}
+        [answer] = await ask(server, "/v1/chat/completions", json.dumps(chat).encode())
+        assert (answer.status, answer.body) == (200, WHOLE)
+
+        [broken] = await ask(server, "/v1/chat/completions", json.dumps({**chat, "stream": True}).encode())
+        assert b"its tokens are not known here" in broken.body
+        assert {request.path for engine in engines for request in engine.asked} == {"/v1/chat/completions"}
+
+    template = TEMPLATE if isinstance(content, list) else None
+    directory = write(tmp_path / "model", byte_level(), tokenizer_config={"chat_template": template})
+    run([breaks, breaks], talk, tokenizer=directory)
 
 
 def test_what_an_engine_refuses_is_told_with_its_status() -> None:

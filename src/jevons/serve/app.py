@@ -35,7 +35,7 @@ from jevons.serve.memory import index_bytes
 from jevons.serve.mounts import Mounts
 from jevons.serve.openai import refusal
 from jevons.serve.pool import Engines
-from jevons.serve.prompts import Prompts, Served, local_encoder, pseudo_encoder, remote_encoder
+from jevons.serve.prompts import Prompts, Served, attached_encoder, local_encoder, pseudo_encoder, remote_encoder
 from jevons.serve.ready import hasten, ready_kernels
 from jevons.serve.record import Recorder, RecordingRouter
 from jevons.serve.remote import RemoteNode
@@ -304,7 +304,7 @@ async def _serve_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -
         try:
             tokenizer = Tokenizer(Path(root))
             rest = tokenizer.encode_rest
-            prompts.serve(Served(name, local_encoder(tokenizer), context, encode_rest=rest, source=root))
+            prompts.serve(Served(name, attached_encoder(tokenizer), context, encode_rest=rest, source=root))
             _hasten(tokenizer, name)
             return
         except ModelError as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +17,16 @@ from jevons.serve.tokenizer import Tokenizer
 
 REMOTE_TIMEOUT_S = 5.0
 PARTS_BYTES = 16 << 10  # what a message of several parts counts for; they are not looked at
+
+if TYPE_CHECKING:
+    _Array = array[int]
+else:
+    _Array = array
+
+
+class PseudoTokens(_Array):
+    """A prompt cut into bytes: good enough to recognise a shared prefix, not to count, and nothing an engine reads."""
+
 
 Encode = Callable[[ChatRequest | CompletionRequest], Awaitable[list[Sequence[int]]]]
 EncodeRest = Callable[[str], Sequence[int] | None]
@@ -134,6 +146,25 @@ class LocalEncoder:
         return [encode(p) if isinstance(p, str) else _checked(p, vocab) for p in asked.prompts]
 
 
+class AttachedEncoder(LocalEncoder):
+    """Prompts by our own tokenizer, for an engine that has the same.
+
+    What cannot be written here (images, a template that only the engine has) becomes pseudo-tokens: whether it can be
+    answered is for the engine to say.
+    """
+
+    def _chat(self, asked: ChatRequest) -> Sequence[int]:
+        try:
+            return super()._chat(asked)
+        except RequestError:
+            return pseudo_tokens(msgspec.json.encode([_short(message) for message in asked.messages]))
+
+
+def attached_encoder(tokenizer: Tokenizer) -> Encode:
+    """Prompts by our own tokenizer, as far as it can."""
+    return AttachedEncoder(tokenizer)
+
+
 def local_encoder(tokenizer: Tokenizer) -> Encode:
     """Prompts by our own tokenizer."""
     return LocalEncoder(tokenizer)
@@ -167,9 +198,23 @@ def pseudo_encoder() -> Encode:
     return encode
 
 
-def pseudo_tokens(raw: bytes) -> array[int]:
+def pseudo_tokens(raw: bytes) -> PseudoTokens:
     """Four bytes a token: equal prefixes give equal tokens, and English comes to about as many as real ones."""
-    return array("I", raw.ljust(-(-len(raw) // 4) * 4, b"\0"))
+    return PseudoTokens("I", raw.ljust(-(-len(raw) // 4) * 4, b"\0"))
+
+
+def _short(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message, with digests of the parts that are no text: an image takes megabytes."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts = [isinstance(part, dict) and part.get("type") == "text" for part in content]
+    parts = [part if is_text else _digest(part) for part, is_text in zip(content, texts, strict=True)]
+    return {**message, "content": parts}
+
+
+def _digest(part: object) -> str:
+    return blake2b(msgspec.json.encode(part), digest_size=16).hexdigest()
 
 
 def _fitting(
@@ -179,7 +224,8 @@ def _fitting(
     for prompt in prompts:
         if not prompt:
             raise RequestError(f"{field}: must come to at least one token, got none", field)
-        if served.context_tokens is not None and served.exact_tokens:
+        is_exact = served.exact_tokens and not isinstance(prompt, PseudoTokens)
+        if served.context_tokens is not None and is_exact:
             _check_length(field, len(prompt), asked.output_limit, served.context_tokens)
     return prompts
 

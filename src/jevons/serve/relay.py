@@ -27,7 +27,7 @@ from jevons.serve.call import MAX_ATTEMPTS, Call, Placements
 from jevons.serve.deadlines import Deadlines
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.metrics import Metrics
-from jevons.serve.prompts import Prompts
+from jevons.serve.prompts import Prompts, PseudoTokens
 from jevons.serve.reply import EVENT_STREAM, NO_CACHE, ClientGone, Reply
 from jevons.serve.resume import Rest, Said
 from jevons.serve.stream import DONE
@@ -214,7 +214,9 @@ class _Transfer:
         return True
 
     def _tail(self, said: Said) -> Sequence[int] | None:
-        """Tokens of what was said; None: not known here."""
+        """Tokens of what was said; None: not known here, or those of the prompt are not."""
+        if isinstance(self._call.prompts[0], PseudoTokens):
+            return None
         return self._relay.prompts.encode_rest(self._call.asked.model, said.text)
 
     async def _again(self) -> None:
