@@ -77,11 +77,19 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    documents: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def output_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def is_written_otherwise(self) -> bool:
+        """Whether its prompt is not what the model's own template makes of the messages."""
+        return bool(self.continue_final_message or self.chat_template or self.documents)
 
     @property
     def logprob_count(self) -> int | None:
@@ -170,6 +178,9 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
         "logit_bias": (None, {}),
         "response_format": (None, {"type": "text"}),
         "tool_choice": (None, "none", "auto"),
+        "continue_final_message": (None, False),
+        "chat_template": (None, ""),
+        "documents": (None, []),
         "echo": (None, False),
         "suffix": (None, ""),
         "best_of": (None, 1),

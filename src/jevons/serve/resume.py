@@ -229,10 +229,16 @@ def _unfit(asked: ChatRequest | CompletionRequest) -> str | None:
     if form != "text":
         return f"an answer of the form {form} was asked for"
     if isinstance(asked, ChatRequest):
-        return "tools may be called" if asked.tools and asked.tool_choice != "none" else None
+        return _unfit_chat(asked)
     if len(asked.prompts) > 1 or (asked.best_of or 1) > 1:
         return "several answers were asked for"
     return "the prompt is part of the answer" if asked.echo else None
+
+
+def _unfit_chat(asked: ChatRequest) -> str | None:
+    if asked.is_written_otherwise:
+        return "its prompt is not what the model's own template makes of its messages"
+    return "tools may be called" if asked.tools and asked.tool_choice != "none" else None
 
 
 def _only_role(choice: dict[str, Any]) -> bool:
