@@ -168,6 +168,7 @@ def test_models_and_small_pages_answer(server: Any, client: openai.OpenAI) -> No
         ({"n": 0}, "n", "must be int >= 1, got 0"),
         ({"presence_penalty": 1}, "presence_penalty", "the embedded engine does not support it"),
         ({"response_format": {"type": "json_object"}}, "response_format", "does not support it"),
+        ({"extra_body": {"guided_json": {}}}, "guided_json", "does not support it"),
         ({"extra_body": {"continue_final_message": True}}, "continue_final_message", "does not support it"),
         ({"extra_body": {"chat_template": "{{ messages }}"}}, "chat_template", "does not support it"),
         ({"max_tokens": 100_000}, "max_tokens", "must fit the context of"),

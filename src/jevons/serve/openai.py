@@ -18,6 +18,12 @@ from jevons.facts.request import TokenLogprob
 
 MAX_CHOICES = 64
 
+# Fields of engines' own that prescribe the answer's form.
+FORMS = (
+    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("json_schema", "regex", "ebnf", "grammar"),
+)
+
 Count = Annotated[int, Meta(ge=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
@@ -55,12 +61,28 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int | None = None
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: Any = None  # vLLM's, and what it was called before
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    json_schema: Any = None  # SGLang's, llama-server's
+    regex: Any = None
+    ebnf: Any = None
+    grammar: Any = None
     cache_salt: str | None = None
     priority: Priority | None = None  # vLLM's: the lower, the earlier
 
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def form(self) -> str | None:
+        """The field that prescribes the answer's form; None: it may have any."""
+        if (self.response_format or {}).get("type", "text") != "text":
+            return "response_format"
+        return next((name for name in FORMS if getattr(self, name) not in (None, "")), None)
 
     @property
     def wants_usage(self) -> bool:
@@ -184,6 +206,7 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
         "echo": (None, False),
         "suffix": (None, ""),
         "best_of": (None, 1),
+        **dict.fromkeys(FORMS, (None, "")),
     }
     for field, allowed in neutral.items():
         value = getattr(request, field, None)

@@ -221,13 +221,12 @@ class Said:
 
 def _unfit(asked: ChatRequest | CompletionRequest) -> str | None:
     """Why an answer to this could not be gone on with in the middle."""
-    form = (asked.response_format or {}).get("type", "text")
     if (asked.n or 1) > 1:
         return "several answers were asked for"
     if asked.logprob_count is not None:
         return "log probabilities were asked for"
-    if form != "text":
-        return f"an answer of the form {form} was asked for"
+    if asked.form is not None:
+        return f"{asked.form} says what form its answer has"
     if isinstance(asked, ChatRequest):
         return _unfit_chat(asked)
     if len(asked.prompts) > 1 or (asked.best_of or 1) > 1:
