@@ -254,6 +254,23 @@ def test_when_to_come_again_is_told_as_the_engine_says() -> None:
     run([full], talk)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_all_engines_are_busy_the_last_ones_answer_is_told(stream: bool) -> None:
+    async def full(request: Request, reply: Reply) -> None:
+        reply.send(503, b'{"error":"queue is full"}', headers=b"retry-after: 7\r\n")
+
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await complete(server, stream=stream)
+
+        assert (answer.status, answer.body) == (503, b'{"error":"queue is full"}')
+        assert answer.headers["retry-after"] == "7"
+        assert sum(len(engine.asked) for engine in engines) == 4
+        assert await metric(server, "jevons_retries_total") == 3
+        assert await metric(server, 'jevons_requests_total{endpoint="/v1/completions",status="503"}') == 1
+
+    run([full, full], talk)
+
+
 def test_a_status_that_has_no_name_is_told_as_it_is() -> None:
     async def overloaded(request: Request, reply: Reply) -> None:
         reply.send(529, b'{"error":"overloaded"}')

@@ -34,7 +34,8 @@ from jevons.serve.stream import DONE
 
 log = logging.getLogger("jevons.relay")
 
-# What an engine or a proxy before it answers while it starts, drains or is overloaded: another may do better.
+# What an engine or a proxy before it answers while it starts, drains or is overloaded: another may do better. Where
+# none does, the last one's answer is told.
 ELSEWHERE = frozenset((502, 503, 504))
 # What is held of an engine's answer at most: of a whole one (20 log probabilities each of 100,000 tokens take 200 MB),
 # and of one event that has not ended.
@@ -271,7 +272,7 @@ class _Transfer:
             says = f"{head.status} {body[:200].decode('utf-8', 'replace')}"
             self.on_lost(EngineGone(f"engine {worker}: does not go on with another's answer: {says}"))
             return
-        if head.status in ELSEWHERE:
+        if head.status in ELSEWHERE and len(self._failed) + 1 < MAX_ATTEMPTS:
             self.on_lost(EngineGone(f"engine {worker}: answered {head.status}"))
             return
         self._attached.heard()
