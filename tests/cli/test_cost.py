@@ -45,6 +45,15 @@ def cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
+def test_a_price_that_is_given_is_not_told_as_published(cost: Any) -> None:
+    given = cost(*H200S, "--usd-per-hour", "h200=1:2:3").out
+
+    assert "8 h200, at prices as given; 60 requests" in given
+    assert "an hour, as given, h200" in given
+    assert "published" not in given
+    assert "8 h200, owned, as published; 60 requests" in cost(*H200S).out
+
+
 def test_the_same_seed_gives_the_same_numbers_and_each_is_an_interval_around_its_base(cost: Any) -> None:
     first, second = cost(*H200S, "--json"), cost(*H200S, "--json")
 

@@ -167,7 +167,7 @@ def test_what_has_no_price_is_named() -> None:
     assert unpriced(of, CATALOG, Basis.OWN, {}) == {"lpu3": "chips.lpu3.own_usd_per_hour", "prices": "chips.prices"}
     with pytest.raises(UnknownFigure):
         bill(of, "lpu3=0.3")
-    assert bill(of, "lpu3=0.3", "prices=10:20:30").hours["prices"].figures["rent_usd_per_hour/prices"].high == 30.0
+    assert bill(of, "lpu3=0.3", "prices=10:20:30").hours["prices"].figures["given_usd_per_hour/prices"].high == 30.0
 
 
 @pytest.mark.parametrize(

@@ -33,16 +33,16 @@ def told(hours: dict[str, ChipHour], error: float | None, draws: int) -> Surenes
 def test_each_assumption_is_told_where_the_other_fleet_becomes_the_cheapest() -> None:
     flips = {flip.figure: flip for flip in compared().flips}
     # 10 × $1.20 = 4 × $3.00, and 10 × $1.00 = 4 × $2.50.
-    assert flips["rent_usd_per_hour/a"].at == pytest.approx(1.2, rel=0.01)
-    assert flips["rent_usd_per_hour/b"].at == pytest.approx(2.5, rel=0.01)
+    assert flips["given_usd_per_hour/a"].at == pytest.approx(1.2, rel=0.01)
+    assert flips["given_usd_per_hour/b"].at == pytest.approx(2.5, rel=0.01)
     assert flips["step_time/a"].at == pytest.approx(1.2, rel=0.01)
-    assert flips["rent_usd_per_hour/a"].to == "theirs"
+    assert flips["given_usd_per_hour/a"].to == "theirs"
 
 
 def test_a_flip_is_told_to_lie_within_or_beyond_what_is_known() -> None:
     flips = {flip.figure: flip for flip in compared().flips}
-    assert flips["rent_usd_per_hour/b"].is_within  # 2.00 to 4.00
-    assert not flips["rent_usd_per_hour/a"].is_within  # 0.90 to 1.10
+    assert flips["given_usd_per_hour/b"].is_within  # 2.00 to 4.00
+    assert not flips["given_usd_per_hour/a"].is_within  # 0.90 to 1.10
 
 
 def test_the_share_of_draws_in_which_each_is_cheapest_adds_up() -> None:

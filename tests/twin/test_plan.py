@@ -232,7 +232,7 @@ def test_experts_go_to_sram_where_its_given_price_is_low() -> None:
     assert found.best.power_w is None  # nobody published what one draws
     assert found.given["lpu3"].high == 0.02
     assert found.sureness is not None
-    flip = next(flip for flip in found.sureness.flips if flip.figure == "rent_usd_per_hour/lpu3")
+    flip = next(flip for flip in found.sureness.flips if flip.figure == "given_usd_per_hour/lpu3")
     assert flip.at > 0.01
     assert "lpu3" not in flip.to
     assert 'ffn_chip = "lpu3"' in found.scenario

@@ -34,6 +34,7 @@ _LABELS = {
     "step_time": "steps, measured over predicted",
     "own_usd_per_hour": "an hour, owned",
     "rent_usd_per_hour": "an hour, rented",
+    "given_usd_per_hour": "an hour, as given",
     "capex_usd": "price",
     "all_in_w": "watts",
     "pue": "power of the site over that of its chips (PUE)",
@@ -193,7 +194,7 @@ def _against_rows(against: Against) -> Iterator[_Row]:
 
 def _lines(found: Priced) -> Iterator[str]:
     chips = " and ".join(f"{count(number)} {name}" for name, number in found.chips.items())
-    yield f"{chips}, {_BASES[found.basis]}; {count(found.requests)} requests, {found.met_slo:.1%} within the SLO"
+    yield f"{chips}, {_priced_by(found)}; {count(found.requests)} requests, {found.met_slo:.1%} within the SLO"
     if found.paid_share < 1.0:
         yield f"paid {found.paid_share:.1%} of their hours: from start to stop; the others are for other work to pay"
     for name, figure in found.missing.items():
@@ -210,6 +211,12 @@ def _lines(found: Priced) -> Iterator[str]:
         yield from _tornado(found.money.tornado[:_MOST_SWINGS])
     for trust in found.trust:
         yield f"trust: {trust.chip}: {trust.trust}; {trust.note}"
+
+
+def _priced_by(found: Priced) -> str:
+    if set(found.given) == set(found.chips):
+        return "at prices as given"
+    return _BASES[found.basis] + (f", but {' and '.join(found.given)} as given" if found.given else "")
 
 
 def _known_unlike(found: Priced, against: Against) -> Iterator[str]:

@@ -27,6 +27,7 @@ def read_plan(path: Path) -> Plan:
 _FIGURES = {
     "own_usd_per_hour": "$ an hour of {}, owned",
     "rent_usd_per_hour": "$ an hour of {}, rented",
+    "given_usd_per_hour": "$ an hour of {}, as given",
     "capex_usd": "$ for {} with its share of a rack",
     "step_time": "steps of {}, measured over predicted,",
     "all_in_w": "W of {} with all around it",

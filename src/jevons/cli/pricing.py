@@ -41,6 +41,7 @@ class Priced(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     basis: Basis
+    given: list[str] = []  # chips whose price is not by that, but given
     requests: int
     chips: dict[str, int]
     paid_share: float  # of the hours of all these, where instances start and stop
@@ -76,6 +77,7 @@ def priced(report: Report, catalog: Catalog, wanted: Wanted) -> Priced:
     return Priced(
         title=report.title,
         basis=wanted.basis,
+        given=[name for name in usage.chips if name in wanted.prices],
         requests=report.requests,
         chips=usage.chips,
         paid_share=usage.paid_share,

@@ -27,6 +27,7 @@ SECONDS_PER_HOUR = 3600.0
 # Electricity in published costs of an owned hour, for each kWh of IT. GUESS: our bases of price and PUE; not published.
 GUESS_OWN_USD_PER_KWH = 0.08 * 1.2
 
+_GIVEN = "given_usd_per_hour"
 _SITE = ("pue", "usd_per_kwh")
 _BUILD = ("capex_overhead", "life_years", "wacc", "availability", "colo_usd_per_kw_month", *_SITE)
 
@@ -82,6 +83,8 @@ class ChipHour(msgspec.Struct, frozen=True, kw_only=True):
 
     def usd(self, of: Mapping[str, Amount]) -> Amount:
         """Dollars an hour, for values of at least `figures`, by name."""
+        if self._own(_GIVEN) in self.figures:
+            return of[self._own(_GIVEN)]
         if self.basis is Basis.BUILD:
             terms = Terms(**{name: of[name] for name in Terms.__struct_fields__})
             power_kw = of[self._own("all_in_w")] / 1e3
@@ -133,7 +136,7 @@ _FIGURES_OF = {Basis.OWN: _owned, Basis.RENT: _rented, Basis.BUILD: _built}
 
 def given_hour(name: str, usd_per_hour: Figure) -> ChipHour:
     """An hour at a price that somebody names."""
-    return ChipHour(chip=name, basis=Basis.RENT, figures={f"rent_usd_per_hour/{name}": usd_per_hour})
+    return ChipHour(chip=name, basis=Basis.RENT, figures={f"{_GIVEN}/{name}": usd_per_hour})
 
 
 def _known(figure: Figure | None, where: str) -> Figure:

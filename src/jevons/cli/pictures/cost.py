@@ -30,10 +30,11 @@ def pictures(found: Priced, label: Label, read: Read) -> list[Picture]:
 
 def notes(found: Priced) -> list[str]:
     chips = " and ".join(f"{count(number)} {name}" for name, number in found.chips.items())
+    given = f", but {' and '.join(found.given)} at prices as given" if found.given else ""
     told = dict.fromkeys(f"{each.chip}: {each.trust}; {each.note}" for each in found.trust)
     return [
-        f"{chips}, hours by basis '{found.basis}'; {count(found.requests)} rehearsed requests, {found.met_slo:.1%} of "
-        "them within the SLO. Simulated, not measured.",
+        f"{chips}, hours by basis '{found.basis}'{given}; {count(found.requests)} rehearsed requests, "
+        f"{found.met_slo:.1%} of them within the SLO. Simulated, not measured.",
         *(f"No price: {figure} is not known." for figure in found.missing.values()),
         *(f"How far to trust it: {each}." for each in told),
         "Sources of prices and parameters: jevons fleet show NAME, jevons fleet show economics.",
