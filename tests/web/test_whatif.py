@@ -19,6 +19,7 @@ from jevons.facts.trace import REQUESTS, RecordedWorker
 from jevons.perf.measured import Prices
 from jevons.policy.route import Placement
 from jevons.twin.run import simulate
+from jevons.web import whatif
 from jevons.web.whatif import WhatIf, as_it_is, write_trace
 
 PRICES = Prices(per_step_s=0.005, per_token_s=1e-4, per_token_context_s=0.0, per_decode_s=1e-4)
@@ -69,6 +70,29 @@ def test_requests_that_frontends_did_not_tell_are_said_to_be_missing() -> None:
     told = ask(lived(worker("w0"))._replace(silent=2), {"policy": "random"})
 
     assert "Of 2 frontends that did not answer in time, requests are missing." in told["notes"]
+
+
+def test_a_rehearsal_ends_with_the_one_beside_it_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    async def rehearse(folder: Path, run: Any) -> msgspec.Raw:
+        if not run.file:
+            raise RequestError("what-if: the rehearsal failed", status=422)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(run.file)
+        raise AssertionError("it waits for ever")
+
+    monkeypatch.setattr(whatif, "_rehearse", rehearse)
+
+    async def asked() -> None:
+        body = msgspec.json.encode({"fleet": "1xh100", "model": "llama-3.1-8b"})
+        with pytest.raises(RequestError, match="the rehearsal failed"):
+            await WhatIf(Quiet(lived(worker("w0"))), CATALOG)(Asked("POST", "", body, "application/json"))
+        assert ended == ["now.toml"]
+
+    asyncio.run(asked())
 
 
 def test_a_trace_begins_with_its_first_request_and_waits_for_nobody_who_is_not_in_it(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class WhatIf:
                 notes.append(f"The fleet as it is cannot be rehearsed: {why}.")
             runs = [] if now is None else [_written(folder, "now", now)]
             runs.append(_asked_for(folder, question, lived))
-            reports = await asyncio.gather(*(_rehearse(folder, run) for run in runs))
+            reports = await _all(folder, runs)
         told = None if now is None else reports[0]
         return Answer(_name(question, lived), told, reports[-1], _lived_times(rows), notes)
 
@@ -243,6 +243,17 @@ def _asked_for(folder: Path, question: Question, lived: Lived) -> _Run:
     assert question.model is not None, "asked before"
     options = ["--fleet", question.fleet, "--model", question.model, "--trace", REQUESTS, "--router", policy]
     return _Run(options, "")
+
+
+async def _all(folder: Path, runs: Sequence[_Run]) -> list[msgspec.Raw]:
+    """Side by side; where one fails, or nobody waits any more, none goes on."""
+    rehearsals = [asyncio.ensure_future(_rehearse(folder, run)) for run in runs]
+    try:
+        return await asyncio.gather(*rehearsals)
+    finally:
+        for each in rehearsals:
+            each.cancel()
+        await asyncio.gather(*rehearsals, return_exceptions=True)
 
 
 async def _rehearse(folder: Path, run: _Run) -> msgspec.Raw:
