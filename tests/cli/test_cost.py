@@ -171,6 +171,8 @@ def test_a_chip_without_a_price_is_named_and_has_a_break_even_instead(cost: Any,
     ("args", "says"),
     [
         ((*H200S, "--usd-per-hour", "h200"), "--usd-per-hour: must be"),
+        ((*H200S, "--usd-per-hour", "h20=2"), "--usd-per-hour: 'h20' is not in the catalog"),
+        ((*H200S, "--usd-per-hour", "h200=inf"), "--usd-per-hour h200: must be"),
         (
             (*H200S, "--utilisation", "50"),
             "--utilisation: must be LOW:BASE:HIGH or BASE, rising, above 0 and at most 1",

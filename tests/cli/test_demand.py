@@ -134,6 +134,10 @@ def test_a_lever_of_its_own_tells_what_tiers_do_net_of_their_memory() -> None:
         (("--elasticity", "2:1:3"), r"--elasticity: must be LOW:BASE:HIGH .* got '2:1:3'"),
         (("--elasticity", "-1"), r"above 0, got '-1'"),
         (("--set", "life_years=inf"), r"--set life_years: must be LOW:BASE:HIGH .* got 'inf'"),
+        (
+            ("--single", "rag-gb300", "--mixed", "rag-mixed", "--usd-per-hour", "gb30=2"),
+            r"'gb30' is not in the catalog",
+        ),
         (("--without", "magic"), r"--without: must be one of hardware, .* got 'magic'"),
         (("--set", "hyperscaler_share=0.5:0.6:1.2"), r"hyperscaler_share: is a share and must be at most 1, got 1.2"),
         (("--set", "mid_interactivity_share=0.9"), r"must be at most 1 together, got 1.05"),

@@ -19,7 +19,7 @@ from jevons.cli.pricing import Against, Priced, RackPower, Wanted, priced
 from jevons.cli.scenarios import FILE, scenario_of, scenario_options, tell_of_compiling
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import Catalog, read_catalog
-from jevons.config.prices import read_price, read_range
+from jevons.config.prices import read_prices, read_range
 from jevons.econ.cost import Basis
 from jevons.econ.draws import Interval
 from jevons.econ.quote import Money, Power, Site
@@ -70,7 +70,7 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
     known = utilised(read_catalog(catalog), given["utilisation"])
     wanted = Wanted(
         basis=Basis(given["basis"]),
-        prices=dict(read_price(text) for text in given["usd_per_hour"]),
+        prices=read_prices(given["usd_per_hour"], known),
         site_mw=given["site_mw"],
         against=None if given["against"] is None else rehearsed(given["against"], {}, known),
     )

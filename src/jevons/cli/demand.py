@@ -18,7 +18,7 @@ from jevons.cli.rehearsed import figures_of as rehearsed_figures
 from jevons.cli.rehearsed import rehearse_reuse
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.outlook import OutlookFile, Range, check_shares, read_outlook, read_range
-from jevons.config.prices import rack_of, read_price
+from jevons.config.prices import rack_of, read_prices
 from jevons.econ.curve import GUESS_INTERACTIVITY, tokens_per_s
 from jevons.econ.draws import Draws
 from jevons.econ.levers import LEVERS
@@ -124,7 +124,7 @@ def _mixed(given: Mapping[str, Any], catalog: Catalog, draws: Draws) -> Mixed | 
         return None
     if single is None or mixed is None:
         raise ConfigError("--single and --mixed: give both scenarios, or neither")
-    prices = dict(read_price(text) for text in given["usd_per_hour"])
+    prices = read_prices(given["usd_per_hour"], catalog)
     return compare_fleets((single, mixed), catalog, prices, draws)
 
 

@@ -17,7 +17,7 @@ from jevons.cli.pictures import files, picture_options
 from jevons.cli.pricing import Priced, Wanted, priced
 from jevons.cli.scenarios import FILE
 from jevons.config.catalog import read_catalog
-from jevons.config.prices import read_price
+from jevons.config.prices import read_prices
 from jevons.econ.cost import Basis
 from jevons.econ.draws import Interval
 
@@ -48,7 +48,7 @@ def command(scenarios: tuple[str, ...], catalog: Path | None, as_json: bool, **g
     """
     shown = files(given["html"], given["png"])
     known = utilised(read_catalog(catalog), given["utilisation"])
-    prices = dict(read_price(text) for text in given["usd_per_hour"])
+    prices = read_prices(given["usd_per_hour"], known)
     wanted = Wanted(basis=Basis(given["basis"]), prices=prices, site_mw=given["mw"])
     names = list(dict.fromkeys(scenarios or SAME))
     found = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 
 from jevons.base.errors import ConfigError, UnknownFigure
@@ -11,6 +11,8 @@ from jevons.econ.bill import Bill
 from jevons.econ.cost import Basis, ChipHour, chip_hour, given_hour
 from jevons.facts.hardware import Confidence, Figure, Rack
 from jevons.facts.usage import Usage
+
+_NAMELESS = ("prices", "polynomial")  # chips of groups whose step times are a scenario's own
 
 
 def make_bill(
@@ -73,6 +75,15 @@ def power_of(catalog: Catalog, chip: str) -> Figure | None:
     )
 
 
+def read_prices(texts: Iterable[str], catalog: Catalog) -> dict[str, Figure]:
+    """What `--usd-per-hour` says, by kind of chip. Raises ConfigError: also of a kind that nobody knows."""
+    given = dict(read_price(text) for text in texts)
+    for name in given:
+        if name not in catalog.chips and name not in _NAMELESS:
+            raise ConfigError(f"--usd-per-hour: {name!r} is not in the catalog; `jevons fleet list` shows what is")
+    return given
+
+
 def read_price(text: str) -> tuple[str, Figure]:
     """CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars an hour. Raises ConfigError."""
     chip, equals, values = text.partition("=")
@@ -87,7 +98,8 @@ def read_range(where: str, text: str, most: float = inf) -> Figure:
         numbers = [float(value) for value in text.split(":")]
     except ValueError:
         numbers = []
-    if not (len(numbers) in (1, 3) and numbers == sorted(numbers) and 0 < numbers[0] <= numbers[-1] <= most):
+    is_rising = len(numbers) in (1, 3) and numbers == sorted(numbers)
+    if not (is_rising and 0 < numbers[0] <= numbers[-1] <= most and numbers[-1] < inf):
         rule = "above 0" if most == inf else f"above 0 and at most {most:g}"
         raise ConfigError(f"{where}: must be LOW:BASE:HIGH or BASE, rising, {rule}, got {text!r}")
     low, base, high = numbers if len(numbers) == 3 else numbers * 3
