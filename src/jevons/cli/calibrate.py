@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
-from jevons.cli.pictures import Files, files, picture_options
+from jevons.cli.pictures import Files, check_folder, files, picture_options, write
 from jevons.config import scenario
 from jevons.config.calibration import as_toml
 from jevons.config.catalog import Catalog, read_catalog
@@ -49,6 +49,7 @@ def command(
     if (points is None) == (not record):
         raise ConfigError("calibrate: give either --points or --record")
     shown = files(pages["html"], pages["png"])
+    check_folder("--out", out)
     if record:
         if shown:
             raise ConfigError("--html and --png: of --points; `jevons validate --record` shows a record")
@@ -57,21 +58,12 @@ def command(
     assert points is not None, "one of them is given"
     if out is None:
         raise ConfigError("calibrate: --points needs --out, the file to write")
-    if not out.absolute().parent.is_dir():  # nobody waits for a fit that ends in an error
-        raise ConfigError(f"--out {out}: there is no folder {str(out.parent)!r}; make it first")
     stamp = (datetime.datetime.now(tz=datetime.UTC).date().isoformat(), f"jevons calibrate --points {points.name}")
     measured, known = read_points(points), read_catalog(catalog)
     found = calibrate(measured, known, stamp, _told, processes)
-    _write(out, as_toml(found))
+    write("--out", out, as_toml(found).encode())
     if shown:
         _show(measured, known, found, out, shown)
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        out.write_text(text)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
 def _show(points: Sequence[Point], catalog: Catalog, found: Calibration, out: Path, shown: Files) -> None:
@@ -86,7 +78,7 @@ def _from_record(folders: Sequence[Path], out: Path) -> None:
     if out.parent.resolve() != folders[0].resolve():  # a trace is looked for beside its scenario
         requests = str((folders[0] / made.traffic.trace).resolve())
         made = replace(made, traffic=replace(made.traffic, trace=requests))
-    _write(out, scenario.as_toml(made))
+    write("--out", out, scenario.as_toml(made).encode())
     for fitted in fits:
         _told(_says(fitted))
     click.echo(f"Wrote {out}: jevons simulate {out}")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import milliseconds
-from jevons.cli.pictures import check_folder, files, picture_options
+from jevons.cli.pictures import check_folder, files, picture_options, write
 from jevons.cli.plans import amount, flip_line, read_plan, short_lines
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.calibration import read_calibration
@@ -146,10 +146,8 @@ def _write(out: Path, found: Plan) -> None:
     if found.best is None:
         click.echo(f"--out {out}: not written: nothing keeps the promise", err=True)
         return
-    try:
-        out.write_text(found.scaled.scenario if found.scaled is not None and found.scaled.pays else found.scenario)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
+    text = found.scaled.scenario if found.scaled is not None and found.scaled.pays else found.scenario
+    write("--out", out, text.encode())
 
 
 def _tell(tried: Tried) -> None:

@@ -34,11 +34,11 @@ class Files(msgspec.Struct, frozen=True):
 
         text = page(title, [*notes, f"jevons {__version__}"], pictures, cards)
         if self.html is not None:
-            _write("--html", self.html, text.encode())
+            write("--html", self.html, text.encode())
         if self.png is not None:
             from jevons.cli.pictures.png import drawn
 
-            _write("--png", self.png, drawn(text))
+            write("--png", self.png, drawn(text))
 
 
 def picture_options(command: C) -> C:
@@ -73,7 +73,8 @@ def check_folder(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} {file}: there is no folder {str(file.parent)!r}; make it first")
 
 
-def _write(option: str, file: Path, content: bytes) -> None:
+def write(option: str, file: Path, content: bytes) -> None:
+    """Raises ConfigError: it cannot be written."""
     try:
         file.write_bytes(content)
     except OSError as error:
