@@ -38,7 +38,7 @@ class Available(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What must not be exceeded; None: no limit."""
 
-    power_w: Positive | None = None  # of the site: chips with their share of hosts, network and cooling
+    power_w: Positive | None = None  # of IT: chips with their share of hosts and network; cooling comes on top
     usd_per_hour: Positive | None = None
     capex_usd: Positive | None = None
 

@@ -64,7 +64,7 @@ class Chip(Entry, frozen=True, forbid_unknown_fields=True, kw_only=True):
     domain_size: Figure | None = None  # chips joined by the fabric at most
     scale_out_bytes_per_s: Figure | None = None  # over the network, one direction
     tdp_w: Figure | None = None
-    all_in_w: Figure | None = None  # with its share of host, network and cooling
+    all_in_w: Figure | None = None  # of IT: with its share of host and network; what a site draws is PUE times that
     price_usd: Figure | None = None
     own_usd_per_hour: Figure | None = None
     rent_usd_per_hour: Figure | None = None
