@@ -159,3 +159,14 @@ def test_a_range_of_a_file_that_does_not_hold_its_value_is_an_error(tmp_path: Pa
 
     with pytest.raises(ConfigError, match=r"mine.toml: parameters.price_elasticity: value must be from low to high, "):
         told(str(file))
+
+
+def test_a_chip_of_ones_own_that_may_save_nothing_has_no_break_even(tmp_path: Path) -> None:
+    """Where it costs more for the same tokens than a merchant's, no number of them pays for its design."""
+    html, dear = tmp_path / "page.html", ("--set", "custom_usd_over_merchant=0.5:0.8:1.2")
+    ended = CliRunner().invoke(command, ["custom-silicon", *dear, "--html", str(html)], catch_exceptions=False)
+
+    assert "a chip of one's own may cost 1.2 times a merchant's for the same tokens: then it never pays" in ended.stdout
+    assert "what matters for the break-even" not in ended.stdout
+    assert told("custom-silicon", *dear)["switching"]["break_even"] is None
+    assert told("custom-silicon")["switching"]["break_even"]["tokens_per_year"]["low"] > 0

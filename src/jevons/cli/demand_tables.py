@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jevons.cli.rehearsed import Rehearsed, Tiering
 from jevons.config.outlook import OutlookFile
-from jevons.econ.draws import Interval
+from jevons.econ.draws import Interval, high_of
 from jevons.econ.market import SEGMENTS, VENDORS, Market
 from jevons.econ.outlook import Outlook, Year
 from jevons.econ.switching import Fleet, Switching
@@ -131,17 +131,16 @@ def _show_switching(found: Switching, console: Console) -> None:
     console.print(table)
     _say(console, *(f" {line}" for line in _leaving(found)))
     even = found.break_even
+    if even is None:
+        return
     title = f"what matters for the break-even, {figure(even.tokens_per_year.base / 1e12)} T tokens a year"
     console.print(swings(title, "T tokens", even.matters, even.tokens_per_year.base, scale=1e-12))
 
 
 def _leaving(found: Switching) -> list[str]:
-    even = found.break_even
     lines = [
         f"a neutral layer removes {_percent(found.removed)} % of that, if chips stay until they are paid",
-        f"a chip of one's own pays from {ranged(even.tokens_per_year.scaled(1e-12))} T output tokens a year on",
-        f"  {ranged(even.chips)} chips; merchants' ${ranged(even.usd_per_year.scaled(1e-9))} bn a year",
-        "  its design is assumed at what is in circulation: no source was found",
+        *_pays(found),
     ]
     if found.mixed is None:
         return [*lines, "a mixed fleet beside one vendor's: --single rag-gb300 --mixed rag-mixed"]
@@ -151,6 +150,18 @@ def _leaving(found: Switching) -> list[str]:
         "by the twin, a million output tokens, which pay for all:",
         *(f"  {_fleet(fleet)}: {_usd(fleet.usd_per_mtok)}, {fleet.met_slo:.0%} in time" for fleet in (single, mixed)),
         f"  saved: {_percent(found.mixed.saved)} %, for the choice of chips as much as for mixing them",
+    ]
+
+
+def _pays(found: Switching) -> list[str]:
+    even = found.break_even
+    if even is None:
+        most = high_of(found.parameters["custom_usd_over_merchant"])
+        return [f"a chip of one's own may cost {most:.3g} times a merchant's for the same tokens: then it never pays"]
+    return [
+        f"a chip of one's own pays from {ranged(even.tokens_per_year.scaled(1e-12))} T output tokens a year on",
+        f"  {ranged(even.chips)} chips; merchants' ${ranged(even.usd_per_year.scaled(1e-9))} bn a year",
+        "  its design is assumed at what is in circulation: no source was found",
     ]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from jevons.econ.cost import HOURS_PER_YEAR, SECONDS_PER_HOUR, capital_recovery
-from jevons.econ.draws import Amount, Draws, Interval, Result, interval_of
+from jevons.econ.draws import Amount, Draws, Interval, Result, high_of, interval_of
 from jevons.econ.levers import Values
 from jevons.econ.tornado import Swing, tornado
 from jevons.facts.hardware import Figure
@@ -66,7 +66,7 @@ class Switching(msgspec.Struct, frozen=True, kw_only=True):
     layers: list[Layer]
     with_neutral: Layer  # software, where a neutral layer runs on both platforms
     removed: Interval  # share of what leaving costs, silicon kept to its end, that the neutral layer removes
-    break_even: BreakEven
+    break_even: BreakEven | None  # None: it may save nothing on a token, and then never pays
     mixed: Mixed | None = None  # where both were rehearsed
     parameters: dict[str, Figure]
 
@@ -116,6 +116,16 @@ def break_even_chips(of: Values) -> Amount:
     return break_even_tokens(of) / (served * SECONDS_PER_HOUR * HOURS_PER_YEAR)
 
 
+def _break_even(figures: Mapping[str, Figure], draws: Draws) -> BreakEven:
+    """Where something is saved on each token."""
+    return BreakEven(
+        tokens_per_year=interval_of(break_even_tokens, figures, draws),
+        chips=interval_of(break_even_chips, figures, draws),
+        usd_per_year=interval_of(lambda of: break_even_tokens(of) * merchant_usd_per_token(of), figures, draws),
+        matters=tornado(break_even_tokens, figures),
+    )
+
+
 def lock_in(
     fleet: tuple[int, str], figures: Mapping[str, Figure], draws: Draws, mixed: Mixed | None = None
 ) -> Switching:
@@ -150,12 +160,7 @@ def lock_in(
             lambda of: of["software_port_months"] * (1.0 - of["neutral_layer_share"]),
         ),
         removed=told(lambda of: removed(of, chips)),
-        break_even=BreakEven(
-            tokens_per_year=told(break_even_tokens),
-            chips=told(break_even_chips),
-            usd_per_year=told(lambda of: break_even_tokens(of) * merchant_usd_per_token(of)),
-            matters=tornado(break_even_tokens, figures),
-        ),
+        break_even=None if high_of(figures["custom_usd_over_merchant"]) >= 1.0 else _break_even(figures, draws),
         mixed=mixed,
         parameters=dict(figures),
     )

@@ -60,11 +60,16 @@ def switching(found: Switching) -> list[Picture]:
     layers = [_span(layer.name.strip(), layer.usd.scaled(1e-6)) for layer in (*found.layers, found.with_neutral)]
     axis = Axis(label="once", unit="$ million", is_log=True)
     title = f"To leave {found.chips:,} {found.chip}, layer by layer"
+    return [spans(title, axis, layers, about=_RANGE), *_matters(found), *_mixed(found)]
+
+
+def _matters(found: Switching) -> list[Picture]:
     even = found.break_even
+    if even is None:
+        return []
     tokens = Axis(label="output tokens a year, from which a chip of one's own pays", unit="trillion")
     base = even.tokens_per_year.base / 1e12
-    matters = swings("What matters for a chip of one's own", tokens, base, even.matters, 1e-12)
-    return [spans(title, axis, layers, about=_RANGE), matters, *_mixed(found)]
+    return [swings("What matters for a chip of one's own", tokens, base, even.matters, 1e-12)]
 
 
 def _mixed(found: Switching) -> list[Picture]:
