@@ -212,6 +212,14 @@ def share(name: str, value: float) -> str:
             "models.mine.moe.layers: must be at most layers",
         ),
         (
+            A_MODEL.replace("1e10", "10"),
+            "models.mine.vocab times hidden: must be at most params, 10, got 1.31",
+        ),
+        (
+            A_MODEL.replace("layers = 32, kv", "layers = 33, kv"),
+            "models.mine.attention's layers: must be at most layers",
+        ),
+        (
             A_MODEL + "active_params = 2e10\n",
             "models.mine.active_params: must be at most params, 1e+10, got 2e+10",
         ),

@@ -130,6 +130,10 @@ def _check_models(models: dict[str, Llm]) -> None:
     """A part is at most the whole."""
     for name, model in models.items():
         parts = [("active_params", model.active_params or 0.0, "params", model.params)]
+        parts += [
+            ("vocab times hidden", model.vocab * model.hidden, "params", model.params)
+        ]  # meant in billions, maybe
+        parts += [("attention's layers", sum(kind.layers for kind in model.attention), "layers", model.layers)]
         if model.moe is not None:
             parts += [("moe.active", model.moe.active, "moe.experts", model.moe.experts)]
             parts += [("moe.layers", model.moe.layers, "layers", model.layers)]
