@@ -74,6 +74,22 @@ def test_all_that_can_be_said_of_a_fleet_is_written(tmp_path: Path) -> None:
     assert read_scenario(again) == scenario
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prompt_ms": [-5.0, 0.01, 0.0]}, r"prompt_ms: must not be below 0 for 1 to 8192 tokens, is -4.99 for some"),
+        ({"prompt_ms": [9.0, -0.01, 0.0]}, r"is -72.92 for some"),
+        ({"prompt_ms": [0.5, -0.01, 2e-5]}, r"is -0.75 for some"),
+        ({"decode_ms": [5.0, float("nan"), 0.0]}, r"decode_ms: must be finite, got \[5.0, nan, 0.0\]"),
+        ({"floor_ms": -1.0}, r"polynomial.floor_ms: must be float >= 0.0, got -1.0"),
+    ],
+)
+def test_no_iteration_takes_less_than_nothing(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        made(fleet=[{"instances": 1, "polynomial": {**STEPS, **change}}])
+    made(fleet=[{"instances": 1, "polynomial": {**STEPS, "prompt_ms": [3.0, -0.01, 2e-5]}}])
+
+
 def test_any_letters_may_be_in_what_is_written(tmp_path: Path) -> None:
     scenario = made(title='😀 \x7f \\ " ü\t\n', fleet=[{**H200S, "instances": 1, "names": ["𝔴"]}])
     again = tmp_path / "again.toml"

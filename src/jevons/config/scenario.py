@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,13 @@ class Polynomial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     prompt_ms: tuple[float, float, float]  # of T new prompt tokens: constant, T, T²
     decode_ms: tuple[float, float, float]  # of the share of KV tokens in use by decodes: constant, share, share²
-    floor_ms: float = 1.0
+    floor_ms: Annotated[float, Meta(ge=0)] = 1.0  # of decodes, at least
+
+    def least_prompt_ms(self, most: int) -> float:
+        """Of one to so many new prompt tokens."""
+        constant, linear, square = self.prompt_ms
+        lowest = min(max(1.0, -linear / (2 * square)), most) if square > 0 else 1.0
+        return min(constant + tokens * (linear + tokens * square) for tokens in (1.0, lowest, float(most)))
 
 
 class StepPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -232,11 +239,24 @@ def _check_group(where: str, group: Group, model: str) -> None:
         raise ConfigError(f"{where}: must have one of chip, polynomial and prices, got more")
     if given and group.step_scale != 1.0:
         raise ConfigError(f"{where}.step_scale: has no effect with {given[0]}; scale its numbers instead")
+    if group.polynomial is not None:
+        _check_polynomial(f"{where}.polynomial", group.polynomial, group.step_tokens)
     if group.tier is not None and given and group.tier.block_bytes is None:
         raise ConfigError(f"{where}.tier.block_bytes: must be given with {given[0]}: bytes of a block")
     if group.prices is not None and group.blocks is None:
         raise ConfigError(f"{where}.blocks: must be given with prices: blocks of block_size tokens")
     _check_chips(where, group, given)
+
+
+def _check_polynomial(where: str, polynomial: Polynomial, step_tokens: int) -> None:
+    for name in ("prompt_ms", "decode_ms"):
+        if not all(map(isfinite, getattr(polynomial, name))):
+            raise ConfigError(f"{where}.{name}: must be finite, got {list(getattr(polynomial, name))}")
+    least = polynomial.least_prompt_ms(step_tokens)
+    if least < 0:
+        raise ConfigError(
+            f"{where}.prompt_ms: must not be below 0 for 1 to {step_tokens} tokens, is {least:g} for some"
+        )
 
 
 def _check_chips(where: str, group: Group, given: list[str]) -> None:
