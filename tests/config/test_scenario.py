@@ -15,6 +15,7 @@ from jevons.config.scenario import Scenario, Slo, as_toml, make_scenario, read_s
 from jevons.twin.fleet import make_groups
 
 H200S = {"instances": 4, "chip": "h200", "tensor": 4}
+INF = float("inf")
 STEPS = {"prompt_ms": [1.0, 0.01, 0.0], "decode_ms": [5.0, 50.0, 0.0]}
 TOML = """
 title = "a test"
@@ -72,6 +73,23 @@ def test_all_that_can_be_said_of_a_fleet_is_written(tmp_path: Path) -> None:
     again.write_text(as_toml(scenario))
 
     assert read_scenario(again) == scenario
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"slo.ttft_s": INF}, r"slo.ttft_s: must be float <= 1000000000000.0, got inf"),
+        ({"slo.tpot_s": INF}, r"slo.tpot_s: must be float"),
+        ({"traffic.seconds": INF}, r"traffic.seconds: must be float"),
+        ({"fleet": [{**H200S, "step_scale": INF}]}, r"step_scale: must be float"),
+        ({"fleet": [{**H200S, "tier": {"size_bytes": INF, "bytes_per_s": INF}}]}, r"size_bytes: must be float"),
+        ({"fleet": [{"instances": 1, "blocks": 9, "prices": {"per_step_s": INF, "per_token_s": 1}}]}, r"per_step_s"),
+    ],
+)
+def test_what_must_end_is_finite(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        made(changes)
+    made({"fleet": [{**H200S, "tier": {"size_bytes": 1e12, "bytes_per_s": INF}}], "scaling": {"hold_s": INF}})
 
 
 @pytest.mark.parametrize(

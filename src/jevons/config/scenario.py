@@ -16,6 +16,9 @@ from jevons.facts.llm import Precision
 
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e300)]  # TOML has infinity too, and what is made of it is no number
+Finite = Annotated[float, Meta(gt=0, le=1e30)]
+Price = Annotated[float, Meta(ge=0, le=1e12)]  # seconds
+Seconds = Annotated[float, Meta(gt=0, le=1e12)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
@@ -37,18 +40,18 @@ class Polynomial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StepPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long an iteration takes, as a router learned it of a worker: see `jevons calibrate --record`."""
 
-    per_step_s: Annotated[float, Meta(ge=0)]
-    per_token_s: Positive  # of a prompt
-    per_token_context_s: Annotated[float, Meta(ge=0)] = 0.0  # token of a prompt, for each token before it
-    per_decode_s: Annotated[float, Meta(ge=0)] = 0.0
-    per_context_s: Annotated[float, Meta(ge=0)] = 0.0  # token that a decode attends to
+    per_step_s: Price
+    per_token_s: Seconds  # of a prompt
+    per_token_context_s: Price = 0.0  # token of a prompt, for each token before it
+    per_decode_s: Price = 0.0
+    per_context_s: Price = 0.0  # token that a decode attends to
 
 
 class StoreTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Memory below the chips', which the instances of a node share: what they compute is kept there too."""
 
     name: Literal["dram", "disk", "remote"] = "dram"
-    size_bytes: Positive
+    size_bytes: Finite
     bytes_per_s: Positive  # to all of them together
     latency_s: Annotated[float, Meta(ge=0)] = 0.0
     instances: Count = 1  # that share it
@@ -95,7 +98,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     draft: Drafter | None = None
     power_w: Positive | None = None  # that a chip may draw; None: its TDP
     uplink_bytes_per_s: Positive | None = None  # of a domain of chips to others, that all in it share; None: no limit
-    step_scale: Positive = 1.0  # measured over predicted step times, where that is known
+    step_scale: Finite = 1.0  # measured over predicted step times, where that is known
     up_after_s: Annotated[float, Meta(ge=0)] = 0.0  # starting takes so long; with `scaling`, all but the first time
 
 
@@ -106,7 +109,7 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     kind: str = ""  # chat, rag, code, agents, documents, video
     rate: Rate = 1.0  # sessions starting a second
     requests: Count | None = None  # at most
-    seconds: Positive | None = None  # at most
+    seconds: Seconds | None = None  # at most
     speed: Rate = 1.0  # a trace's times are divided by it
     copies: Count = 1  # of a trace, side by side, sharing nothing
     shape: Literal["steady", "bursts", "diurnal"] = "steady"
@@ -115,8 +118,8 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is promised to each request."""
 
-    ttft_s: Positive = 2.0
-    tpot_s: Positive = 0.1
+    ttft_s: Seconds = 2.0
+    tpot_s: Seconds = 0.1
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
