@@ -64,6 +64,8 @@ def test_points_or_a_record_not_both_nor_neither(record: Path) -> None:
                 CliRunner().invoke(command, options, catch_exceptions=False)
     with pytest.raises(ConfigError, match="needs --out"):
         CliRunner().invoke(calibrate, ["--points", "p.csv"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match=r"--out /nowhere/c.toml: there is no folder '/nowhere'; make it first"):
+        CliRunner().invoke(calibrate, ["--points", "p.csv", "--out", "/nowhere/c.toml"], catch_exceptions=False)
 
 
 def test_a_calibration_that_cannot_be_written_or_fitted_is_an_error_before_anything_is(

@@ -183,6 +183,15 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(simulate: Jev
     assert "results cannot be made: Not a directory" in ended.err
 
 
+def test_results_that_cannot_be_written_are_one_line(simulate: Jevons, tmp_path: Path) -> None:
+    (tmp_path / "requests.npy").mkdir()
+
+    ended = simulate("mocker", "--requests", "20", "--out", str(tmp_path))
+
+    assert ended.code == 2
+    assert f"--out: {tmp_path} cannot be written: Is a directory" in ended.err
+
+
 def test_a_report_with_pictures_is_one_file(simulate: Jevons, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
 

@@ -43,3 +43,13 @@ def test_what_is_no_number_is_an_error_of_its_cell_that_is_read_again(swept: Any
 
     assert f"traffic.rate: must be float, got {value!r}" in first[0]["error"]
     assert again == first
+
+
+def test_a_table_that_could_not_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'jevons[parquet]'")
+    files = f"--out={tmp_path / 'grid.jsonl'}", f"--parquet={tmp_path / 'no' / 'grid.parquet'}"
+
+    with pytest.raises(ConfigError, match=r"there is no folder .*; make it first"):
+        CliRunner().invoke(command, ["mocker", "--vary=seed=1", *files], catch_exceptions=False)
+
+    assert not (tmp_path / "grid.jsonl").exists()

@@ -96,8 +96,11 @@ def _make(out: Path) -> None:
 def _write(out: Path, report: Report, pieces: list[Any]) -> None:
     import numpy as np
 
-    (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-    np.save(out / "requests.npy", np.concatenate(pieces))
+    try:
+        (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+        np.save(out / "requests.npy", np.concatenate(pieces))
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
 
 
 def _show(report: Report) -> None:

@@ -19,7 +19,7 @@ from jevons.base.units import milliseconds
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, Value, grid, kept, sweep, write_parquet
+from jevons.twin.sweep import Cell, Value, check_parquet, grid, kept, sweep, write_parquet
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -51,6 +51,8 @@ def command(
     if processes is not None and given["ray"]:
         raise ConfigError("sweep: give either --processes, on this machine, or --ray")
     shown = files(given["html"], given["png"])
+    if given["parquet"] is not None:
+        check_parquet(given["parquet"])
     varied = _grid(vary)
     path = Path(scenario) if Path(scenario).exists() else shipped(scenario)
     on: int | str = given["ray"] or processes or os.cpu_count() or 1

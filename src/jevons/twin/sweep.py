@@ -234,17 +234,30 @@ def run_told(run: Callable[[Settings], Cell], settings: Settings) -> bytes:
     return msgspec.json.encode(run(settings))
 
 
+def check_parquet(path: Path) -> None:
+    """That a table could be written there: nobody sweeps for hours to hear that it could not.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or there is no such folder.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401 — whether it is there
+    except ImportError as error:
+        raise ConfigError("sweep: --parquet needs pyarrow: pip install 'jevons[parquet]'") from error
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"sweep {path}: there is no folder {str(path.parent)!r}; make it first")
+
+
 def write_parquet(cells: Sequence[Cell], path: Path) -> None:
     """A row a cell: its settings, then its report, with dots in the names of what is inside; `error` where it has none.
 
     Raises:
-        ConfigError: pyarrow is not installed, or the file cannot be written.
+        ConfigError: see `check_parquet`, or the file cannot be written.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("sweep: --parquet needs pyarrow: pip install 'jevons[parquet]'") from error
+    check_parquet(path)
+    import pyarrow
+    import pyarrow.parquet
+
     rows = [_flat(cell) for cell in cells]
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in names})
