@@ -5,12 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from jevons.base.errors import ConfigError
+from jevons.base.stats import percentile
 from jevons.config.catalog import read_catalog
 from jevons.config.points import Point
 from jevons.perf.calibration import FIELDS, NOTHING, Effect, Key, Trust, look_up
 from jevons.twin.calibrate import calibrate, fit, samples_of
 from jevons.twin.points import case_of, is_check
 from jevons.twin.predict import Predictor
+from jevons.twin.validate import validate
 
 CATALOG = read_catalog()
 TRUTH = {
@@ -99,3 +102,23 @@ def test_errors_to_expect_come_from_what_was_held_out(monkeypatch: pytest.Monkey
     assert [line.split(":")[0] for line in told[1:]] == ["without h100", "without h200"]
     key = Key(engine="vllm", family="llama", chip="h100", weights="fp8")
     assert look_up(found, key).trust is Trust.MEASURED
+
+
+def test_where_one_chip_is_all_that_was_measured_its_errors_are_told_without_any_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jevons.twin.calibrate._ENOUGH", 2)
+    alone = [point for point in POINTS if point.system == "h200"]
+
+    found = calibrate(alone, CATALOG, ("", ""), lambda line: None)
+
+    guessed = [row.error for row in validate(alone, CATALOG, NOTHING)]
+    assert set(found.errors) == {"measured tpot", "transferred tpot", "projected tpot"}
+    assert found.errors["transferred tpot"].p90 == pytest.approx(percentile(guessed, 0.9), abs=1e-3)
+
+
+def test_without_a_point_to_fit_there_is_no_calibration() -> None:
+    unknown = msgspec.structs.replace(POINTS[0], metric="joy")
+
+    with pytest.raises(ConfigError, match="of 1 points none is left to fit"):
+        calibrate([unknown], CATALOG, ("", ""), lambda line: None)

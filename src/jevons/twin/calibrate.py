@@ -87,8 +87,8 @@ def samples_of(points: Iterable[Point], catalog: Catalog) -> list[Sample]:
 
 
 def fit(samples: Sequence[Sample], catalog: Catalog, steps: int = _STEPS) -> dict[str, Effect]:
-    """Factors of all groups that the samples belong to. About a second for each five samples and step."""
-    return _Fit(samples, catalog).run(steps)
+    """Factors of all groups that the samples belong to, none of none. About a second for each five samples and step."""
+    return _Fit(samples, catalog).run(steps) if samples else {}
 
 
 def _reach(group: str, field: str) -> float:
