@@ -57,6 +57,14 @@ def test_a_rehearsal_is_held_to_the_record(record: Path) -> None:
     assert "fitted to this record" in shown.stdout
 
 
+@pytest.mark.parametrize("option", ["--catalog", "--calibration"])
+def test_files_that_are_given_with_a_record_are_read(record: Path, tmp_path: Path, option: str) -> None:
+    options = ["--record", str(record), option, str(tmp_path / "none.toml")]
+
+    with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
+        CliRunner().invoke(validate, options, catch_exceptions=False)
+
+
 def test_points_or_a_record_not_both_nor_neither(record: Path) -> None:
     for command in (calibrate, validate):
         for options in ([], ["--record", str(record), "--points", "p.csv"]):

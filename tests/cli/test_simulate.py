@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
 from jevons.base import compiled
 from jevons.base.errors import ConfigError
 from jevons.cli import main, scenarios
+from jevons.config.calibration import as_toml, read_calibration
 from jevons.serve.http import Door
 from jevons.twin.kernel import run
 from jevons.twin.watch import Watched
@@ -181,6 +183,17 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(simulate: Jev
 
     assert ended.code == 2
     assert "results cannot be made: Not a directory" in ended.err
+
+
+def test_a_calibration_of_ones_own_tells_how_long_steps_take(simulate: Jevons, tmp_path: Path) -> None:
+    own = read_calibration()
+    effects = {name: msgspec.structs.replace(each, bandwidth=each.bandwidth / 2) for name, each in own.effects.items()}
+    mine = tmp_path / "mine.toml"
+    mine.write_text(as_toml(msgspec.structs.replace(own, effects=effects)))
+
+    shipped, slower = (json.loads(simulate(*H200S, *more, "--json").out) for more in ((), ("--calibration", str(mine))))
+
+    assert slower["tpot_s"]["p50"] > 1.2 * shipped["tpot_s"]["p50"]
 
 
 def test_results_that_cannot_be_written_are_one_line(simulate: Jevons, tmp_path: Path) -> None:

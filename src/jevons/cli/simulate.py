@@ -40,6 +40,7 @@ class PageAt(NamedTuple):
 @scenario_options
 @click.option("--exact", is_flag=True, help="Step through every iteration.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@click.option("--calibration", type=_FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for results of each request.")
 @picture_options
 @click.option("--watch", is_flag=True, help="Serve the page at a free port of this machine while it runs, and after.")
@@ -52,6 +53,7 @@ def command(
     """Rehearse a fleet: SCENARIO is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
     page = PageAt(*(given.pop(name) for name in ("watch", "watch_port", "watch_speed")))
+    known, learned = read_catalog(catalog), read_calibration(given.pop("calibration"))
     wanted = scenario_of(scenario, given)
     if out is not None:
         _make(out)
@@ -77,7 +79,6 @@ def command(
         else:
             _show(report)
 
-    known, learned = read_catalog(catalog), read_calibration()
     if page.is_wanted:
         from jevons.cli.watch import watch_it
 

@@ -54,13 +54,15 @@ def command(
     if (file is None) == (record is None):
         raise ConfigError("validate: give either --points or --record")
     shown = files(given["html"], given["png"])
+    catalog = read_catalog(given["catalog"])
+    calibration = NOTHING if uncalibrated else read_calibration(given["calibration"])
     if record is not None:
-        _hold_to(record, scenario, as_json, shown)
+        wanted = scenario_of(read_record(record))[0] if scenario is None else read_scenario(scenario)
+        _tell(rehearse(record, wanted, catalog, calibration), shown, as_json=as_json, is_fitted=scenario is None)
         return
     assert file is not None, "one of them is given"
     points = read_points(file)
-    calibration = NOTHING if uncalibrated else read_calibration(given["calibration"])
-    rows = validate(points, read_catalog(given["catalog"]), calibration)
+    rows = validate(points, catalog, calibration)
     found = groups(points, rows)
     if shown:
         from jevons.cli.pictures.validate import notes, pictures
@@ -78,13 +80,11 @@ def command(
         console.print(f" {times} not predicted: {reason}", markup=False, highlight=False)
 
 
-def _hold_to(folder: Path, file: Path | None, as_json: bool, shown: Files) -> None:
-    wanted = scenario_of(read_record(folder))[0] if file is None else read_scenario(file)
-    found = rehearse(folder, wanted, read_catalog(), read_calibration())
+def _tell(found: Fidelity, shown: Files, *, as_json: bool, is_fitted: bool) -> None:
     if shown:
         from jevons.cli.pictures.validate import held_to
 
-        shown.write("A record and its rehearsal", _apart(found, is_fitted=file is None), held_to(found))
+        shown.write("A record and its rehearsal", _apart(found, is_fitted), held_to(found))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -94,7 +94,7 @@ def _hold_to(folder: Path, file: Path | None, as_json: bool, shown: Files) -> No
     for name, both in found.times.items():
         table.add_row(name, milliseconds(both.live), milliseconds(both.twin), f"{both.off:+.1%}")
     console.print(table)
-    for line in _apart(found, is_fitted=file is None):
+    for line in _apart(found, is_fitted):
         console.print(f" {line}", markup=False, highlight=False)
 
 
