@@ -69,3 +69,9 @@ def test_rehearsals_of_other_requests_are_refused() -> None:
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"requests\.npy"):
         read_results(tmp_path)
+    (tmp_path / "requests.npy").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no requests\.npy of `jevons simulate --out`: No data left"):
+        read_results(tmp_path)
+    np.save(tmp_path / "requests.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match=r"no requests\.npy of `jevons simulate --out`: float64"):
+        read_results(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jevons.base.compiled import Records
 from jevons.base.errors import ConfigError
+from jevons.twin.kernel import RESULT
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -50,8 +51,12 @@ def read_results(folder: Path) -> Records:
     """
     try:
         results = np.load(folder / "requests.npy")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"compare {folder}: no requests.npy of `jevons simulate --out`: {error}") from error
+    if results.dtype != RESULT:
+        raise ConfigError(
+            f"compare {folder}: no requests.npy of `jevons simulate --out`: {results.dtype}; rehearse again"
+        )
     return results[np.argsort(results["request"], kind="stable")]
 
 
