@@ -163,6 +163,7 @@ def test_the_shared_traces_are_read(shared: Path) -> None:
         ([sized(16), sized(0)], "of the requests before, 16, got 512"),
         ([sized(-16)], "request 1: block_size: must be from 1"),
         ([asked(0), asked(1e308)], "request 2: its time must be finite"),
+        ([mooncake(-5_000)], "request 1: at -5 s; must be at least 0"),
         ([mooncake(0), "not JSON"], "line 2: JSON is malformed"),
         ([mooncake(0), "", '{"timestamp": 1, "question": "?"}'], "nor an OpenAI one (lacks 'prompt')"),
         (['{"timestamp": 1, "messages": 7}'], "line 1: neither a Mooncake request"),

@@ -169,7 +169,7 @@ def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int, block: int)
 
 
 def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) -> None:
-    """Times must be there, finite and not go back. Of the first that is wrong its number is told, from 1."""
+    """Times must be there, from 0 on, finite and not go back. Of the first that is wrong its number is told, from 1."""
     without = np.flatnonzero(np.isnan(at_s))
     if len(without):
         raise ConfigError(f"trace {path}: request {first + int(without[0]) + 1}: has no timestamp; give one")
@@ -183,6 +183,10 @@ def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) 
         raise ConfigError(
             f"trace {path}: request {first + i + 1}: at {at_s[i]:g} s, after one at {was:g} s; sort it by time"
         )
+    early = np.flatnonzero(requests["at_s"] < 0)
+    if len(early):
+        i = int(early[0])
+        raise ConfigError(f"trace {path}: request {first + i + 1}: at {requests['at_s'][i]:g} s; must be at least 0")
 
 
 class _Began:
