@@ -67,6 +67,18 @@ def test_cells_of_another_scenario_or_catalog_are_not_taken(tmp_path: Path) -> N
         sweep(own, {"traffic.requests": [20]}, out, on=1)
 
 
+def test_a_trace_is_beside_the_scenario_that_is_named_where_that_is_a_link(tmp_path: Path) -> None:
+    own, link = tmp_path / "own.toml", tmp_path / "here" / "link.toml"
+    own.write_text(shipped("mocker").read_text().replace('kind = "chat"', 'trace = "trace.jsonl"'))
+    link.parent.mkdir()
+    link.symlink_to(own)
+    (link.parent / "trace.jsonl").write_text('{"timestamp": 0, "input_length": 8, "output_length": 2}\n')
+
+    (cell,) = sweep(link, {"traffic.requests": [20]}, tmp_path / "grid.jsonl", on=1)
+
+    assert (cell.error, cell.report is None) == ("", False)
+
+
 def test_a_cell_that_could_not_be_run_is_tried_again(tmp_path: Path) -> None:
     out, trace, ran = tmp_path / "grid.jsonl", tmp_path / "trace.jsonl", list[Cell]()
     varied: dict[str, list[bool | int | float | str]] = {"traffic.trace": [str(trace)], "traffic.kind": [""]}

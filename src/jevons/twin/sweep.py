@@ -141,7 +141,7 @@ def sweep(
     wanted = grid(varied)
     done = {_key(cell.settings): cell for cell in kept(scenario, varied, out, catalog)}
     told = {(_key(cell.settings), cell.error) for cell in read_cells(out)}
-    run = partial(run_cell, scenario.resolve(), catalog=catalog, of=_digest(scenario, catalog))
+    run = partial(run_cell, scenario.absolute(), catalog=catalog, of=_digest(scenario, catalog))
     left = [settings for settings in wanted if _key(settings) not in done]
     with _open(out) as file, closing(_run(run, left, on)) as cells:
         for cell in cells:
