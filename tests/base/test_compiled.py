@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from jevons.base.compiled import _Files, alike, compiled, is_compiled
+from jevons.base.compiled import _Files, alike, compiled, is_compiled, kept_in
+from jevons.base.errors import ConfigError
 
 KERNELS = """
 import sys
@@ -91,3 +92,22 @@ def test_of_each_kernel_it_is_known_whether_it_was_compiled(tmp_path: Path, monk
 
     assert _thrice(2) == 6
     assert is_compiled(_thrice)
+
+
+def test_where_nothing_can_be_kept_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kept_in(tmp_path).is_dir()
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"kernels: .*Not a directory.*; set NUMBA_CACHE_DIR"):
+        kept_in(tmp_path)
+
+
+def test_where_there_is_no_home_that_is_said_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match=r"Could not determine home directory\.; set NUMBA_CACHE_DIR"):
+        kept_in(tmp_path)

@@ -13,12 +13,15 @@ import mmap
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from numba.core import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+from jevons.base.errors import ConfigError
 
 __all__ = [
     "FLOAT",
@@ -32,6 +35,7 @@ __all__ = [
     "compiled",
     "grown",
     "is_compiled",
+    "kept_in",
     "reserved",
 ]
 
@@ -57,9 +61,24 @@ def _kernels_of(package: Path) -> str:
     return digest.hexdigest()
 
 
+def kept_in(package: Path) -> Path:
+    """Where what the kernels of `package` are compiled to is kept, made if it is not there.
+
+    Raises:
+        ConfigError: there is no such place. Numba would say that it cannot cache a function.
+    """
+    try:
+        folder = Path.home() / ".cache" / "jevons" / "kernels" / _kernels_of(package)
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        hint = "set NUMBA_CACHE_DIR to a folder that may be written"
+        raise ConfigError(f"kernels: what they are compiled to cannot be kept: {error}; {hint}") from error
+    return folder
+
+
 if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
-    _package = Path(__file__).resolve().parents[1]
-    numba.config.CACHE_DIR = str(Path.home() / ".cache" / "jevons" / "kernels" / _kernels_of(_package))  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(kept_in(Path(__file__).resolve().parents[1]))  # type: ignore[attr-defined]
 
 
 def _digest(text: str) -> str:
