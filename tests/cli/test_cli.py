@@ -11,7 +11,7 @@ import pytest
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
 from jevons.cli.options import LISTS, make_settings
-from jevons.cli.serve import program_of
+from jevons.cli.serve import program_of, state_file
 from jevons.cli.tables import savings
 from jevons.config import Settings
 
@@ -109,6 +109,20 @@ def test_a_program_may_be_named_as_a_file_or_as_the_shell_finds_it(
     (here / "scale.sh").chmod(0o644)
     with pytest.raises(ConfigError, match=r"scale-command: must be a program that can be run, got scale\.sh"):
         program_of(Path("scale.sh"))
+
+
+def test_who_has_no_home_is_told_that_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    settings = make_settings(None, {"engines": ("http://h:1,kv=tcp://h:2,replay=tcp://h:3",)})
+
+    assert state_file(settings) is None
+    assert "there is no home directory, so nothing is kept for the next start; give --state FILE" in caplog.text
 
 
 def test_savings_know_which_way_is_better() -> None:

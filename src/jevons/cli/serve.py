@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ from jevons.cli.options import find_model, log_to_stderr, make_settings, setting
 from jevons.config import Settings
 from jevons.config.scaling import LiveScaling, read_scaling
 from jevons.engine.openai import read_specs
+
+log = logging.getLogger("jevons")
 
 # Not settings: what serves and what is served stay the same, whichever these are.
 FRONTENDS = "Processes that serve the port together; for attached engines."
@@ -55,7 +58,7 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     settings = make_settings(file, flags)
     _check(how)
     log_to_stderr(verbose)
-    path = None if how.no_state else how.state or _state_file(settings)
+    path = None if how.no_state else how.state or state_file(settings)
     scale = _scale(settings, how)
     if how.frontends > 1:
         _serve_together(settings, how, path)
@@ -133,10 +136,14 @@ def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:
     uvloop.run(run_frontends(settings, how.frontends, beside))
 
 
-def _state_file(settings: Settings) -> Path | None:
+def state_file(settings: Settings) -> Path | None:
     """Where a server at this address keeps what it knows; None: its engines cannot be known again."""
     if not settings.port or not any(spec.replays for spec in read_specs(settings.engines)):
         return None
     xdg = os.environ.get("XDG_STATE_HOME")
-    folder = (Path(xdg) if xdg else Path.home() / ".local" / "state") / "jevons"
+    try:
+        folder = (Path(xdg) if xdg else Path.home() / ".local" / "state") / "jevons"
+    except RuntimeError:
+        log.warning("state: there is no home directory, so nothing is kept for the next start; give --state FILE")
+        return None
     return folder / f"{settings.host.replace(':', '_')}-{settings.port}.state"
