@@ -74,6 +74,28 @@ def test_two_moves_of_nearly_one_size_that_differ_do_not_spoil_what_comes_next()
         assert 0.0028 < learned.prices.seconds(pages * page) < 0.0042
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_left_of_times_that_are_mispredicted_is_learned_by_its_mean(seed: int) -> None:
+    learned, draw, found = MoveSeconds(GUESS_MOVES[Tier.DRAM]), random.Random(seed), list[float]()
+    for _ in range(600):
+        size_bytes, besides_s = draw.uniform(20e6, 200e6), draw.uniform(0.02, 0.2)
+        real_s = 0.001 + size_bytes / 20e9
+        found.append(learned.prices.seconds(size_bytes) / real_s)
+        hang_s = 5.0 if draw.random() < 0.01 else 0.0
+        learned.left(size_bytes, real_s + draw.gauss(0.0, 0.005) + hang_s, besides_s)
+
+    assert 0.9 < sorted(found[100:])[250] < 1.5
+    assert min(found[100:]) > 0.2
+
+
+def test_nothing_is_learned_of_nothing() -> None:
+    learned = MoveSeconds(GUESS_MOVES[Tier.DRAM])
+    learned.left(1e6, 1e-9, 0.0)
+    for seconds in (0.0, -1.0, 1e-12, 1e12):
+        learned.left(1e6, seconds, 0.1)
+    assert 0.0 <= learned.prices.seconds(1e6) < 1.0
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_noisy_moves_of_few_sizes_are_predicted_within_their_noise(seed: int) -> None:
     learned, draw, page = MoveSeconds(GUESS_MOVES[Tier.DISK]), random.Random(seed), 368_640

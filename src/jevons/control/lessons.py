@@ -63,12 +63,16 @@ class Lessons:
         self._lately.pop(worker, None)
 
 
-def learn_load(placed: Placed, seconds: float) -> None:
+def learn_load(placed: Placed, seconds: float, computing_s: float) -> None:
     """What its first token waited for besides is what loading took, of all that was found in the host's memory.
 
     Once slow says little: who is believed to be slow gets no work that would show that it is not.
+
+    Args:
+        seconds: until its first token.
+        computing_s: as predicted, of these.
     """
     missing = 0 if placed.cached_tokens is None else max(0, placed.claimed_tokens - placed.found_tokens)
     size_bytes, loads = (placed.loaded_tokens - missing) * GUESS_TOKEN_BYTES, placed.member.learned.kin.loads
     if size_bytes > 0:
-        loads.measured(size_bytes, min(seconds, LATE_STEP * loads.prices.seconds(size_bytes)))
+        loads.left(size_bytes, seconds - computing_s, computing_s)

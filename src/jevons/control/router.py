@@ -428,7 +428,7 @@ class Router(Workforce):
         if not worker.reports_steps and placed.first_s is not None:
             load, seconds = placed.seen(placed.first_s)
             if placed.loaded_tokens:
-                learn_load(placed, seconds - worker.learned.prices.seconds(load))
+                learn_load(placed, seconds, worker.learned.prices.seconds(load))
             else:
                 self._measured(worker, load, seconds)
 

@@ -112,7 +112,24 @@ class _Sum:
         error = 1.0 - sum(a * t for a, t in zip(x, self._theta, strict=True))
         if error > _OUTLIER:
             self._doubt((1.0 - error) ** 2)
-        fade = 1.0 - (1.0 - _FADE) * share
+        self._learn(x, error, 1.0 - (1.0 - _FADE) * share)
+        return True
+
+    def left(self, sizes: Sequence[float], seconds: float, whole_s: float) -> None:
+        """Parts of these sizes took `seconds`, as what was left of something foreseen to take `whole_s` with them.
+
+        What that was mispredicted by is in it, so it counts relative to the whole, may be below 0, and says no more
+        than that it took twice as long, or no time: relative to itself what is left by chance next to nothing would
+        outweigh all else.
+        """
+        if whole_s <= 0 or not any(sizes):
+            return
+        x = [size / scale / whole_s for size, scale in zip(sizes, self._scales, strict=True)]
+        error = seconds / whole_s - sum(a * t for a, t in zip(x, self._theta, strict=True))
+        self._learn(x, max(-1.0, min(1.0, error)), _FADE)
+
+    def _learn(self, x: Sequence[float], error: float, fade: float) -> None:
+        """Parts of these sizes were off by so much."""
         for i in self._parts:
             row = self._known[i]
             for j in self._parts:
@@ -121,7 +138,6 @@ class _Sum:
         gain = _solve(self._known, x)
         self._theta = _above_zero(self._known, [t + g * error for t, g in zip(self._theta, gain, strict=True)])
         self.samples += 1
-        return True
 
     def _doubt(self, left: float) -> None:
         """What takes many times its prediction is no noise: what was known was known to a share of the old prices, and
@@ -220,6 +236,11 @@ class MoveSeconds:
         """`size_bytes` asked for at once were there after `seconds`."""
         if self._sum.measured((1.0, size_bytes), seconds):
             self.prices = MovePrices(*self._sum.prices)
+
+    def left(self, size_bytes: float, seconds: float, besides_s: float) -> None:
+        """They took `seconds` as far as can be told: what was left of a time, beside what else was foreseen in it."""
+        self._sum.left((1.0, size_bytes), seconds, besides_s + self.prices.seconds(size_bytes))
+        self.prices = MovePrices(*self._sum.prices)
 
 
 def _above_zero(known: Sequence[Sequence[float]], theta: Sequence[float]) -> list[float]:
