@@ -185,6 +185,22 @@ def test_orphans_are_held_when_what_they_go_on_from_is_told_again(intake: Intake
     assert held.depth(NAMES) == 4
 
 
+@pytest.mark.parametrize("as_payload", [False, True])
+def test_an_orphan_that_was_removed_meanwhile_is_not_held_when_what_it_goes_on_from_is_told(
+    intake: Intake, held: Holding, as_payload: bool
+) -> None:
+    intake.on_batch(batch(1, stored(1, 4)))  # what stored the first is lost
+    intake.on_replay_end(complete=False)
+    if as_payload:
+        gone = [{"type": "BlockRemoved", "block_hashes": [102]}]
+        intake.on_batch(KvPayload(2, msgspec.msgpack.encode([0.0, gone])))
+    else:
+        intake.on_batch(batch(2, removed(102)))
+    intake.on_batch(batch(3, stored(0, 1)))
+
+    assert [held.holds(name) for name in NAMES] == [True, True, False, False]
+
+
 def test_a_degraded_worker_is_exact_again_once_it_clears_its_cache(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(5, stored(0, 2)))
     intake.on_replay_end(complete=False)

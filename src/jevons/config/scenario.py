@@ -15,7 +15,7 @@ from jevons.config.tables import quoted, read_table, replace_in
 from jevons.facts.llm import Precision
 
 Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0, le=1e300)]  # TOML has infinity too, and what is made of it is no number
+Positive = Annotated[float, Meta(gt=0)]  # infinity too: no limit
 Finite = Annotated[float, Meta(gt=0, le=1e30)]
 Price = Annotated[float, Meta(ge=0, le=1e12)]  # seconds
 Seconds = Annotated[float, Meta(gt=0, le=1e12)]

@@ -18,7 +18,18 @@ from jevons.control import naming
 from jevons.control.beside import Beside, Told
 from jevons.control.naming import FATES, FULL, ONE_STORE, SPECIAL, root_numbers, set_size, source_names
 from jevons.control.orphans import Orphans, Prompted, Prompts
-from jevons.control.reading import CLEARED, DRAM, IGNORED_ADAPTER, NO_ROOM, NOT_READ, ORPHAN, STORED, Scratch
+from jevons.control.reading import (
+    CLEARED,
+    DRAM,
+    IGNORED_ADAPTER,
+    IGNORED_TIER,
+    NO_ROOM,
+    NOT_READ,
+    ORPHAN,
+    REMOVED,
+    STORED,
+    Scratch,
+)
 from jevons.control.records import Records
 from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import IN_DRAM, SLIDING, BlocksRemoved, BlocksStored, KvBatch, KvPayload
@@ -210,18 +221,27 @@ class Contents:
             self._keep_orphans()
         return True
 
+    @property
+    def _followed(self) -> int:
+        """The group of layers."""
+        return max(int(self._names.hub.number("group")), 0)
+
     def _keep_orphans(self) -> None:
-        """What was rejected for its unknown parent, of the payload just taken; who waited for what it stored is not."""
+        """What was rejected for its unknown parent, of the payload just taken, and not removed since; who waited for
+        what it stored is an orphan no more."""
         scratch = self._scratch.hub
         hashes = scratch["hashes"][: scratch.number("hashes_used")].tolist()
         events = scratch["events"][: scratch.number("events_used")]
-        orphans = events[(events["kind"] == STORED) & (events["reject"] == ORPHAN)].copy()
-        tokens = [scratch["tokens"][e["token_at"] : e["token_at"] + e["tokens"]].tolist() for e in orphans]
-        for e, its in zip(orphans, tokens, strict=True):
-            if e["salt"] or e["adapter"] or e["adapter_number"] >= 0:
-                continue
-            names, parent = hashes[e["hash_at"] : e["hash_at"] + e["hashes"]], int(e["parent"])
-            self._orphans.keep(BlocksStored(hashes=names, parent=parent, tokens=its, block_size=int(e["size"])))
+        are_orphans = (events["kind"] == STORED) & (events["reject"] == ORPHAN)
+        are_gone = (events["kind"] == REMOVED) & (events["part"] == 0) & (events["reject"] != IGNORED_TIER)
+        are_gone &= events["group"] == self._followed
+        for e in events[are_orphans | are_gone].copy():
+            names = hashes[e["hash_at"] : e["hash_at"] + e["hashes"]]
+            if e["kind"] == REMOVED:
+                self._orphans.removed(names)
+            elif not (e["salt"] or e["adapter"] or e["adapter_number"] >= 0):
+                its, parent = scratch["tokens"][e["token_at"] : e["token_at"] + e["tokens"]].tolist(), int(e["parent"])
+                self._orphans.keep(BlocksStored(hashes=names, parent=parent, tokens=its, block_size=int(e["size"])))
         if len(self._orphans):
             self._adopt(self._orphans.children_of(number for number in hashes if self._names.get(number) is not None))
         self._settle_degraded()
@@ -303,6 +323,8 @@ class Contents:
                 self._stored(event)
             elif isinstance(event, BlocksRemoved):
                 self._records.removed(event)
+                if event.medium in (None, "GPU") and event.group == self._followed:
+                    self._orphans.removed(number_of(name) for name in event.hashes)
             else:
                 self._names.clear()
                 for number in ("in_dram", "in_groups"):

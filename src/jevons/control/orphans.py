@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash
@@ -93,12 +94,14 @@ class Orphans:
         # recognise, but an engine evicts from the end.
         self._before_it: dict[int, list[BlockHash]] = {}
         self._aside: dict[int, list[BlocksStored]] = {}  # by the parent's number
+        self._parents: dict[int, int] = {}  # that number, by those of the blocks that are kept aside
 
     def __len__(self) -> int:
         return len(self._aside)
 
     def clear(self) -> None:
         self._aside.clear()
+        self._parents.clear()
         self._prompts.clear(self._own)
         self._before_it.clear()
 
@@ -108,9 +111,18 @@ class Orphans:
             event.parent is None or event.adapter is not None or event.adapter_number or event.extra
         ):  # prompts of ours have no such
             return
-        self._aside.setdefault(number_of(event.parent), []).append(event)
+        parent = number_of(event.parent)
+        self._aside.setdefault(parent, []).append(event)
+        self._parents.update(dict.fromkeys(map(number_of, event.hashes), parent))
         if len(self._aside) > GUESS_KEPT:
-            del self._aside[next(iter(self._aside))]
+            self._take(next(iter(self._aside)))
+
+    def removed(self, numbers: Iterable[int]) -> None:
+        """The source has these blocks no more. Of what is kept aside each goes, and what comes after it with it."""
+        for number in numbers:
+            parent = self._parents.get(number)
+            if parent is not None:
+                self._cut(parent, number)
 
     def prompted(self, prompt: Prompted) -> None:
         """The worker has computed a prompt of ours."""
@@ -118,7 +130,7 @@ class Orphans:
 
     def children_of(self, numbers: Iterable[int]) -> list[BlocksStored]:
         """Those that come after blocks which are known now, by their numbers; they are kept aside no more."""
-        return [event for number in numbers if number in self._aside for event in self._aside.pop(number)]
+        return [event for number in numbers if number in self._aside for event in self._take(number)]
 
     def adopt(self) -> list[BlocksStored]:
         """Take prompts' word for what the parents of orphans are. Returns those that are orphans no more.
@@ -139,6 +151,28 @@ class Orphans:
         """Blocks held as long as others are go with them."""
         for number in [number for number in self._before_it if self._names.get(number) is None]:
             self._holding.remove(self._before_it.pop(number))
+
+    def _cut(self, parent: int, number: int) -> None:
+        """Of those that wait for this parent, what stands before a block is left."""
+        left = []
+        for event in self._aside[parent]:
+            numbers = [number_of(name) for name in event.hashes]
+            end = numbers.index(number) if number in numbers else len(numbers)
+            for gone in numbers[end:]:
+                self._parents.pop(gone, None)
+            if end:
+                left.append(replace(event, hashes=event.hashes[:end], tokens=event.tokens[: end * event.block_size]))
+        self._aside[parent] = left
+        if not left:
+            del self._aside[parent]
+
+    def _take(self, parent: int) -> list[BlocksStored]:
+        """Those that wait for this block; they are kept aside no more."""
+        events = self._aside.pop(parent)
+        for event in events:
+            for name in event.hashes:
+                self._parents.pop(number_of(name), None)
+        return events
 
     def _before(self, event: BlocksStored) -> list[BlockHash] | None:
         """All blocks before an orphan; None if no prompt has it, or they do not agree."""
