@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from jevons.facts.block import BlockKey, Tier
 from jevons.serve.keeper import MOST_WAITING_BYTES, Keeper, run
+from jevons.serve.lower import Load, Read
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
 from jevons.wire.channel import Failed, KeeperConfig, Ready
@@ -17,6 +21,7 @@ from jevons.wire.channel import Failed, KeeperConfig, Ready
 PAGE_BYTES = 4096
 FINGERPRINT = b"f" * 16
 NAMES = wire.pack([bytes([i]) * 16 for i in range(4)])
+KEYS = {BlockKey(FINGERPRINT, name) for name in wire.unpack(NAMES)}
 
 
 class _Client:
@@ -86,3 +91,46 @@ def test_an_address_for_peers_that_cannot_be_had_is_told_to_who_started_it(tmp_p
     assert isinstance(told, Failed)
     assert told.error.startswith(f"peer_listen: cannot listen on {address}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Bucket:
+    """A bucket of which it is told what it holds, and that has nothing of it."""
+
+    parallel_reads = batch = 1
+    used_bytes = 0
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.on_known: Callable[[set[BlockKey]], None] | None = None
+
+    async def follow(self, fingerprint: bytes, on_known: Callable[[set[BlockKey]], None]) -> None:
+        self.on_known = on_known
+
+    async def read(self, loads: Sequence[Load]) -> list[Read]:
+        return [Read("missing")] * len(loads)
+
+
+def test_what_was_missing_in_the_bucket_and_is_listed_again_is_held_again() -> None:
+    async def found() -> list[msgspec.Struct]:
+        config, bucket, client = KeeperConfig(socket="", dram_bytes=16 * PAGE_BYTES), _Bucket(), _Client()
+        keeper = Keeper(config, Arena.create(config.dram_bytes), None, bucket)  # type: ignore[arg-type]
+        keeper._enter(client)  # type: ignore[arg-type]
+
+        def say(message: wire.ToKeeper) -> None:
+            keeper._on_message(client, message)  # type: ignore[arg-type]
+
+        say(wire.Attach("engine", FINGERPRINT, PAGE_BYTES))
+        await asyncio.sleep(0)
+        assert bucket.on_known is not None
+        bucket.on_known(set(KEYS))
+        say(wire.Fetch(1, FINGERPRINT, NAMES))
+        while sum(isinstance(message, wire.Lost) for message in client.sent) < len(KEYS):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        say(wire.Find(2, FINGERPRINT, NAMES))
+        bucket.on_known(set(KEYS))  # another node has put them there
+        say(wire.Find(3, FINGERPRINT, NAMES))
+        return client.sent[-2:]
+
+    remote = wire.CODE_OF[Tier.REMOTE]
+    tiers = [found.tiers for found in asyncio.run(asyncio.wait_for(found(), 20)) if isinstance(found, wire.Found)]
+    assert tiers == [bytes(len(KEYS)), bytes([remote] * len(KEYS))]

@@ -325,6 +325,8 @@ class Keeper:
         self._reading[tier] -= 1
         for move, read in zip(moves, results, strict=True):
             self._blocks.on_loaded(move, read.reason, time.monotonic(), read.checksum)
+            if read.reason and tier is Tier.REMOTE:  # if the next listing has it, another node has put it there
+                self._followed[move.key.fingerprint].discard(move.key)
         self._soon()
 
     def _start_write(self, tier: Tier) -> None:
