@@ -164,7 +164,8 @@ def test_a_plan_that_is_no_more_says_which_limit_took_it(former: Path) -> None:
 
 
 def test_a_price_that_is_given_counts_and_goes_along_with_the_plan(tmp_path: Path) -> None:
-    quick = ["--chips", "h100,lpu3", "--tpot", "0.01", "--usd-per-hour", "lpu3=0.005:0.01:0.02"]
+    quick = ["--model", "gpt-oss-20b", "--chips", "h100,lpu3", "--tpot", "0.01"]  # in bits that an LPU computes
+    quick += ["--usd-per-hour", "lpu3=0.005:0.01:0.02"]
     told = " ".join(run(*quick).stdout.split())
     assert "lpu3 decode" in told
     assert "trust: lpu3: guessed shares of its data sheet; nothing of this kind was ever measured" in told
