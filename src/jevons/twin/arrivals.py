@@ -88,7 +88,7 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
                     yield _linked(path, list(chain(rows, *batches)), traffic)
                     return
                 block = _check_numbers(path, rows, count, block)
-                piece = _piece(rows, traffic, block)
+                piece = _piece(rows, _ids(path, rows, count), traffic, block)
                 once = piece.requests[:: traffic.copies]
                 _check(path, once["at_s"] * traffic.speed, once, before, count)
                 before, count = float(once["at_s"][-1]) * traffic.speed, count + len(once)
@@ -101,12 +101,22 @@ def _of_trace(traffic: Traffic) -> Iterator[Piece]:
         raise ConfigError(f"trace {path}: is not CSV: {error}") from error
 
 
-def _piece(rows: Sequence[TraceRow], traffic: Traffic, block: int) -> Piece:
+def _ids(path: Path, rows: Sequence[TraceRow], first: int) -> Ints:
+    """Those of all rows. Raises ConfigError for the first one that has more than 64 bits."""
+    try:
+        return np.fromiter(chain.from_iterable(row.hash_ids for row in rows), np.int64)
+    except OverflowError:
+        wide = (at for at, row in enumerate(rows, first + 1) if any(not -_IDS <= id < _IDS for id in row.hash_ids))
+        raise ConfigError(
+            f"trace {path}: request {next(wide)}: hash_ids: must have 64 bits with a sign, one has more"
+        ) from None
+
+
+def _piece(rows: Sequence[TraceRow], ids: Ints, traffic: Traffic, block: int) -> Piece:
     copies = traffic.copies
     requests = np.zeros(len(rows) * copies, ARRIVAL)
     counts = np.array([len(row.hash_ids) for row in rows], np.int64)
     ends = np.cumsum(counts)
-    ids = np.fromiter(chain.from_iterable(row.hash_ids for row in rows), np.int64, int(ends[-1]))
     at_ms = [np.nan if row.timestamp is None else row.timestamp for row in rows]
     with np.errstate(over="ignore"):  # told by `_check`
         requests["at_s"] = np.repeat(at_ms, copies) / (1000.0 * traffic.speed)
@@ -132,8 +142,10 @@ def _are_linked(path: Path, rows: Sequence[TraceRow], before: int) -> bool:
 
 def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     block = _check_numbers(path, rows, 0, 0)
+    _ids(path, rows, 0)  # of those that are left out too
     linked = link(path, rows, traffic)
-    piece = _piece(linked.rows, traffic, block) if linked.rows else Piece(np.zeros(0, ARRIVAL), np.zeros(0, np.int64))
+    ids = _ids(path, linked.rows, 0)
+    piece = _piece(linked.rows, ids, traffic, block) if linked.rows else Piece(np.zeros(0, ARRIVAL), ids)
     once = piece.requests[:: traffic.copies]
     _check(path, np.zeros(len(once)), once, 0.0, 0)
     afters, followers = linked.arrays(traffic.copies, traffic.speed)
@@ -141,7 +153,7 @@ def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
 
 
 def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int, block: int) -> int:
-    """Lengths must be lengths, ids have 64 bits and stand for as many tokens each. The first that is wrong is told.
+    """Lengths must be lengths, and ids stand for as many tokens each. The first that is wrong is told.
 
     Args:
         block: tokens behind each id of `first` requests before these; 0: they had none.
@@ -156,8 +168,6 @@ def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int, block: int)
                 f"trace {path}: request {number}: {prompt} tokens in, {output} out; must be at least 1 and 0, "
                 f"at most {_LONGEST:,}"
             )
-        if row.hash_ids and not (min(row.hash_ids) >= -_IDS and max(row.hash_ids) < _IDS):
-            raise ConfigError(f"trace {path}: request {number}: hash_ids: must have 64 bits with a sign, one has more")
         tokens = row.block_size or TRACE_BLOCK
         block = block or (tokens if row.hash_ids else 0)
         if row.hash_ids and (tokens != block or not 1 <= tokens <= _LONGEST):
