@@ -127,7 +127,7 @@ def answer_whole(stream: Stream, engine: str | None = None) -> None:
     served = [("envoy.lb", SERVED, engine)] if engine else []
     stream.say("response_headers", headers={":status": "200", "content-type": "application/json"}, metadata=served)
     assert stream.hear().HasField("response_headers")
-    usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 16}}
+    usage = {"prompt_tokens": 19, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 16}}
     body = json.dumps({"choices": [{"text": "yes"}], "usage": usage}).encode()
     stream.say("response_body", body=body[:20])
     stream.say("response_body", body=body[20:], last=True)

@@ -120,5 +120,5 @@ def test_where_one_chip_is_all_that_was_measured_its_errors_are_told_without_any
 def test_without_a_point_to_fit_there_is_no_calibration() -> None:
     unknown = msgspec.structs.replace(POINTS[0], metric="joy")
 
-    with pytest.raises(ConfigError, match="of 1 points none is left to fit"):
+    with pytest.raises(ConfigError, match="of 1, 0 are held out, others cannot be predicted"):
         calibrate([unknown], CATALOG, ("", ""), lambda line: None)
