@@ -113,6 +113,13 @@ def test_a_stream_of_which_only_the_usage_is_missing_gets_that_and_no_more_text(
     assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
+def test_an_answer_that_ended_by_its_limit_has_as_many_tokens_however_its_text_is_read_again() -> None:
+    made = said(chat(max_tokens=4), chunk("It was"), chunk(" so", "length"))
+    made.rest(b"{}", [1, 2, 3], [8, 9, 10], None)
+
+    assert made.whole_usage(SeenUsage(6, 1)) == SeenUsage(3, 4)
+
+
 def test_a_stream_with_as_many_tokens_as_it_may_have_lacks_but_its_end() -> None:
     made = said(chat(max_tokens=2), chunk("It was"))
 

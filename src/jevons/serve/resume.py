@@ -170,9 +170,14 @@ class Said:
         return b"data: %b\n\n" % _encode({**told, "id": self._chunk.id, "created": self._chunk.created})
 
     def whole_usage(self, usage: SeenUsage) -> SeenUsage:
-        """Of prompt and whole answer, from that of the rest."""
-        more = 0 if self._is_said else usage.completion_tokens
-        return SeenUsage(usage.prompt_tokens - self.tokens, more + self.tokens, usage.prompt_tokens_details)
+        """Of prompt and whole answer, from that of the rest.
+
+        An answer that ended by its limit has as many tokens: read again, its text may come to others.
+        """
+        whole = self.tokens + (0 if self._is_said else usage.completion_tokens)
+        if self._is_said and self.finish == "length":
+            whole = self._asked.output_limit or whole
+        return SeenUsage(usage.prompt_tokens - self.tokens, whole, usage.prompt_tokens_details)
 
     def _left(self, prompt_tokens: int, context_tokens: int | None) -> int | None:
         """Tokens still wanted; None: not known."""
