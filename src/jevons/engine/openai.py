@@ -138,7 +138,7 @@ def _lines(file: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+TokenCount = Annotated[int, Meta(ge=0, lt=2**31)]  # as an engine or a gateway may tell it
 
 
 class _Tokens(msgspec.Struct, frozen=True):
@@ -166,8 +166,8 @@ class _Models(msgspec.Struct, frozen=True):
 
 
 class SeenUsage(msgspec.Struct, frozen=True):
-    prompt_tokens: _Count = 0
-    completion_tokens: _Count = 0
+    prompt_tokens: TokenCount = 0
+    completion_tokens: TokenCount = 0
     prompt_tokens_details: dict[str, Any] | None = None
 
     @property

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from jevons.base.errors import NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
-from jevons.engine.openai import EngineSpec
+from jevons.engine.openai import EngineSpec, TokenCount
 from jevons.policy.admit import Promise
 from jevons.policy.route import Placement
 from jevons.serve.call import Placements
@@ -33,7 +33,6 @@ from jevons.serve.prompts import Prompts
 
 PLACE, PLACED = "/v1/place", "/v1/placed"
 MOST_IN_LIST = 1024  # bodies
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class Ranked(msgspec.Struct, frozen=True):
@@ -64,7 +63,7 @@ class News(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str
     event: Literal["first_token", "done"]
-    cached_tokens: Tokens | None = None  # of the prompt, as the engine reports them
+    cached_tokens: TokenCount | None = None  # of the prompt, as the engine reports them
 
 
 class _Told(NamedTuple):
