@@ -24,7 +24,7 @@ from jevons.econ.cost import Basis
 from jevons.econ.draws import Draws, Interval, bases
 from jevons.econ.speeds import Side, Step, prices_at
 from jevons.facts.llm import WEIGHT_BITS, Precision
-from jevons.perf.calibration import Key, family_of, look_up
+from jevons.perf.calibration import Key, dense_weights, family_of, look_up
 from jevons.perf.frontier import Asked, frontier
 from jevons.perf.roofline import Engine
 
@@ -122,7 +122,15 @@ def _side(name: str, catalog: Catalog, asked: Asked, given: dict[str, Any]) -> S
     key = Key(engine=_ENGINE, family=family_of(model), chip="", weights=weights)
     calibrated = look_up(read_calibration(), key, is_static=chip.kind == "lpu")
     error = calibrated.errors.get("rate")
-    points = frontier(Engine(model=model, chip=chip, shares=calibrated.shares, weights=weights, kv_bytes=1.0), asked)
+    engine = Engine(
+        model=model,
+        chip=chip,
+        shares=calibrated.shares,
+        weights=weights,
+        kv_bytes=1.0,
+        dense_weights=dense_weights(model, weights, chip),
+    )
+    points = frontier(engine, asked)
     if not points:
         raise ConfigError(f"curve: {given['model']} and one such request do not fit {name}s of one domain")
     hour = price_of(catalog, Basis(given["basis"]), name, {})

@@ -12,6 +12,7 @@ import msgspec
 from jevons.base.errors import UnknownFigure
 from jevons.facts.hardware import Chip
 from jevons.facts.llm import Llm, Precision
+from jevons.perf.calibration import dense_weights
 from jevons.perf.frontier import Asked, Point, at_least, frontier
 from jevons.perf.roofline import GUESS_SHARES, Engine, Shares
 
@@ -56,6 +57,11 @@ def gains(served: Served, new: Chip, old: Chip) -> dict[str, float]:
 
 def _points(served: Served, chip: Chip) -> list[Point]:
     engine = Engine(
-        model=served.model, chip=chip, shares=served.shares, weights=served.weights, kv_bytes=served.kv_bytes
+        model=served.model,
+        chip=chip,
+        shares=served.shares,
+        weights=served.weights,
+        kv_bytes=served.kv_bytes,
+        dense_weights=dense_weights(served.model, served.weights, chip),
     )
     return frontier(engine, served.asked)

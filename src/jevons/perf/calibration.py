@@ -11,7 +11,8 @@ import enum
 
 import msgspec
 
-from jevons.facts.llm import Llm, Precision
+from jevons.facts.hardware import Chip
+from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
 from jevons.perf.roofline import GUESS_SHARES, GUESS_STATIC_SHARES, Shares
 
 FIELDS = (
@@ -134,9 +135,14 @@ def family_of(model: Llm) -> str:
     return model.family if model.moe is None else f"{model.family}-moe"
 
 
-def dense_weights(family: str, weights: Precision) -> Precision | None:
-    """Of all but the experts, in checkpoints where these alone are in fewer bits; None: like the experts."""
-    return "bf16" if weights == "fp4" and family in _FP4_EXPERTS else None
+def dense_weights(model: Llm, weights: Precision, chip: Chip) -> Precision | None:
+    """Of all but the experts, in checkpoints where these alone are in fewer bits; None: like the experts.
+
+    Like them too on a chip that does not compute what the rest is released in, which no such checkpoint was made for.
+    """
+    if weights != "fp4" or family_of(model) not in _FP4_EXPERTS or chip.flops(int(WEIGHT_BITS["bf16"])) is None:
+        return None
+    return "bf16"
 
 
 def look_up(calibration: Calibration, key: Key, *, is_static: bool = False) -> Calibrated:

@@ -15,7 +15,7 @@ from jevons.config.catalog import Catalog
 from jevons.config.scenario import Group, Scenario
 from jevons.control import board
 from jevons.facts.hardware import Chip
-from jevons.facts.llm import WEIGHT_BITS, Llm, Precision
+from jevons.facts.llm import Llm, Precision
 from jevons.kv.cache import pool_arrays
 from jevons.kv.entries import bound_entries, index_arrays
 from jevons.perf import pace as paces
@@ -90,7 +90,7 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
         shares=calibrated.shares,
         weights=weights,
         kv_bytes=scenario.kv_bits / 8,
-        dense_weights=_dense_weights(model, weights, chip),
+        dense_weights=dense_weights(model, weights, chip),
     )
     check_layout(where, engine, group.chip, scenario.model)
     _check_rest(where, group, engine, catalog)
@@ -111,15 +111,6 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
     rest = catalog.chips[group.ffn_chip] if group.ffn_chip else None
     prices = _prices(group, engine, _decode_s(group, engine, drafts, rest))
     return Made(group, chip, engine, calibrated, blocks, prices, drafts)
-
-
-def _dense_weights(model: Llm, weights: Precision, chip: Chip) -> Precision | None:
-    """As released; a model that a scenario has in fewer bits than that has all of its weights in them.
-
-    So it has on a chip that does not compute what the rest was released in.
-    """
-    dense = dense_weights(family_of(model), weights) if weights == model.weights else None
-    return None if dense is None or chip.flops(int(WEIGHT_BITS[dense])) is None else dense
 
 
 def _capped(where: str, engine: Engine, power_w: float) -> Engine:
@@ -169,7 +160,7 @@ def _drafts(where: str, group: Group, target: Engine, catalog: Catalog, calibrat
         shares=shares,
         weights=weights,
         kv_bytes=target.kv_bytes,
-        dense_weights=_dense_weights(model, weights, chip),
+        dense_weights=dense_weights(model, weights, chip),
     )
     check_layout(f"{where}.draft", engine, drafter.chip, drafter.model)
     if room_tokens(engine, USUAL_TOKENS, group.memory_share) < group.block_size:

@@ -96,14 +96,15 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         if group is None:
             assert self.layout is not None, "a case without a layout names its group"
             group = self.layout.group
+        model, chip = catalog.models[self.model], catalog.chips[self.key.chip]
         return Engine(
-            model=catalog.models[self.model],
-            chip=catalog.chips[self.key.chip],
+            model=model,
+            chip=chip,
             group=group,
             shares=shares,
             weights=self.key.weights,
             kv_bytes=self.kv_bytes,
-            dense_weights=dense_weights(self.key.family, self.key.weights),
+            dense_weights=dense_weights(model, self.key.weights, chip),
         )
 
 

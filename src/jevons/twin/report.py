@@ -92,7 +92,19 @@ def trust(m: Made) -> GroupTrust:
         note = "attention and experts apart: nothing of this kind was ever measured"
     if m.drafts is not None:
         note = "speculation, from the share of guesses that the scenario names: nothing of this kind was ever measured"
-    return GroupTrust(m.group.chip, str(m.calibrated.trust), None if error is None else error.p90, note)
+    return GroupTrust(m.group.chip, str(m.calibrated.trust), None if error is None else error.p90, note + _bits(m))
+
+
+def _bits(m: Made) -> str:
+    """Of mixtures in FP4, whose released weights have more bits here and there; "" of others."""
+    engine = m.engine
+    if engine is None or engine.model.moe is None or engine.weights != "fp4":
+        return ""
+    if engine.dense_weights is None:
+        return "; all weights in fp4"
+    if m.group.ffn_chip:
+        return f"; attention in {engine.dense_weights}, all else in fp4"
+    return f"; experts in fp4, the rest in {engine.dense_weights}"
 
 
 def gaps(counts: Reals) -> Spread:
