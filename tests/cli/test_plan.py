@@ -46,6 +46,13 @@ def test_the_fleet_that_is_written_is_rehearsed_as_planned(former: Path, tmp_pat
     assert msgspec.json.decode(report)["met_slo"] == pytest.approx(plan.best.met)
 
 
+def test_weights_that_would_do_are_named_and_what_the_others_would_cost() -> None:
+    told = run("--chips", "h100", "--weights", "bf16, fp8", "--tpot", "0.006").stdout
+
+    assert "llama-3.1-8b in fp8, " in told
+    assert " in bf16: $" in told
+
+
 def test_a_plan_without_a_chip_says_why_it_is_another_one(former: Path) -> None:
     plan = msgspec.json.decode(former.read_bytes(), type=Plan)
     assert plan.best is not None

@@ -66,6 +66,28 @@ def test_the_best_is_the_cheapest_of_all_that_keep_the_promise(usual: Plan) -> N
     assert usual.best.usd_per_hour >= usual.bound_usd_per_hour
 
 
+def test_of_weights_that_would_do_as_well_those_are_taken_that_cost_least() -> None:
+    asked = {"slo": {"ttft_s": 1.0, "tpot_s": 0.012}, "chips": ["h100"]}
+    alone = {way: planned(wants(weights=way, **asked)) for way in ("bf16", "fp8")}
+    either = planned(wants(or_weights=["fp8", "bf16"], **asked))  # bf16 is as released: not searched twice
+
+    assert alone["fp8"].best is not None
+    assert alone["bf16"].best is not None
+    assert alone["fp8"].best.usd_per_hour < alone["bf16"].best.usd_per_hour
+    assert either.best == alone["fp8"].best
+    assert either.weights == "fp8"
+    assert either.in_other_weights == {"bf16": alone["bf16"].best.usd_per_hour}
+    assert either.rehearsals == alone["fp8"].rehearsals + alone["bf16"].rehearsals
+
+
+def test_weights_in_which_nothing_keeps_the_promise_are_told() -> None:
+    either = planned(wants(or_weights=["fp8"], slo={"ttft_s": 1.0, "tpot_s": 0.006}, chips=["h100"]))
+
+    assert either.best is not None
+    assert either.weights == "fp8"
+    assert either.in_other_weights == {"bf16": None}
+
+
 def test_a_million_tokens_cost_the_hours_of_all_chips(usual: Plan) -> None:
     best = usual.best
     assert best is not None

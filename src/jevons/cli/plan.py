@@ -46,6 +46,7 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.command("plan", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("wants", required=False)
 @click.option("--model", help="Of the catalog.")
+@click.option("--weights", help="bf16, fp8, fp4; with commas: that would do, of which the cheapest is taken.")
 @click.option("--trace", type=_FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv.")
 @click.option("--traffic", help="Made-up sessions instead: chat, rag, code, agents, documents, video.")
 @click.option("--rate", type=float, help="Sessions starting a second; of a trace, how much faster it comes.")
@@ -109,6 +110,9 @@ def _wants(name: str | None, given: dict[str, Any]) -> Wants:
         changes |= {"traffic.trace": str(given["trace"].resolve()), "traffic.kind": ""}
     if "traffic" in given:
         changes |= {"traffic.kind": given["traffic"], "traffic.trace": ""}
+    if "weights" in given:
+        first, *rest = (each.strip() for each in given["weights"].split(","))
+        changes |= {"weights": first, "or_weights": rest}
     if "mw" in given:
         changes["limits.power_w"] = given["mw"] * 1e6
     if name is None:
@@ -163,9 +167,11 @@ def _lines(found: Plan) -> Iterator[Any]:
     promise = f"{slo.share:.0%} of requests within {slo.ttft_s:g} s and {milliseconds(slo.tpot_s)} a token"
     if found.title:
         yield found.title
-    yield f"{found.model}, {promise}: {found.best.name}"
+    yield f"{found.model} in {found.weights}, {promise}: {found.best.name}"
     yield _table(found.finalists)
     yield " $/Mtok: of output, which pays for all; TTFT and TPOT: within which that share of requests is"
+    for weights, usd in found.in_other_weights.items():
+        yield f" in {weights}: {'nothing keeps the promise' if usd is None else f'{_usd(usd)}/h at least'}"
     others = [each for each in found.front if each not in found.finalists]
     if others:
         yield " also rehearsed, and beaten by none in dollars, speed and power at once:"

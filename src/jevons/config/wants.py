@@ -69,6 +69,7 @@ class Wants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     traffic: Traffic
     title: str = ""
     weights: Precision | None = None  # None: as released
+    or_weights: tuple[Precision, ...] = ()  # that would do as well: what is cheapest is taken
     kv_bits: Literal[8, 16] = 16
     router: Literal["kv", "round_robin", "least_loaded", "random"] = "kv"
     slo: Promise = Promise()

@@ -15,7 +15,7 @@ from jevons.config.catalog import Catalog
 from jevons.config.scenario import Group, Scenario
 from jevons.control import board
 from jevons.facts.hardware import Chip
-from jevons.facts.llm import Llm, Precision
+from jevons.facts.llm import Llm
 from jevons.kv.cache import pool_arrays
 from jevons.kv.entries import bound_entries, index_arrays
 from jevons.perf import pace as paces

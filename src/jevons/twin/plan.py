@@ -14,6 +14,7 @@ from itertools import product
 
 from msgspec.structs import replace
 
+from jevons.base.errors import ConfigError
 from jevons.config.catalog import Catalog
 from jevons.config.scenario import Scenario, as_toml
 from jevons.config.wants import Wants
@@ -36,12 +37,26 @@ _HALVINGS = 10  # of the share of a load that limits allow
 def plan(
     wants: Wants, catalog: Catalog, calibration: Calibration, on_tried: Callable[[Tried], None] = lambda tried: None
 ) -> Plan:
-    """The cheapest fleet for what is wanted.
+    """The cheapest fleet for what is wanted, in the weights that make it so: each is searched for itself.
 
     Raises:
         ConfigError: something named is not in the catalog, no chip may be used, or the traffic tells no rate.
     """
-    return Search(wants, catalog, calibration, on_tried).plan()
+    released = catalog.models[wants.model].weights if wants.model in catalog.models else None
+    found: dict[str, Plan] = {}
+    refused: list[ConfigError] = []
+    ways = dict.fromkeys(way or released for way in (wants.weights, *wants.or_weights))
+    for way in ways:
+        try:
+            found[way or ""] = Search(replace(wants, weights=way), catalog, calibration, on_tried).plan()
+        except ConfigError as error:  # no chip holds or computes such: others may do
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    usd = {way: each.best.usd_per_hour for way, each in found.items() if each.best is not None}
+    best = min(usd or found, key=lambda way: usd.get(way, math.inf))
+    rest = {str(way): usd.get(str(way)) for way in ways if way != best}
+    return replace(found[best], in_other_weights=rest, rehearsals=sum(each.rehearsals for each in found.values()))
 
 
 class Search(Sizing):
@@ -71,6 +86,7 @@ class Search(Sizing):
         return Plan(
             title=self.wants.title,
             model=self.wants.model,
+            weights=self.wants.weights or "",
             basis=self.wants.basis,
             at=self.wants.at,
             since=self._since(best),

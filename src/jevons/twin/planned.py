@@ -109,6 +109,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sureness: Sureness | None  # of the finalists, in their order
     scenario: str  # the best fleet as a file for `jevons simulate`
     given: dict[str, Figure] = {}  # dollars an hour by chip, where the wants name them
+    weights: str = ""  # of the best
+    in_other_weights: dict[str, float | None] = {}  # dollars an hour in others that would do; None: nothing keeps it
     scaled: Scaled | None = None  # what starting and stopping would save; None: nothing keeps the promise
 
 
