@@ -40,6 +40,18 @@ def test_rubin_is_cheaper_than_gb300_by_a_factor_that_grows_with_speed_and_is_no
     assert claim["vendor"]["mid"] == pytest.approx(10 * 3.3 / 2.12 / (3.61 / 2.31))
 
 
+def test_each_chip_has_the_model_in_the_weights_that_are_cheapest_on_it(curve: Any) -> None:
+    def prices(weights: str) -> list[list[float]]:
+        found = json.loads(curve("gb300", "rubin", "--at", "20,60,100", "--weights", weights, "--json")[1])
+        return [[step["offers"][chip]["mtok"]["base"] for step in found["steps"]] for chip in ("gb300", "rubin")]
+
+    narrow, wide, either = prices("fp4"), prices("fp8"), prices("fp4,fp8")
+
+    assert narrow[0][0] < wide[0][0]  # FP8 is as dear on GB300 ...
+    assert wide[1][0] < narrow[1][0]  # ... as FP4, with its attention in 16 bits, on Rubin
+    assert either == [[*map(min, *pair)] for pair in zip(narrow, wide, strict=True)]
+
+
 def test_the_table_names_what_is_claimed_and_how_far_to_trust_it(curve: Any) -> None:
     code, out, _ = curve("gb200", "rubin", "--at", "20,900")
 
@@ -53,6 +65,7 @@ def test_the_table_names_what_is_claimed_and_how_far_to_trust_it(curve: Any) -> 
     [
         (("abacus",), "'abacus' is not in the catalog"),
         (("rubin", "--model", "eliza"), "'eliza' is not in the catalog"),
+        (("gb300", "--weights", "fp4,fp6"), "--weights: must be of"),
         (("lpu3", "--weights", "bf16"), "lpu3 does not compute bf16"),
         (("rubin", "--at", "fast"), "--at: must be tokens/s above 0"),
         (("rubin", "--input", "100", "--cached", "100"), "--cached: must be below --input"),

@@ -13,10 +13,11 @@ from jevons.econ.draws import Draws, bases
 from jevons.econ.levers import LEVERS, compression, hardware, other, small_models, sparsity, tiering
 from jevons.econ.outlook import Reading, Setup, look_ahead, parameters, rehearse, sheet_gain
 from jevons.facts.hardware import Figure
+from jevons.perf.roofline import GUESS_SHARES
 
 CATALOG = read_catalog()
 SINCE = np.arange(5.0)[:, np.newaxis]
-SERVED = Served(model=CATALOG.models["deepseek-v3"])
+SERVED = Served(model=CATALOG.models["deepseek-v3"], shares={"fp4": GUESS_SHARES})
 READINGS: tuple[Reading, ...] = ("between", "vendor")
 KNOWN = {r: parameters(CATALOG.economics, CATALOG.demand, CATALOG.chips, SERVED, r) for r in READINGS}
 SETUP = Setup(first=2026, last=2030, levers=LEVERS, limits=("chips", "power"))

@@ -13,7 +13,7 @@ from jevons.perf.roofline import Engine, Group, Work, iteration, steady
 
 CATALOG = read_catalog()
 ENGINE = Engine(model=CATALOG.models["deepseek-v3"], chip=CATALOG.chips["gb300"], weights="fp4", kv_bytes=1.0)
-POINTS = frontier(ENGINE, Asked(input_tokens=2000, output_tokens=500))
+POINTS = frontier([ENGINE], Asked(input_tokens=2000, output_tokens=500))
 
 
 def test_the_faster_for_users_the_fewer_tokens() -> None:
@@ -41,7 +41,7 @@ def test_at_a_speed_the_most_tokens_that_are_no_slower_and_none_where_nothing_is
 
 
 def test_what_is_cached_is_not_computed_but_still_read() -> None:
-    cached = frontier(ENGINE, Asked(input_tokens=2000, output_tokens=500, cached_tokens=1900))
+    cached = frontier([ENGINE], Asked(input_tokens=2000, output_tokens=500, cached_tokens=1900))
 
     assert cached[-1].rate > POINTS[-1].rate
     group = Group(tensor=8, attention=8, experts=8)
@@ -57,7 +57,7 @@ def test_what_is_cached_is_not_computed_but_still_read() -> None:
 def test_no_layout_cuts_heads_that_cannot_be_cut_or_has_more_ranks_than_experts(name: str) -> None:
     model = CATALOG.models[name]
     engine = Engine(model=model, chip=CATALOG.chips["gb300"], weights="fp8", kv_bytes=1.0)
-    points = frontier(engine, Asked(input_tokens=2000, output_tokens=500))
+    points = frontier([engine], Asked(input_tokens=2000, output_tokens=500))
 
     assert points
     for group in (point.group for point in points):
@@ -67,7 +67,7 @@ def test_no_layout_cuts_heads_that_cannot_be_cut_or_has_more_ranks_than_experts(
 
 def test_a_chip_that_no_fabric_joins_to_others_runs_what_it_holds_alone() -> None:
     lone = Engine(model=CATALOG.models["llama-3.1-8b"], chip=CATALOG.chips["l40s"], weights="fp8")
-    points = frontier(lone, Asked(input_tokens=1000, output_tokens=100))
+    points = frontier([lone], Asked(input_tokens=1000, output_tokens=100))
 
     assert points
     assert {point.group for point in points} == {Group()}
@@ -76,12 +76,12 @@ def test_a_chip_that_no_fabric_joins_to_others_runs_what_it_holds_alone() -> Non
 def test_a_model_that_does_not_fit_has_no_points() -> None:
     lone = Engine(model=CATALOG.models["kimi-k2"], chip=CATALOG.chips["l40s"], weights="fp8")
 
-    assert frontier(lone, Asked(input_tokens=1000, output_tokens=100)) == []
+    assert frontier([lone], Asked(input_tokens=1000, output_tokens=100)) == []
 
 
 def test_a_chip_that_nothing_joins_to_others_serves_what_fits_on_it() -> None:
     lone = Engine(model=CATALOG.models["llama-3.1-8b"], chip=CATALOG.chips["l40s"], weights="fp8")
-    points = frontier(lone, Asked(input_tokens=1000, output_tokens=100))
+    points = frontier([lone], Asked(input_tokens=1000, output_tokens=100))
 
     assert {point.group.tensor for point in points} == {1}
     assert points[0].rate == pytest.approx(1 / steady(lone, 1, 1000, 100).tpot_s)

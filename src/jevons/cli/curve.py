@@ -21,12 +21,13 @@ from jevons.config.calibration import read_calibration
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.prices import power_of, price_of
 from jevons.econ.cost import Basis
+from jevons.econ.curve import Served
+from jevons.econ.curve import points as points_of
 from jevons.econ.draws import Draws, Interval, bases
 from jevons.econ.speeds import Side, Step, prices_at
 from jevons.facts.llm import WEIGHT_BITS, Precision
-from jevons.perf.calibration import Key, dense_weights, family_of, look_up
-from jevons.perf.frontier import Asked, frontier
-from jevons.perf.roofline import Engine
+from jevons.perf.calibration import Key, family_of, look_up
+from jevons.perf.frontier import Asked
 
 _SPEEDS = "20,40,60,80,100,120,150,200"
 _CHARTED = ("gb300", "rubin")  # on NVIDIA's chart
@@ -47,7 +48,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     """What `jevons curve --json` says."""
 
     model: str
-    weights: Precision
+    weights: list[Precision]  # that it may have: each chip, at each speed, has it in the cheapest
     asked: Asked
     basis: Basis
     rate_p90_error: float | None  # of predicted throughput, on measurements held out
@@ -58,7 +59,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 @click.command("curve", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("chips", nargs=-1)
 @click.option("--model", default="deepseek-v3", show_default=True, help="Of the catalog.")
-@click.option("--weights", type=click.Choice([*WEIGHT_BITS]), default="fp4", show_default=True)
+@click.option("--weights", default="fp4,fp8", show_default=True, help="That would do; the cheapest for each chip.")
 @click.option("--input", "input_tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens.")
 @click.option("--cached", "cached_tokens", type=click.IntRange(0), default=0, show_default=True, help="Of the input.")
 @click.option("--output", "output_tokens", type=click.IntRange(1), default=1024, show_default=True, help="Tokens.")
@@ -89,6 +90,7 @@ def _curve(chips: tuple[str, ...], catalog: Catalog, given: dict[str, Any]) -> C
     asked = msgspec.convert({name: given[name] for name in Asked.__struct_fields__}, Asked, strict=False)
     if asked.cached_tokens >= asked.input_tokens:
         raise ConfigError(f"--cached: must be below --input, {asked.input_tokens:g}, got {asked.cached_tokens:g}")
+    given["weights"] = _weights(given["weights"])
     sides = [_side(chip, catalog, asked, given) for chip in dict.fromkeys(chips)]
     return Curve(
         model=given["model"],
@@ -111,26 +113,30 @@ def _speeds(text: str) -> list[float]:
     return speeds
 
 
+def _weights(text: str) -> list[Precision]:
+    try:
+        return msgspec.convert([each.strip() for each in text.split(",")], list[Precision])
+    except msgspec.ValidationError:
+        raise ConfigError(f"--weights: must be of {', '.join(WEIGHT_BITS)}, with commas, got {text!r}") from None
+
+
 def _side(name: str, catalog: Catalog, asked: Asked, given: dict[str, Any]) -> Side:
     """No chip's own shares: what was measured of some would be compared with what was not of others."""
     if name not in catalog.chips or given["model"] not in catalog.models:
         unknown = name if name not in catalog.chips else given["model"]
         raise ConfigError(f"curve: {unknown!r} is not in the catalog; `jevons fleet list` shows what is")
-    chip, model, weights = catalog.chips[name], catalog.models[given["model"]], given["weights"]
-    if chip.flops(int(WEIGHT_BITS[weights])) is None or chip.flops(8) is None:
-        raise ConfigError(f"curve: {name} does not compute {weights}, or its FLOP/s are not known; set other --weights")
-    key = Key(engine=_ENGINE, family=family_of(model), chip="", weights=weights)
-    calibrated = look_up(read_calibration(), key, is_static=chip.kind == "lpu")
-    error = calibrated.errors.get("rate")
-    engine = Engine(
-        model=model,
-        chip=chip,
-        shares=calibrated.shares,
-        weights=weights,
-        kv_bytes=1.0,
-        dense_weights=dense_weights(model, weights, chip),
-    )
-    points = frontier(engine, asked)
+    chip, model = catalog.chips[name], catalog.models[given["model"]]
+    ways = [way for way in given["weights"] if chip.flops(int(WEIGHT_BITS[way])) is not None]
+    if not ways or chip.flops(8) is None:
+        asked_for = ", ".join(given["weights"])
+        raise ConfigError(
+            f"curve: {name} does not compute {asked_for}, or its FLOP/s are not known; set other --weights"
+        )
+    keys = {way: Key(engine=_ENGINE, family=family_of(model), chip="", weights=way) for way in ways}
+    known = {way: look_up(read_calibration(), key, is_static=chip.kind == "lpu") for way, key in keys.items()}
+    error = known[ways[0]].errors.get("rate")
+    served = Served(model=model, shares={way: each.shares for way, each in known.items()}, asked=asked)
+    points = points_of(served, chip)
     if not points:
         raise ConfigError(f"curve: {given['model']} and one such request do not fit {name}s of one domain")
     hour = price_of(catalog, Basis(given["basis"]), name, {})
@@ -158,8 +164,9 @@ def _show(found: Curve) -> None:
     asked, chips = found.asked, list(found.steps[0].offers)
     again = f", {asked.cached_tokens:,.0f} of them cached" if asked.cached_tokens else ""
     console.print(
-        f"{found.model} in {found.weights}, {asked.input_tokens:,.0f} tokens in{again}, {asked.output_tokens:,.0f} out:"
-        f"\ndollars for a million output tokens, which pay for all, at full load (5 % to 95 %)",
+        f"{found.model} in {' or '.join(found.weights)}, {asked.input_tokens:,.0f} tokens in{again}, "
+        f"{asked.output_tokens:,.0f} out:\n"
+        f"dollars for a million output tokens, which pay for all, at full load (5 % to 95 %)",
         highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

@@ -21,14 +21,14 @@ from jevons.perf.calibration import Key, family_of, look_up
 from jevons.twin.run import simulate
 
 _MODEL = "deepseek-v3"  # for which chips are compared, and that dense models give way to
-_WEIGHTS: Precision = "fp4"
+_WEIGHTS: tuple[Precision, ...] = ("fp4", "fp8")  # the better one for each chip
 
 
 def compared(catalog: Catalog) -> Served:
     """The model for which chips are compared, with the shares of data sheets that all chips reach alike."""
     model = catalog.models[_MODEL]
-    key = Key(engine="vllm", family=family_of(model), chip="", weights=_WEIGHTS)
-    return Served(model=model, shares=look_up(read_calibration(), key).shares, weights=_WEIGHTS)
+    keys = {way: Key(engine="vllm", family=family_of(model), chip="", weights=way) for way in _WEIGHTS}
+    return Served(model=model, shares={way: look_up(read_calibration(), key).shares for way, key in keys.items()})
 
 
 def compare_fleets(names: tuple[str, str], catalog: Catalog, prices: Mapping[str, Figure], draws: Draws) -> Mixed:

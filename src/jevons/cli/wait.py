@@ -103,7 +103,9 @@ def answered(plans: tuple[Plan, Plan], months: float, delay: Figure, catalog: Ca
 def _rival(plan: Plan, which: str) -> Rival:
     if plan.paid is None:
         raise ConfigError(f"wait: the plan for {which} found no fleet; relax its limits or its promise")
-    return msgspec.structs.replace(plan.paid, name=f"{plan.paid.name}, in {plan.weights}") if plan.weights else plan.paid
+    return (
+        msgspec.structs.replace(plan.paid, name=f"{plan.paid.name}, in {plan.weights}") if plan.weights else plan.paid
+    )
 
 
 def _hour(basis: str, chip: str, catalog: Catalog, given: Mapping[str, Figure]) -> ChipHour:

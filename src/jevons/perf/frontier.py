@@ -34,7 +34,7 @@ class Point(msgspec.Struct, frozen=True):
     users: int
 
 
-def frontier(engine: Engine, asked: Asked) -> list[Point]:
+def frontier(engines: Sequence[Engine], asked: Asked) -> list[Point]:
     """Points that no other outdoes in both, the fastest for users first; none where the model does not fit.
 
     Users ask again as soon as they are answered, and share nothing. Layouts: `TENSORS` chips of one
@@ -42,10 +42,12 @@ def frontier(engine: Engine, asked: Asked) -> list[Point]:
     own, where there are as many; of a smaller domain all its chips.
 
     Args:
-        engine: the model on the chip; its group is not looked at.
+        engines: the model on the chip, in each of the weights it may have; their groups are not looked at.
     """
     found: list[Point] = []
-    for point in sorted(_points(engine, asked), key=lambda p: (-p.interactivity, -p.rate)):
+    for point in sorted(
+        (p for engine in engines for p in _points(engine, asked)), key=lambda p: (-p.interactivity, -p.rate)
+    ):
         if not found or point.rate > found[-1].rate:
             found.append(point)
     return found

@@ -31,8 +31,9 @@ def notes(found: Curve) -> list[str]:
         "nothing of this kind was held out" if error is None else f"nine of ten held-out throughputs within {error:.0%}"
     )
     return [
-        f"{found.model} in {found.weights}, {asked.input_tokens:,.0f} tokens in ({asked.cached_tokens:,.0f} cached), "
-        f"{asked.output_tokens:,.0f} out; hours by basis '{found.basis}', at full load.",
+        f"{found.model} in {' or '.join(found.weights)}, {asked.input_tokens:,.0f} tokens in "
+        f"({asked.cached_tokens:,.0f} cached), {asked.output_tokens:,.0f} out; "
+        f"hours by basis '{found.basis}', at full load.",
         f"How far to trust it: shares of data sheets that all chips have in common; {held}. Computed, not measured.",
         "Figures of hardware, each with its source: jevons fleet show NAME.",
     ]
