@@ -202,3 +202,48 @@ def test_a_guess_of_the_shares_is_right_within_a_factor_of_two_for_most_dense_me
 
     assert len(ratios) >= 10
     assert sum(0.5 < ratio < 2.0 for ratio in ratios) > 0.8 * len(ratios)
+
+
+def test_sparse_attention_looks_at_the_keys_of_all_tokens_and_reads_the_best() -> None:
+    """DeepSeek-V3.2: 61 layers; 2,048 tokens of 576 numbers are read, all keys of 132 bytes looked at by 64 heads."""
+    sparse = CATALOG.models["deepseek-v3.2"]
+    engine = msgspec.structs.replace(perfect(sparse, H100, 8, attention=8), kv_bytes=1.0)
+    decodes, context = 64, 100_000
+    parts = iteration(engine, Work(decodes=decodes, context_tokens=decodes * context))
+
+    chips = 8 * 3.35e12, 8 * 989e12, 8 * 1979e12
+    read_s = decodes * 61 * 576 * 2_048 / chips[0]
+    attended_s = decodes * 2 * 61 * 128 * (2 * 512 + 64) * 2_048 / chips[1]
+    keys_s, scores_s = decodes * 61 * 132 * context / chips[0], decodes * 2 * 61 * 64 * 128 * context / chips[2]
+    assert parts.kv_s == pytest.approx(smooth_max(read_s, attended_s) + smooth_max(keys_s, scores_s))
+
+    prompt = Work(prompt_tokens=16_384, prompt_pairs=16_384 * 80_000)
+    attended_s = 2 * 61 * 128 * 320 * 2_048 * 16_384 / chips[1]
+    looked_s = 2 * 61 * 64 * 128 * prompt.prompt_pairs / chips[2]
+    assert iteration(engine, prompt).attention_s == pytest.approx(attended_s + looked_s, rel=0.001)
+
+
+def test_every_chip_of_a_copy_looks_at_all_keys() -> None:
+    sparse = CATALOG.models["deepseek-v3.2"]
+    work = Work(decodes=8, context_tokens=8 * 150_000)
+    more = msgspec.structs.replace(work, context_tokens=8 * 160_000)
+
+    slope = {}
+    for tensor in (8, 16):
+        engine = perfect(sparse, H100, tensor)
+        slope[tensor] = iteration(engine, more).kv_s - iteration(engine, work).kv_s
+    assert slope[8] == pytest.approx(slope[16])
+    assert slope[8] > 0
+
+
+def test_layers_that_take_what_others_found_do_not_look() -> None:
+    """GLM-5.2 looks in 21 of 78 layers, GLM-5 in all."""
+    each, shared = CATALOG.models["glm-5"], CATALOG.models["glm-5.2"]
+
+    assert each.kv_bytes(1_000, 1.0) == 1_000 * 78 * (576 + 132)
+    assert shared.kv_bytes(1_000, 1.0) == 1_000 * (78 * 576 + 21 * 132)
+    longer = Work(prompt_tokens=1_000, prompt_pairs=1_000 * 500_000)
+    longest = msgspec.structs.replace(longer, prompt_pairs=1_000 * 600_000)
+    more = [iteration(perfect(m, B200, 8), longest).attention_s for m in (each, shared)]
+    less = [iteration(perfect(m, B200, 8), longer).attention_s for m in (each, shared)]
+    assert more[0] - less[0] == pytest.approx(78 / 21 * (more[1] - less[1]))

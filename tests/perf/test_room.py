@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from jevons.config.catalog import read_catalog
@@ -31,3 +32,15 @@ def test_latent_attention_is_held_by_every_chip_unless_sequences_are_spread() ->
 
 def test_weights_that_do_not_fit_leave_no_room() -> None:
     assert room_tokens(Engine(model=V3, chip=H200, group=Group(tensor=4)), 1_000, 0.9) == 0.0
+
+
+def test_keys_that_sparse_attention_looks_at_take_room_too() -> None:
+    """8,052 bytes of a token, DeepSeek-V3.2's, beside 35,136 of keys and values in 8 bits; each chip has them all."""
+    sparse = CATALOG.models["deepseek-v3.2"]
+    engine = Engine(model=sparse, chip=H200, group=Group(tensor=8), kv_bytes=1.0)
+    with_index, without = (
+        room_tokens(msgspec.structs.replace(engine, model=model), 8_000, 0.9)
+        for model in (sparse, msgspec.structs.replace(sparse, index=None))
+    )
+
+    assert with_index / without == pytest.approx(35_136 / (35_136 + 8_052))

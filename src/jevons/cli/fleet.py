@@ -278,6 +278,10 @@ def _model(name: str, model: Llm) -> Table:
         fields = msgspec.to_builtins(kind)
         name_of = fields.pop("kind")
         rows[f"attention: {name_of}"] = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in fields.items())
+    if model.sparse_tokens is not None:
+        index = model.index
+        found = f", found by {index.heads} heads of {index.head_dim} in {index.layers} layers" if index else ""
+        rows["attends to"] = f"the best {model.sparse_tokens:,} tokens{found}"
     if model.moe is not None:
         moe = model.moe
         rows["experts"] = f"{moe.active} of {moe.experts}, {moe.shared} shared, in {moe.layers} layers"

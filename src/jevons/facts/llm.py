@@ -71,6 +71,17 @@ class Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latent: int | None = None  # they work on vectors of this size instead of `hidden`
 
 
+class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What finds the tokens that sparse attention reads: 8 bits for each number of a key, 32 for its scale."""
+
+    layers: Count  # that look for themselves; others take what the one before them found
+    heads: Count
+    head_dim: Count
+
+    def bytes(self, tokens: int) -> int:
+        return self.layers * (self.head_dim + 4) * tokens
+
+
 class Llm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes are counts."""
 
@@ -88,10 +99,12 @@ class Llm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     intermediate: Count | None = None  # of dense layers
     moe: Experts | None = None
     sparse_tokens: Count | None = None  # attention reads the best so many, after looking at all
+    index: Index | None = None  # with which it looks; None: not known, and not counted
 
     def kv_bytes(self, tokens: int, element_bytes: float = 2.0) -> float:
         """Bytes that one sequence of so many tokens leaves behind, fixed states included."""
-        return self.state_bytes + element_bytes * sum(kind.elements(tokens) for kind in self.attention)
+        index = self.index.bytes(tokens) if self.index is not None else 0
+        return self.state_bytes + index + element_bytes * sum(kind.elements(tokens) for kind in self.attention)
 
     @property
     def state_bytes(self) -> int:

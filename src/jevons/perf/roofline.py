@@ -14,7 +14,7 @@ import math
 import msgspec
 
 from jevons.facts.hardware import Chip, Figure
-from jevons.facts.llm import WEIGHT_BITS, Full, Latent, Llm, Precision, State, Window
+from jevons.facts.llm import WEIGHT_BITS, Full, Index, Latent, Llm, Precision, State, Window
 
 _SHARPNESS = 4  # of the smooth maximum: at equal parts it is 19 % above either
 TILE_ROWS = 64  # of a product with one expert: a last tile is half full by the mean. GUESS, kernels have 16 to 128
@@ -258,10 +258,29 @@ def _kv_s(engine: Engine, work: Work) -> float:
         elif isinstance(kind, Full | Window):  # counts where memory is SRAM
             flops += 4 * kind.layers * model.heads * kind.head_dim * length
     memory_s = work.decodes * read / (engine.chip.memory_bytes_per_s.value * engine.shares.kv)
+    index_s = _looking_s(engine, work.context_tokens)
     rate = _attention_rate(engine.chip)
     if not flops or rate is None:
-        return memory_s
-    return smooth_max(memory_s, work.decodes * flops / (engine.group.tensor * rate.value * engine.shares.attention))
+        return memory_s + index_s
+    compute_s = work.decodes * flops / (engine.group.tensor * rate.value * engine.shares.attention)
+    return smooth_max(memory_s, compute_s) + index_s
+
+
+def _looking_s(engine: Engine, tokens: float) -> float:
+    """Decodes look at the keys of all their tokens for those they attend to: each chip of a copy at all of them."""
+    index, chip, copies = engine.model.index, engine.chip, engine.group.attention
+    if index is None:
+        return 0.0
+    read_s = index.bytes(1) * tokens / (copies * chip.memory_bytes_per_s.value * engine.shares.kv)
+    rate = chip.flops(8)
+    if rate is None:
+        return read_s
+    return smooth_max(read_s, _index_flops(index) * tokens / (copies * rate.value * engine.shares.attention))
+
+
+def _index_flops(index: Index) -> float:
+    """Of one token that is looked at."""
+    return 2.0 * index.layers * index.heads * index.head_dim
 
 
 def _attention_rate(chip: Chip) -> Figure | None:
@@ -290,7 +309,12 @@ def _attention_s(engine: Engine, work: Work) -> float:
         seen = min(each, kind.window_tokens) if isinstance(kind, Window) else each
         seen = seen if model.sparse_tokens is None else min(seen, model.sparse_tokens)
         flops += 2.0 * kind.layers * model.heads * dims * seen * work.prompt_tokens
-    return flops / (engine.group.tensor * rate.value * engine.shares.attention)
+    seconds = flops / (engine.group.tensor * rate.value * engine.shares.attention)
+    narrow = engine.chip.flops(8)
+    if model.index is None or narrow is None:
+        return seconds
+    looking = _index_flops(model.index) * work.prompt_pairs
+    return seconds + looking / (engine.group.attention * narrow.value * engine.shares.attention)
 
 
 def _link_s(engine: Engine, tokens: float) -> float:

@@ -43,6 +43,8 @@ def room_tokens(
     for kind in engine.model.attention:
         cut = min(within, kind.kv_heads) if isinstance(kind, Full | Window) else 1
         each += kind.elements(round(tokens_each)) * engine.kv_bytes * within / cut
+    if engine.model.index is not None:
+        each += engine.model.index.bytes(round(tokens_each)) * within
     has = engine.chip.memory_bytes.value
     memory = engine.group.chips * (has - min(GUESS_ACTIVATION_BYTES, GUESS_ACTIVATION_SHARE * has))
     return max(0.0, memory - held(engine)) * memory_share / each * tokens_each

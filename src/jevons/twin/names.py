@@ -51,6 +51,7 @@ MODELS = (
     (r"mixtral-8x7b", "mixtral-8x7b"),
     (r"mixtral-8x22b", "mixtral-8x22b"),
     (r"bloom", "bloom-176b"),
+    (r"glm-5\.2", "glm-5.2"),
     (r"glm-5", "glm-5"),
     (r"kimi-k2\.5", "kimi-k2.5"),
     (r"kimi-k2", "kimi-k2"),
