@@ -237,7 +237,7 @@ def test_watchers_hear_of_every_change() -> None:
         Change(key(1), Tier.DISK, True),
         Change(key(1), Tier.DISK, False),
     ]
-    assert b.everything() == [Change(key(1), Tier.DRAM, True)]
+    assert b.held(b.keys()) == [Change(key(1), Tier.DRAM, True)]
 
 
 def test_an_arena_that_cannot_hold_a_block_says_so() -> None:
@@ -372,7 +372,7 @@ def test_whatever_clients_and_movers_do_what_is_lent_is_what_was_asked_and_nothi
 
     b = world.blocks
     assert (b.leases, b.queued_bytes.total(), b.waiting_bytes.total()) == (0, 0, 0)
-    dram = sum(1 for c in b.everything() if c.tier is Tier.DRAM)
+    dram = sum(1 for c in b.held(b.keys()) if c.tier is Tier.DRAM)
     assert (b.used_bytes, b.held_blocks[Tier.DRAM]) == (dram * PAGE, dram)
     b.corrupt([key(n) for n in range(10)])
     assert b.used_bytes == 0

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from jevons.control.copies import Change
 from jevons.facts.block import BlockKey, Tier
-from jevons.serve.keeper import MOST_WAITING_BYTES, Keeper, run
+from jevons.kv.tiers import Holdings
+from jevons.serve.keeper import MOST_WAITING_BYTES, TOLD_BLOCKS, Keeper, run
 from jevons.serve.lower import Load, Read
 from jevons.store.arena import Arena
 from jevons.wire import keeper as wire
@@ -74,6 +76,64 @@ def test_a_watcher_that_takes_nothing_is_let_go_and_the_others_go_on_hearing() -
     assert (hears.is_closed, len(hears.sent)) == (False, 3)
     assert (hangs.is_closed, len(hangs.sent)) == (True, 1)
     assert counts["watchers_dropped"] == 1
+
+
+def _heard(told: Sequence[msgspec.Struct]) -> Holdings:
+    """What a watcher believes, removals taken first."""
+    holdings = Holdings()
+    for holding in told:
+        assert isinstance(holding, wire.Holding)
+        for change, parts in ((holdings.removed, holding.removed), (holdings.stored, holding.stored)):
+            for fingerprint, code, names in parts:
+                tier = wire.TIER_CODES[code]
+                assert tier is not None
+                change(fingerprint, tier, wire.unpack(names))
+    return holdings
+
+
+def test_a_store_of_many_blocks_is_told_in_parts_and_what_changes_meanwhile_is_told_too() -> None:
+    count = 3 * TOLD_BLOCKS + 1
+    keys = [BlockKey(FINGERPRINT, wire.unpack(i.to_bytes(16, "big"))[0]) for i in range(count + 100)]
+
+    async def watched() -> tuple[list[msgspec.Struct], set[BlockKey]]:
+        config, bucket, client = KeeperConfig(socket="", dram_bytes=16 * PAGE_BYTES), _Bucket(), _Client()
+        keeper = Keeper(config, Arena.create(config.dram_bytes), None, bucket)  # type: ignore[arg-type]
+        keeper._enter(client)  # type: ignore[arg-type]
+        keeper._on_message(client, wire.Attach("engine", FINGERPRINT, PAGE_BYTES))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert bucket.on_known is not None
+        bucket.on_known(set(keys[:count]))
+        await asyncio.sleep(0)
+        begin = len(client.sent)
+        keeper._on_message(client, wire.Watch())  # type: ignore[arg-type]
+        bucket.on_known(set(keys[5 : count - 5]))  # of the first part and the last
+        await asyncio.sleep(0)
+        bucket.on_known(left := set(keys[7:]))
+        while keeper._tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        return client.sent[begin:], left
+
+    told, left = asyncio.run(asyncio.wait_for(watched(), 60))
+
+    assert set(_heard(told).names(FINGERPRINT)) == {key.name for key in left}
+    most = max(len(names) for each in told if isinstance(each, wire.Holding) for _, _, names in each.stored)
+    assert most == 16 * TOLD_BLOCKS
+    assert [each.fresh for each in told if isinstance(each, wire.Holding)] == [True] + [False] * (len(told) - 1)
+
+
+def test_of_a_block_that_comes_and_goes_at_once_the_last_is_told() -> None:
+    came, gone = Change(min(KEYS), Tier.DRAM, True), Change(min(KEYS), Tier.DRAM, False)
+
+    async def told(changes: Sequence[Change]) -> list[msgspec.Struct]:
+        config, client = KeeperConfig(socket="", dram_bytes=16 * PAGE_BYTES), _Client()
+        keeper = Keeper(config, Arena.create(config.dram_bytes), None, None)
+        keeper._enter(client)  # type: ignore[arg-type]
+        keeper._on_message(client, wire.Watch())  # type: ignore[arg-type]
+        keeper._tell(changes)
+        return client.sent
+
+    assert len(_heard(asyncio.run(told([came, gone])))) == 0
+    assert len(_heard(asyncio.run(told([came, gone, came])))) == 1
 
 
 def test_an_address_for_peers_that_cannot_be_had_is_told_to_who_started_it(tmp_path: Path) -> None:

@@ -78,13 +78,18 @@ class Blocks:
         block = self._blocks.get(key)
         return block is not None and block.used
 
-    def everything(self) -> list[Change]:
-        """What every tier holds, for who starts to watch; O(blocks)."""
+    def keys(self) -> list[BlockKey]:
+        """Every block of which something is known."""
+        return list(self._blocks)
+
+    def held(self, keys: Iterable[BlockKey]) -> list[Change]:
+        """What tiers hold of these blocks now, for who starts to watch."""
         changes = []
-        for key, block in self._blocks.items():
-            if block.copy is not None and block.copy.filled:
+        for key in keys:
+            block = self._blocks.get(key)
+            if block is not None and block.copy is not None and block.copy.filled:
                 changes.append(Change(key, Tier.DRAM, True))
-            changes += [Change(key, tier, True) for tier in block.below]
+            changes += [Change(key, tier, True) for tier in (() if block is None else block.below)]
         return changes
 
     @property

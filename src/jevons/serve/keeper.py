@@ -41,8 +41,9 @@ from jevons.wire.tcp_link import TcpSource
 
 TICK_S = 0.5
 WRITE_BYTES = 16 << 20  # of one batch to a tier below
-# Told to a watcher that it has not taken: one that hangs. What is there at the beginning may be a message of any size.
-MOST_WAITING_BYTES = 2 * MAX_MESSAGE_BYTES
+TOLD_BLOCKS = 1 << 14  # at once: some 50 ms of the event loop, where a store may hold millions
+MOST_WAITING_BYTES = 2 * MAX_MESSAGE_BYTES  # told to a watcher that it has not taken: one that hangs
+PAUSED_BYTES, PAUSE_S = 16 << 20, 0.05  # of these, what there is at the beginning waits
 
 Client = Channel[wire.ToKeeper]
 
@@ -179,8 +180,7 @@ class Keeper:
             case wire.Attach():
                 self._attach(client, message)
             case wire.Watch():
-                self._watchers.add(client)
-                client.send(self._holding(self._blocks.everything(), fresh=True))
+                self._watch(client)
             case wire.Find():
                 self._find(client, message)
             case wire.Fetch(request, fingerprint, names):
@@ -279,19 +279,40 @@ class Keeper:
         if changes:
             self._tell(changes)
 
+    def _watch(self, client: Client) -> None:
+        """Tell all there is, in parts, and whatever changes from now on."""
+        keys = self._blocks.keys()
+        self._watchers.add(client)
+        client.send(self._holding(self._blocks.held(keys[:TOLD_BLOCKS]), fresh=True))
+        if len(keys) > TOLD_BLOCKS:
+            self._task(self._tell_rest(client, keys))
+
+    async def _tell_rest(self, client: Client, keys: Sequence[BlockKey]) -> None:
+        """Of each part what is so when it is told: what had changed before may be told after it, and is the same."""
+        first, is_paused = TOLD_BLOCKS, False
+        while first < len(keys):
+            await asyncio.sleep(PAUSE_S if is_paused else 0)
+            if client not in self._watchers:
+                return
+            is_paused = client.backlog_bytes > PAUSED_BYTES
+            if not is_paused:
+                client.send(self._holding(self._blocks.held(keys[first : first + TOLD_BLOCKS])))
+                first += TOLD_BLOCKS
+
     def _tell(self, changes: Sequence[Change]) -> None:
         """Tell who watches. One that takes nothing is let go: it is told all there is when it comes again."""
         if not self._watchers:
             return
-        holding, hanging = self._holding(changes), set[Client]()
-        for watcher in self._watchers:
-            if watcher.backlog_bytes > MOST_WAITING_BYTES:
-                hanging.add(watcher)
-                watcher.close()
-            else:
-                watcher.send(holding)
+        last = list({(change.key, change.tier): change for change in changes}.values())  # of what came and went
+        told = [self._holding(last[at : at + TOLD_BLOCKS]) for at in range(0, max(1, len(last)), TOLD_BLOCKS)]
+        hanging = {watcher for watcher in self._watchers if watcher.backlog_bytes > MOST_WAITING_BYTES}
         self._watchers -= hanging
         self._dropped += len(hanging)
+        for watcher in hanging:
+            watcher.close()
+        for watcher in self._watchers:
+            for holding in told:
+                watcher.send(holding)
 
     def _send_offers(self, offers: Iterable[Offer]) -> None:
         here: dict[LeaseId, list[tuple[int, int, int, int]]] = {}

@@ -158,7 +158,8 @@ class Places(msgspec.Struct, frozen=True, tag="places"):
 
 
 class Holding(msgspec.Struct, frozen=True, tag="holding"):
-    """What tiers hold now (`fresh`: and nothing else), by fingerprint and tier code; and what they hold no more."""
+    """What tiers hold now, by fingerprint and tier code, and what they hold no more. `fresh`: nothing that was told
+    before is so any more; where they hold much, more of it follows."""
 
     stored: list[tuple[bytes, int, bytes]]
     removed: list[tuple[bytes, int, bytes]]
