@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jevons.control.intake import Intake
 from jevons.control.orphans import Prompted, Prompts
+from jevons.control.shapes import decode_batch
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.worker import IndexMode
 from jevons.kv.blake2b import name_prompt
@@ -147,6 +148,62 @@ def test_blocks_whose_parent_was_lost_are_held_once_a_prompt_tells_it(intake: In
     assert [held.holds(name) for name in NAMES] == [True, False, False, False]
 
 
+def payload(seq: int, *events: dict[str, object]) -> KvPayload:
+    return KvPayload(seq, msgspec.msgpack.encode([float(seq), events, 0]))
+
+
+def told(start: int, end: int, **more: object) -> dict[str, object]:
+    """As `stored`, in vLLM's words."""
+    hashes, tokens = [100 + i for i in range(start, end)], TOKENS[start * SIZE : end * SIZE]
+    parent = 100 + start - 1 if start else None
+    fields = {"block_hashes": hashes, "parent_block_hash": parent, "token_ids": tokens, "block_size": SIZE}
+    return {"type": "BlockStored", **fields, **more}
+
+
+def test_a_source_of_which_orphans_were_heard_first_has_its_next_prompts_named_rightly(
+    intake: Intake, held: Holding
+) -> None:
+    intake.on_batch(payload(7, told(2, 3)))
+    intake.on_replay_end(complete=False)
+    intake.on_prompted(Prompted(*name_prompt(TOKENS, SIZE)))
+    assert intake.block_size == SIZE
+
+    intake.on_batch(payload(8, {**told(0, 1), "block_hashes": [7], "token_ids": [9] * SIZE}))
+    assert held.depth(block_hashes([9] * SIZE, SIZE)) == 1
+
+
+def test_orphans_of_another_group_than_the_first_are_held_once_a_prompt_tells_what_they_go_on_from(
+    intake: Intake, held: Holding
+) -> None:
+    intake.on_batch(payload(7, told(2, 3, group_idx=1, kv_cache_spec_kind="full_attention")))
+    intake.on_replay_end(complete=False)
+    intake.on_prompted(Prompted(*name_prompt(TOKENS, SIZE)))
+
+    assert held.depth(NAMES) == 3
+
+
+def test_blocks_of_another_size_than_a_prompt_was_cut_into_are_not_explained_by_it(
+    intake: Intake, held: Holding
+) -> None:
+    intake.on_batch(payload(7, told(2, 3)))
+    intake.on_replay_end(complete=False)
+    intake.on_prompted(Prompted(*name_prompt(TOKENS, SIZE // 2)))
+
+    assert len(held) == 0
+
+
+@pytest.mark.parametrize("as_payload", [False, True])
+def test_what_is_left_of_orphans_of_which_the_end_was_removed_is_held_later(
+    intake: Intake, held: Holding, as_payload: bool
+) -> None:
+    several = payload(7, told(1, 3, extra_keys=[None, None]), {"type": "BlockRemoved", "block_hashes": [102]})
+    intake.on_batch(several if as_payload else decode_batch(7, several.payload))
+    intake.on_replay_end(complete=False)
+    intake.on_batch(batch(8, stored(0, 1)))
+
+    assert held.depth(NAMES) == 2
+
+
 def test_an_orphan_that_two_prompts_explain_differently_stays_one(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(1, stored(3, 4)))
     intake.on_replay_end(complete=False)
@@ -178,9 +235,7 @@ def test_of_all_prompts_those_told_last_are_kept_as_far_as_there_is_room() -> No
 def test_orphans_are_held_when_what_they_go_on_from_is_told_again(intake: Intake, held: Holding) -> None:
     intake.on_batch(batch(1, stored(2, 4)))
     intake.on_replay_end(complete=False)
-    told = {"block_hashes": [100, 101], "parent_block_hash": None, "token_ids": TOKENS[:8], "block_size": SIZE}
-    payload = [{"type": "BlockStored", **told}]
-    intake.on_batch(KvPayload(2, msgspec.msgpack.encode([0.0, payload])))
+    intake.on_batch(payload(2, told(0, 2)))
 
     assert held.depth(NAMES) == 4
 
@@ -192,8 +247,7 @@ def test_an_orphan_that_was_removed_meanwhile_is_not_held_when_what_it_goes_on_f
     intake.on_batch(batch(1, stored(1, 4)))  # what stored the first is lost
     intake.on_replay_end(complete=False)
     if as_payload:
-        gone = [{"type": "BlockRemoved", "block_hashes": [102]}]
-        intake.on_batch(KvPayload(2, msgspec.msgpack.encode([0.0, gone])))
+        intake.on_batch(payload(2, {"type": "BlockRemoved", "block_hashes": [102]}))
     else:
         intake.on_batch(batch(2, removed(102)))
     intake.on_batch(batch(3, stored(0, 1)))

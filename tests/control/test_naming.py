@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jevons.control.intake import Intake
+from jevons.control.orphans import Prompted
 from jevons.control.shapes import Malformed, decode_batch
 from jevons.facts.event import KvPayload
+from jevons.kv.blake2b import name_prompt
 from jevons.kv.index import PrefixIndex
 
 HASHES = st.integers(0, 12) | st.sampled_from([2**64 - 1, -1, -200, 40_000, 2**33]) | st.sampled_from([b"a" * 32, b"k"])
@@ -116,6 +119,50 @@ def test_kernels_and_the_long_way_come_to_the_same(several: list[bytes]) -> None
     for seq, payload in enumerate(several):
         short.on_batch(KvPayload(seq, payload))
         long.on_batch(decode_batch(seq, payload))
+
+        assert state(short, near) == state(long, far)
+
+
+def chained(draw: random.Random) -> dict[str, Any]:
+    """An event of an engine with two chains of blocks, of which any may come first and go first."""
+    first, at, medium = 10 * draw.randrange(2), draw.randrange(4), draw.choice([None, "GPU", "GPU", "CPU"])
+    told: dict[str, Any] = {"medium": medium, "group_idx": draw.choice([None, 0, 0, 1])}
+    if draw.random() < 0.4:
+        gone = [10 * draw.randrange(2) + draw.randrange(5) for _ in range(draw.randrange(1, 3))]
+        return {"type": draw.choice(["BlockRemoved"] * 9 + ["AllBlocksCleared"]), "block_hashes": gone, **told}
+    hashes = [first + at + i for i in range(draw.randrange(1, 3))]
+    kind = draw.choice(
+        [{}, {"kv_cache_spec_kind": draw.choice(["full_attention", "full_attention", "sliding_window"])}]
+    )
+    return {
+        "type": "BlockStored",
+        "block_hashes": hashes,
+        "parent_block_hash": first + at - 1 if at else None,
+        "token_ids": [number for number in hashes for _ in range(2)],
+        "block_size": 2,
+        "lora_id": draw.choice([None, None, 0, 1]),
+        "extra_keys": draw.choice([None, [None] * len(hashes)]),
+        **told,
+        **({} if kind is None else {"kv_cache_spec_kind": kind}),
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_kernels_and_the_long_way_come_to_the_same_of_a_source_that_lost_batches(seed: int) -> None:
+    draw, near, far = random.Random(seed), PrefixIndex(), PrefixIndex()
+    short, long = Intake(near.holding(0)), Intake(far.holding(0))
+    for seq in range(2, 2 + draw.randrange(1, 8)):
+        payload = msgspec.msgpack.encode([float(seq), [chained(draw) for _ in range(draw.randrange(5))], 0])
+        short.on_batch(KvPayload(seq, payload))
+        long.on_batch(decode_batch(seq, payload))
+        first, is_prompted = draw.choice([0, 10]), draw.random() < 0.2
+        for intake in (short, long):
+            if seq == 2:
+                intake.on_replay_end(complete=False)
+            if is_prompted:
+                prompt = [first + number for number in range(4) for _ in range(2)]
+                intake.on_prompted(Prompted(*name_prompt(prompt, 2)))
 
         assert state(short, near) == state(long, far)
 

@@ -9,7 +9,7 @@ way, with the same results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,9 @@ class Contents:
     def _adopt(self, orphans: list[BlocksStored]) -> None:
         """What they go on from is known by now."""
         for event in orphans:
-            self._stored(event)
+            if self._records.stored(event) == "stored":
+                self._adopt(self._orphans.children_of(map(number_of, event.hashes)))
+        self._follow_size()
 
     def _apply_unusual(self, batch: KvPayload) -> None:
         try:
@@ -239,15 +241,17 @@ class Contents:
             names = hashes[e["hash_at"] : e["hash_at"] + e["hashes"]]
             if e["kind"] == REMOVED:
                 self._orphans.removed(names)
-            elif not (e["salt"] or e["adapter"] or e["adapter_number"] >= 0):
-                its, parent = scratch["tokens"][e["token_at"] : e["token_at"] + e["tokens"]].tolist(), int(e["parent"])
-                self._orphans.keep(BlocksStored(hashes=names, parent=parent, tokens=its, block_size=int(e["size"])))
-        if len(self._orphans):
-            self._adopt(self._orphans.children_of(number for number in hashes if self._names.get(number) is not None))
-        self._settle_degraded()
+            elif not (e["salt"] or e["adapter"] or e["adapter_number"] > 0):
+                its = scratch["tokens"][e["token_at"] : e["token_at"] + e["tokens"]].tolist()
+                parent, size, group = (int(e[field]) for field in ("parent", "size", "group"))
+                event = BlocksStored(hashes=names, parent=parent, tokens=its, block_size=size, group=group)
+                self._orphans.keep(event)
+        self._settle_degraded(hashes)
 
-    def _settle_degraded(self) -> None:
+    def _settle_degraded(self, told: Iterable[int]) -> None:
+        """A batch is taken. Who waited for blocks of which it told goes on from those that are held after it."""
         if len(self._orphans):
+            self._adopt(self._orphans.children_of(number for number in told if self._names.get(number) is not None))
             self._adopt(self._orphans.adopt())
         self._orphans.let_go()
 
@@ -320,7 +324,8 @@ class Contents:
             self.beside.tell_dram()
         for event in self._records.in_order(batch.events):
             if isinstance(event, BlocksStored):
-                self._stored(event)
+                if self._records.stored(event) == "orphan" and self.mode is IndexMode.DEGRADED:
+                    self._orphans.keep(event)
             elif isinstance(event, BlocksRemoved):
                 self._records.removed(event)
                 if event.medium in (None, "GPU") and event.group == self._followed:
@@ -332,14 +337,7 @@ class Contents:
                 self._cleared()
         self._follow_size()
         if self.mode is IndexMode.DEGRADED:
-            self._settle_degraded()
-
-    def _stored(self, event: BlocksStored) -> None:
-        fate = self._records.stored(event)
-        if fate == "orphan" and self.mode is IndexMode.DEGRADED:
-            self._orphans.keep(event)
-        elif fate == "stored" and len(self._orphans):
-            self._adopt(self._orphans.children_of(number_of(name) for name in event.hashes))
+            self._settle_degraded(number_of(name) for event in stored for name in event.hashes)
 
 
 def _group_told(event: Any) -> Told:

@@ -107,12 +107,12 @@ class Orphans:
 
     def keep(self, event: BlocksStored) -> None:
         """An orphan came. Those that wait for longest are dropped where there are too many."""
-        if (
-            event.parent is None or event.adapter is not None or event.adapter_number or event.extra
-        ):  # prompts of ours have no such
+        if event.adapter or event.adapter_number or any(event.extra or ()):  # prompts of ours have no such
+            return
+        if event.parent is None or not event.hashes:
             return
         parent = number_of(event.parent)
-        self._aside.setdefault(parent, []).append(event)
+        self._aside.setdefault(parent, []).append(replace(event, extra=None))
         self._parents.update(dict.fromkeys(map(number_of, event.hashes), parent))
         if len(self._aside) > GUESS_KEPT:
             self._take(next(iter(self._aside)))
@@ -178,6 +178,8 @@ class Orphans:
         """All blocks before an orphan; None if no prompt has it, or they do not agree."""
         tokens, candidates = np.array(event.tokens, np.uint32), dict[bytes, list[BlockHash]]()
         for prompt in self._prompts.of(self._own):
+            if len(prompt.names) // 2 != len(prompt.tokens) // event.block_size:
+                continue  # it was cut into blocks of another size
             for at in _places(tokens, event.block_size, prompt.tokens):
                 raw = prompt.names[: 2 * at].tobytes()
                 candidates[raw[-16:]] = [BlockHash(raw[i : i + 16]) for i in range(0, len(raw), 16)]
