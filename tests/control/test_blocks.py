@@ -104,9 +104,21 @@ def test_what_is_lent_is_not_given_up() -> None:
     fetch(b, B, 1, 2)
 
     assert reserve(b, A, 3) == [-1]
-    b.release(B, 0.0, [key(2)])
+    b.took(B, [key(2)])
     assert reserve(b, A, 4)[0] >= 0
     assert b.tier(key(1)) is Tier.DRAM
+
+
+def test_a_chain_that_was_taken_bit_by_bit_loses_its_tail_before_its_head() -> None:
+    b = blocks(3)
+    fill(b, 1, 2, 3)
+    fetch(b, B, 1, 2, 3)
+    b.took(B, [key(1)])
+    b.took(B, [key(2)])
+    b.release(B, 0.0)
+    fill(b, 5)
+
+    assert [b.tier(key(n)) for n in (1, 2, 3)] == [Tier.DRAM, Tier.DRAM, None]
 
 
 def test_what_is_kept_for_somebody_is_not_given_up_until_then() -> None:
@@ -172,7 +184,7 @@ def test_loads_wait_for_a_place_and_go_on_when_a_lease_ends() -> None:
     for move in moves:
         b.on_loaded(move, "", 0.0)
     assert b.take_loads(Tier.DISK, 8, 0.0) == []
-    b.release(B, 0.0, [key(0)])
+    b.took(B, [key(0)])
     assert len(b.take_loads(Tier.DISK, 8, 0.0)) == 1
 
 
@@ -260,7 +272,9 @@ class World:
         self.next = 0
 
     def turn(self) -> None:
-        self.draw.choice([self.reserve, self.fill, self.fetch, self.release, self.take, self.finish, self.leave])()
+        self.draw.choice(
+            [self.reserve, self.fill, self.fetch, self.took, self.release, self.take, self.finish, self.leave]
+        )()
         self.look()
 
     def lease(self) -> LeaseId:
@@ -293,6 +307,11 @@ class World:
         if self.outstanding:
             lease, _ = self.draw.choice(sorted(self.outstanding))
             self.end(lease)
+
+    def took(self) -> None:
+        if self.lent:
+            offer = self.lent.pop(self.draw.randrange(len(self.lent)))
+            self.blocks.took(offer.lease, [offer.key])
 
     def end(self, lease: LeaseId) -> None:
         self.look()

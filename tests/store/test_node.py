@@ -382,6 +382,22 @@ def test_an_engine_that_dies_leaves_no_lease_and_no_memory_behind(start: Start, 
     until(lambda: a.save(next(numbers), 8) == 0, WAIT_S, "every place can be had")
 
 
+def test_a_prompt_larger_than_the_arena_comes_back_from_the_disk_whole(
+    start: Start, engine: Make, tmp_path: Path
+) -> None:
+    one = engine(start(dram_bytes=8 * PAGE, disk_path=str(tmp_path / "disk"), disk_bytes=200 * PAGE))
+
+    def is_saved() -> bool:
+        missing = [number for number, tier in enumerate(one.look(0, 24)) if tier is None]
+        for number in missing:
+            one.save(number, 1)
+        return not missing
+
+    until(is_saved, WAIT_S, "on the disk")
+
+    assert set(one.bring(0, 24).values()) <= {Tier.DRAM, Tier.DISK}
+
+
 def test_an_arena_too_small_for_a_block_refuses_the_engine(start: Start) -> None:
     keeper = start(dram_bytes=PAGE // 2)
     node = Node(Path(keeper.config.socket), Introduction("test", MARK, PAGE), Memory(), lambda answer: None)

@@ -154,16 +154,24 @@ class Blocks:
             else:
                 self._wait(lease, key, block)
 
-    def release(self, lease: LeaseId, now_s: float, keys: Sequence[BlockKey] | None = None) -> None:
-        """The lease on these blocks is over; on all, if none are named.
+    def took(self, lease: LeaseId, keys: Sequence[BlockKey]) -> None:
+        """Of a fetch these are copied: what it still waits for may have their places."""
+        holder = self._leases.get(lease)
+        if holder is not None:
+            holder.took += keys
+            for key in keys:
+                self._end(lease, key)
 
-        Given first to last, they count as used last to first: a chain loses its tail before its head.
+    def release(self, lease: LeaseId, now_s: float) -> None:
+        """The lease is over.
+
+        Its blocks, given first to last, count as used last to first: a chain loses its tail before its head.
         """
         holder = self._leases.get(lease)
         if holder is not None:
-            for key in reversed([*holder.copies, *holder.waits] if keys is None else keys):
-                copy = holder.copies.get(key)
-                if copy is not None and copy.filled and not copy.condemned:
+            for key in reversed([*holder.took, *holder.copies, *holder.waits]):
+                block = self._blocks.get(key)
+                if block is not None and block.copy is not None and block.copy.filled:
                     self._evictor.hit(key, now_s)
                 self._end(lease, key)
 

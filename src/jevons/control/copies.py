@@ -71,8 +71,9 @@ class Known:
 class Lease:
     """What one fetch or reservation has."""
 
-    __slots__ = ("copies", "waits")
+    __slots__ = ("copies", "took", "waits")
 
     def __init__(self) -> None:
         self.copies: dict[BlockKey, Copy] = {}
+        self.took: list[BlockKey] = []  # that are copied already
         self.waits: set[BlockKey] = set()

@@ -191,8 +191,8 @@ class Keeper:
                 self._reserve(client, LeaseId(id, message.id), message, now_s)
             case wire.Filled(request, blocks):
                 self._filled(LeaseId(id, request), blocks, now_s)
-            case wire.Done(request):
-                self._done(LeaseId(id, request), now_s)
+            case wire.Took() | wire.Done():
+                self._done(LeaseId(id, message.id), message, now_s)
             case wire.Keep(fingerprint, names, seconds):
                 self._blocks.keep(_keys(fingerprint, names), now_s + seconds, now_s)
             case wire.Corrupt(fingerprint, names):
@@ -204,10 +204,15 @@ class Keeper:
         queued = [0 if tier is None else self._blocks.queued_bytes[tier] for tier in wire.TIER_CODES]
         client.send(wire.Found(asked.id, bytes(wire.CODE_OF[tier] for tier in tiers), queued))
 
-    def _done(self, lease: LeaseId, now_s: float) -> None:
-        self._names.pop(lease, None)
-        self._reserved.pop(lease, None)
-        self._blocks.release(lease, now_s)
+    def _done(self, lease: LeaseId, done: wire.Took | wire.Done, now_s: float) -> None:
+        """With some of a fetch, or with all of a fetch or reservation."""
+        if isinstance(done, wire.Took):
+            keys = list(self._names.get(lease, ()))
+            self._blocks.took(lease, [keys[index] for index in done.blocks])
+        else:
+            self._names.pop(lease, None)
+            self._reserved.pop(lease, None)
+            self._blocks.release(lease, now_s)
 
     def _attach(self, client: Client, asked: wire.Attach) -> None:
         try:

@@ -277,6 +277,8 @@ class Node:
         if bad:
             line.send(wire.Corrupt(self._fingerprint, wire.pack(ask.names[index] for index in bad)))
         self._missed(line, id, [(index, "corrupt") for index in bad])
+        if id in self._left:  # the rest may wait for these places
+            line.send(wire.Took(id, [block[0] for block in blocks]))
 
     def _is_right(self, line: _Line, name: BlockHash, block: tuple[int, int, int, int]) -> bool:
         _, offset, expected, _ = block

@@ -2,7 +2,7 @@
 
     keeper → client   Welcome first, with the arena's file descriptor
     peer → keeper     over TCP: Admit first, answered by Admitted; pages are then read over a link, see `wire.link`
-    client → keeper   Attach once;  Find → Found;  Fetch → Here and Lost, a block in exactly one of them;
+    client → keeper   Attach once;  Find → Found;  Fetch → Here and Lost, a block in exactly one of them, Took of those;
                       Reserve → Places, then Filled;  Done ends a fetch or a reservation and its leases
 
 Block names of one message share a fingerprint and travel as one string of bytes, 16 each: a prompt of 10,000 tokens
@@ -84,6 +84,13 @@ class Filled(msgspec.Struct, frozen=True, tag="filled"):
     blocks: list[tuple[int, int]]
 
 
+class Took(msgspec.Struct, frozen=True, tag="took"):
+    """Of a fetch these are copied, by their index in it: what it still waits for may have their places."""
+
+    id: int
+    blocks: list[int]
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """A fetch or reservation is over, whatever of it is outstanding."""
 
@@ -105,7 +112,7 @@ class Corrupt(msgspec.Struct, frozen=True, tag="corrupt"):
     names: bytes
 
 
-ToKeeper = Admit | Attach | Watch | Find | Fetch | Reserve | Filled | Done | Keep | Corrupt
+ToKeeper = Admit | Attach | Watch | Find | Fetch | Reserve | Filled | Took | Done | Keep | Corrupt
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
