@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections import Counter
@@ -12,11 +13,13 @@ from pathlib import Path
 import msgspec
 
 from jevons.control.copies import Change
-from jevons.facts.block import BlockKey, Tier
+from jevons.facts.block import BlockKey, BlockMeta, Tier
+from jevons.kv.layout import checksum
 from jevons.kv.tiers import Holdings
-from jevons.serve.keeper import MOST_WAITING_BYTES, TOLD_BLOCKS, Keeper, run
+from jevons.serve.keeper import MOST_WAITING_BYTES, TOLD_BLOCKS, Keeper, opened, run
 from jevons.serve.lower import Load, Read
 from jevons.store.arena import Arena
+from jevons.store.disk import DiskStore
 from jevons.wire import keeper as wire
 from jevons.wire.channel import Failed, KeeperConfig, Ready
 
@@ -151,6 +154,24 @@ def test_an_address_for_peers_that_cannot_be_had_is_told_to_who_started_it(tmp_p
     assert isinstance(told, Failed)
     assert told.error.startswith(f"peer_listen: cannot listen on {address}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_disk_held_at_the_start_is_looked_through_by_no_garbage_collection(tmp_path: Path) -> None:
+    page = bytes(PAGE_BYTES)
+    keys = [BlockKey(FINGERPRINT, wire.unpack(i.to_bytes(16, "big"))[0]) for i in range(1000)]
+    store = DiskStore(tmp_path, 64 << 20)
+    store.put([(key, BlockMeta(PAGE_BYTES, checksum(key, page)), memoryview(page)) for key in keys], lambda _: False)
+    store.close()
+    config = KeeperConfig(socket="", dram_bytes=16 * PAGE_BYTES, disk_path=str(tmp_path), disk_bytes=64 << 20)
+    gc.collect()
+    try:
+        keeper = opened(config)
+        assert keeper._state().blocks == {"disk": 1000}
+        assert gc.get_freeze_count() >= 2 * 1000  # what is known of each, and its tiers
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+    asyncio.run(keeper._lower[Tier.DISK].close())
 
 
 class _Bucket:
