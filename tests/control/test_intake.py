@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jevons.control.intake import Intake
-from jevons.control.orphans import Prompted, Prompts
+from jevons.control.orphans import GUESS_EVENTS, Prompted, Prompts
 from jevons.control.shapes import decode_batch
 from jevons.facts.event import AllCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvPayload
 from jevons.facts.worker import IndexMode
@@ -190,6 +191,54 @@ def test_blocks_of_another_size_than_a_prompt_was_cut_into_are_not_explained_by_
     intake.on_prompted(Prompted(*name_prompt(TOKENS, SIZE // 2)))
 
     assert len(held) == 0
+
+
+def test_what_many_prompts_go_on_from_is_told_by_any_of_them(intake: Intake, held: Holding) -> None:
+    intake.on_batch(payload(7, {**told(1, 2), "block_hashes": [7], "token_ids": [9] * SIZE}))  # of somebody else's
+    intake.on_batch(payload(8, told(1, 2)))
+    intake.on_replay_end(complete=False)
+    intake.on_prompted(Prompted(*name_prompt(TOKENS, SIZE)))
+
+    assert held.depth(NAMES) == 2
+    assert held.depth(block_hashes([*TOKENS[:SIZE], *[9] * SIZE], SIZE)) == 2
+
+
+class CountedPrompts(Prompts):
+    looked = 0
+
+    def of(self, own: Iterable[int]) -> list[Prompted]:
+        self.looked += 1
+        return super().of(own)
+
+
+def test_prompts_are_looked_through_for_what_is_new_alone(held: Holding) -> None:
+    prompts = CountedPrompts()
+    intake = Intake(held, prompts=prompts)
+    for seq in range(10, 210, 2):  # orphans of a parent each, and what goes on from them
+        first = {**told(1, 3), "block_hashes": [2 * seq, 2 * seq + 1], "parent_block_hash": 1_000 + seq}
+        after = {**told(1, 2), "block_hashes": [5_000 + seq], "parent_block_hash": 2 * seq + 1}
+        intake.on_batch(payload(seq, {**first, "token_ids": [seq] * 2 * SIZE}))
+        intake.on_replay_end(complete=False)
+        intake.on_batch(payload(seq + 1, {**after, "token_ids": [seq] * SIZE}))
+    assert (intake.counts["orphan"], prompts.looked) == (300, 100)
+
+    for seq in range(210, 310):
+        intake.on_batch(payload(seq, told(0, 1)))
+    intake.on_prompted(Prompted(*name_prompt(TOKENS, SIZE)))
+    assert prompts.looked == 100
+
+    intake.on_prompted(Prompted(*name_prompt([*TOKENS, *[10] * 3 * SIZE], SIZE)))
+    assert prompts.looked > 100
+
+
+def test_orphans_of_one_parent_are_kept_within_a_bound(intake: Intake, held: Holding) -> None:
+    for seq in range(7, 7 + 2 * GUESS_EVENTS):
+        intake.on_batch(payload(seq, {**told(1, 2), "block_hashes": [5_000 + seq], "token_ids": [seq] * SIZE}))
+        intake.on_replay_end(complete=False)
+    intake.on_batch(payload(seq + 1, told(0, 1)))
+
+    assert len(held) == 1 + GUESS_EVENTS
+    assert held.depth(block_hashes([*TOKENS[:SIZE], *[seq] * SIZE], SIZE)) == 2
 
 
 @pytest.mark.parametrize("as_payload", [False, True])

@@ -20,12 +20,13 @@ from msgspec.structs import replace
 
 from jevons.base.compiled import Ints
 from jevons.base.ids import BlockHash
-from jevons.facts.event import BlocksStored
+from jevons.facts.event import BlocksStored, EngineHash
 from jevons.kv.blake2b import Tokens
 from jevons.kv.engine_names import EngineNames, number_of
 from jevons.kv.index import Holding
 
 GUESS_KEPT = 256  # parents: some seconds of a busy engine's events
+GUESS_EVENTS = 1_024  # of all parents: what goes on from one prefix may be all that an engine holds
 GUESS_PROMPTS = 32  # of those told last: as many as run at once on a busy worker
 GUESS_PROMPTS_BYTES = 32 << 20  # of all sources: a thousand engines' last second of long prompts
 
@@ -75,6 +76,13 @@ def _bytes_of(prompt: Prompted) -> int:
     return prompt.tokens.nbytes + prompt.names.nbytes
 
 
+class _Kept(NamedTuple):
+    """An orphan: `event` tells its blocks by our numbers for the engine's names."""
+
+    first: bytes  # tokens of its first block
+    event: BlocksStored
+
+
 class Orphans:
     """Those of one source. `recovered` counts the blocks that prompts told of.
 
@@ -93,15 +101,19 @@ class Orphans:
         # By a block's number, those before it that are held as long as that one is: their own removal nobody would
         # recognise, but an engine evicts from the end.
         self._before_it: dict[int, list[BlockHash]] = {}
-        self._aside: dict[int, list[BlocksStored]] = {}  # by the parent's number
+        self._aside: dict[int, list[_Kept]] = {}  # by the parent's number
+        self._events = 0  # of all parents
         self._parents: dict[int, int] = {}  # that number, by those of the blocks that are kept aside
+        self._to_explain: dict[int, BlocksStored] = {}  # by the parent's number: the last, of those not looked for yet
 
     def __len__(self) -> int:
         return len(self._aside)
 
     def clear(self) -> None:
         self._aside.clear()
+        self._events = 0
         self._parents.clear()
+        self._to_explain.clear()
         self._prompts.clear(self._own)
         self._before_it.clear()
 
@@ -111,11 +123,19 @@ class Orphans:
             return
         if event.parent is None or not event.hashes:
             return
-        parent = number_of(event.parent)
-        self._aside.setdefault(parent, []).append(replace(event, extra=None))
-        self._parents.update(dict.fromkeys(map(number_of, event.hashes), parent))
+        parent, numbers = number_of(event.parent), [number_of(name) for name in event.hashes]
+        event = replace(event, hashes=list[EngineHash](numbers), extra=None)
+        first = np.array(event.tokens[: event.block_size], np.uint32).tobytes()
+        self._aside.setdefault(parent, []).append(_Kept(first, event))
+        self._events += 1
+        if parent not in self._parents:  # or it is known with that one
+            self._to_explain[parent] = event
+        self._parents.update(dict.fromkeys(numbers, parent))
         if len(self._aside) > GUESS_KEPT:
             self._take(next(iter(self._aside)))
+        elif self._events > GUESS_EVENTS:
+            oldest, kept = next(iter(self._aside.items()))
+            self._cut(oldest, number_of(kept[0].event.hashes[0]))
 
     def removed(self, numbers: Iterable[int]) -> None:
         """The source has these blocks no more. Of what is kept aside each goes, and what comes after it with it."""
@@ -125,8 +145,16 @@ class Orphans:
                 self._cut(parent, number)
 
     def prompted(self, prompt: Prompted) -> None:
-        """The worker has computed a prompt of ours."""
+        """The worker has computed a prompt of ours. Costs 0.2 us for each of its blocks, and each orphan."""
         self._prompts.add(prompt, self._own)
+        blocks, sizes = dict[int, set[bytes]](), {kept[-1].event.block_size for kept in self._aside.values()}
+        for width in (size * prompt.tokens.itemsize for size in sizes):
+            raw = prompt.tokens.tobytes()
+            blocks[width] = {raw[at : at + width] for at in range(0, len(raw) - width + 1, width)}
+        for parent, kept in self._aside.items():
+            for first, event in kept:
+                if first in blocks.get(len(first), ()):
+                    self._to_explain[parent] = event
 
     def children_of(self, numbers: Iterable[int]) -> list[BlocksStored]:
         """Those that come after blocks which are known now, by their numbers; they are kept aside no more."""
@@ -135,9 +163,11 @@ class Orphans:
     def adopt(self) -> list[BlocksStored]:
         """Take prompts' word for what the parents of orphans are. Returns those that are orphans no more.
 
-        Costs some us for each parent and prompt.
+        Costs some us for each prompt, and each parent that has come or that a prompt may have told of since.
         """
-        pairs = [(number, self._before(events[0])) for number, events in self._aside.items()]
+        wanted = [(number, event) for number, event in self._to_explain.items() if number in self._aside]
+        self._to_explain.clear()
+        pairs = [(number, self._before(event)) for number, event in wanted]
         told = {number: before for number, before in pairs if before is not None}
         for number, before in told.items():
             missing = [name for name in before[:-1] if not self._holding.holds(name)]
@@ -154,21 +184,25 @@ class Orphans:
 
     def _cut(self, parent: int, number: int) -> None:
         """Of those that wait for this parent, what stands before a block is left."""
-        left = []
-        for event in self._aside[parent]:
-            numbers = [number_of(name) for name in event.hashes]
-            end = numbers.index(number) if number in numbers else len(numbers)
-            for gone in numbers[end:]:
-                self._parents.pop(gone, None)
+        left = list[_Kept]()
+        for kept in self._aside[parent]:
+            hashes, event = kept.event.hashes, kept.event
+            end = hashes.index(number) if number in hashes else len(hashes)
+            for gone in hashes[end:]:
+                self._parents.pop(number_of(gone), None)
+            if 0 < end < len(hashes):
+                event = replace(event, hashes=hashes[:end], tokens=event.tokens[: end * event.block_size])
             if end:
-                left.append(replace(event, hashes=event.hashes[:end], tokens=event.tokens[: end * event.block_size]))
+                left.append(_Kept(kept.first, event))
+        self._events -= len(self._aside[parent]) - len(left)
         self._aside[parent] = left
         if not left:
             del self._aside[parent]
 
     def _take(self, parent: int) -> list[BlocksStored]:
         """Those that wait for this block; they are kept aside no more."""
-        events = self._aside.pop(parent)
+        events = [kept.event for kept in self._aside.pop(parent)]
+        self._events -= len(events)
         for event in events:
             for name in event.hashes:
                 self._parents.pop(number_of(name), None)
