@@ -9,7 +9,7 @@ way, with the same results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -248,12 +248,12 @@ class Contents:
                 self._orphans.keep(event)
         self._settle_degraded(hashes)
 
-    def _settle_degraded(self, told: Iterable[int]) -> None:
+    def _settle_degraded(self, told: Sequence[int]) -> None:
         """A batch is taken. Who waited for blocks of which it told goes on from those that are held after it."""
         if len(self._orphans):
             self._adopt(self._orphans.children_of(number for number in told if self._names.get(number) is not None))
             self._adopt(self._orphans.adopt())
-        self._orphans.let_go()
+        self._orphans.let_go(told)
 
     def _tell_roots(self, payload: bytes) -> bool:
         """Where prompts begin that have a salt, an adapter or another block size than most."""
@@ -337,7 +337,8 @@ class Contents:
                 self._cleared()
         self._follow_size()
         if self.mode is IndexMode.DEGRADED:
-            self._settle_degraded(number_of(name) for event in stored for name in event.hashes)
+            told = [event for event in batch.events if isinstance(event, BlocksStored | BlocksRemoved)]
+            self._settle_degraded([number_of(name) for event in told for name in event.hashes])
 
 
 def _group_told(event: Any) -> Told:

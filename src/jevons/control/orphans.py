@@ -177,10 +177,11 @@ class Orphans:
             self.recovered += 1 + len(missing)
         return self.children_of(told)
 
-    def let_go(self) -> None:
-        """Blocks held as long as others are go with them."""
-        for number in [number for number in self._before_it if self._names.get(number) is None]:
-            self._holding.remove(self._before_it.pop(number))
+    def let_go(self, numbers: Iterable[int]) -> None:
+        """Blocks held as long as others are go with them, of which `numbers` may be gone."""
+        for number in numbers:
+            if number in self._before_it and self._names.get(number) is None:
+                self._holding.remove(self._before_it.pop(number))
 
     def _cut(self, parent: int, number: int) -> None:
         """Of those that wait for this parent, what stands before a block is left."""
