@@ -123,8 +123,10 @@ class Contents:
             names = self._names.load(state.names)
         except ValueError:  # it is whole, or it would not be here, and yet not ours to read
             return False
-        for copy in range(max((copies for _, copies in names), default=0)):
-            self._holding.store([name for name, copies in names if copies > copy])
+        copy, left = 0, names
+        while left:
+            self._holding.store([name for name, _ in left])
+            copy, left = copy + 1, [pair for pair in left if pair[1] > copy + 1]
         self._names.hub.set("ts", state.ts)
         if state.is_degraded:
             self.mode = IndexMode.DEGRADED
