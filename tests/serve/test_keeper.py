@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from jevons.control.copies import Change
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.kv.layout import checksum
 from jevons.kv.tiers import Holdings
-from jevons.serve.keeper import MOST_WAITING_BYTES, TOLD_BLOCKS, Keeper, opened, run
+from jevons.serve.keeper import KNOCK_S, MOST_WAITING_BYTES, TOLD_BLOCKS, Keeper, opened, run
 from jevons.serve.lower import Load, Read
 from jevons.store.arena import Arena
 from jevons.store.disk import DiskStore
 from jevons.wire import keeper as wire
 from jevons.wire.channel import Failed, KeeperConfig, Ready
+from jevons.wire.tcp_link import TcpSource
 
 PAGE_BYTES = 4096
 FINGERPRINT = b"f" * 16
@@ -137,6 +139,25 @@ def test_of_a_block_that_comes_and_goes_at_once_the_last_is_told() -> None:
 
     assert len(_heard(asyncio.run(told([came, gone])))) == 0
     assert len(_heard(asyncio.run(told([came, gone, came])))) == 1
+
+
+def test_a_peer_that_says_nothing_is_shut_out_and_one_that_knows_the_secret_stays() -> None:
+    async def knocked() -> tuple[_Client, _Client, dict[str, int]]:
+        config = KeeperConfig(socket="", dram_bytes=16 * PAGE_BYTES, peer_secret="secret")
+        arena = Arena.create(config.dram_bytes)
+        keeper, knows, is_silent = Keeper(config, arena, None, None), _Client(), _Client()
+        keeper._source = await TcpSource.open(arena, "127.0.0.1")
+        for client in (knows, is_silent):
+            keeper._on_knock(client)  # type: ignore[arg-type]
+        keeper._on_peer(knows, wire.Admit(b"secret"))  # type: ignore[arg-type]
+        keeper._shut_out(time.monotonic())
+        assert not is_silent.is_closed
+        keeper._shut_out(time.monotonic() + KNOCK_S + 1)
+        await keeper._source.close()
+        return knows, is_silent, keeper._state().counts
+
+    knows, is_silent, counts = asyncio.run(knocked())
+    assert (knows.is_closed, is_silent.is_closed, counts["peers_denied"]) == (False, True, 1)
 
 
 def test_an_address_for_peers_that_cannot_be_had_is_told_to_who_started_it(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from jevons.wire.nixl_link import NixlSource
 from jevons.wire.tcp_link import TcpSource
 
 TICK_S = 0.5
+KNOCK_S = 5.0  # a peer that has not shown the secret by then is shut out
 WRITE_BYTES = 16 << 20  # of one batch to a tier below
 TOLD_BLOCKS = 1 << 14  # at once: some 50 ms of the event loop, where a store may hold millions
 MOST_WAITING_BYTES = 2 * MAX_MESSAGE_BYTES  # told to a watcher that it has not taken: one that hangs
@@ -69,7 +70,7 @@ class Keeper:
         self._followed: dict[bytes, set[BlockKey]] = {}  # what the bucket was known to hold, by fingerprint
         self._page_bytes: dict[bytes, int] = {}  # by fingerprint, of engines that have attached
         self._source: TcpSource | NixlSource | None = None  # where peers read the arena
-        self._strangers: set[Client] = set()  # peers that have not shown the secret
+        self._strangers: dict[Client, float] = {}  # peers that have not shown the secret: since when they are there
         if disk is not None:
             self._blocks.found_below(Tier.DISK, disk.held())
         self._clients: dict[Client, int] = {}
@@ -136,14 +137,14 @@ class Keeper:
 
     def _on_knock(self, client: Client) -> None:
         self._enter(client)
-        self._strangers.add(client)
+        self._strangers[client] = time.monotonic()
 
     def _on_peer(self, client: Client, message: wire.ToKeeper) -> None:
         """Of a peer only what a peer may want; of a stranger only the secret."""
         if isinstance(message, wire.Admit):
             if hmac.compare_digest(message.secret, self._config.peer_secret.encode()):
                 assert self._source is not None, "who is let in came through our door"
-                self._strangers.discard(client)
+                self._strangers.pop(client, None)
                 client.send(wire.Admitted(self._source.address))
             else:
                 self._denied += 1
@@ -168,7 +169,7 @@ class Keeper:
         id = self._clients.pop(client)
         del self._by_id[id]
         self._watchers.discard(client)
-        self._strangers.discard(client)
+        self._strangers.pop(client, None)
         self._blocks.release_client(id, time.monotonic())
         for table in (self._names, self._reserved):
             for lease in [lease for lease in table if lease.client == id]:
@@ -381,8 +382,15 @@ class Keeper:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self._shut_out(time.monotonic())
             self._tell([])
             self._soon()
+
+    def _shut_out(self, now_s: float) -> None:
+        """Who connects and says nothing would hold a descriptor for ever."""
+        for client in [client for client, since_s in self._strangers.items() if now_s - since_s > KNOCK_S]:
+            self._denied += 1
+            client.close()
 
     def _holding(self, changes: Iterable[Change], fresh: bool = False) -> wire.Holding:
         stored: dict[tuple[bytes, int], list[BlockHash]] = {}
