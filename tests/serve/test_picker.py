@@ -44,6 +44,7 @@ class House:
         attached = self.fleet.add_attached(parse_spec(url))
         self.router.join(WorkerFacts(id=attached.id, model="m", kind="openai"))
         self.router.roster.heard(attached.id, 0.0)
+        attached.on_join(attached.id)
 
     async def picker(self) -> Picker:
         await self.endpoints.refresh()
@@ -139,20 +140,63 @@ def test_an_engine_outside_the_subset_is_not_even_a_fallback() -> None:
 
 @pytest.mark.parametrize("subset", [None, frozenset({"10.0.0.1:80", "10.0.0.2:80"})])
 def test_an_engine_that_took_the_place_of_another_is_picked_once_its_endpoint_is_known(
-    subset: frozenset[str] | None,
+    subset: frozenset[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def look_up(*_: Any, **__: Any) -> list[Any]:
+        return [(0, 0, 0, "", ("10.0.0.3", 80))]
+
     async def go() -> list[str]:
         house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
         pick = await house.picker()
         house.router.place(RequestId("busy"), [1] * 50_000, 0.0, avoid=[WorkerId("10.0.0.2:80")])
         house.fleet.remove_attached(WorkerId("10.0.0.2:80"))
-        house.attach("http://10.0.0.3:80")
+        house.attach("http://engine-3.pool:80")
         told = [(await pick.pick(request("a"), subset, 0.0)).endpoints]
         told += [pick.pick_by_load(Request(), subset).endpoints]
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
         await house.endpoints.refresh()
         return [*told, (await pick.pick(request("a"), None, 0.0)).endpoints]
 
     assert asyncio.run(go()) == ["10.0.0.1:80", "10.0.0.1:80", "10.0.0.3:80,10.0.0.1:80"]
+
+
+@pytest.mark.parametrize("subset", [None, frozenset({"10.0.0.2:80"})])
+def test_when_all_pods_are_replaced_the_new_ones_are_picked_as_soon_as_they_are_up(
+    subset: frozenset[str] | None,
+) -> None:
+    async def go() -> str:
+        house = House("http://10.0.0.1:80")
+        pick = await house.picker()
+        house.fleet.remove_attached(WorkerId("10.0.0.1:80"))
+        with pytest.raises(NoWorker):
+            await pick.pick(request("a"), subset, 0.0)
+        house.attach("http://10.0.0.2:80")
+        assert pick.is_ready
+        assert pick.pick_by_load(Request(), subset).endpoints == "10.0.0.2:80"
+        return (await pick.pick(request("a"), subset, 0.0)).endpoints
+
+    assert asyncio.run(go()) == "10.0.0.2:80"
+
+
+def test_an_engine_of_a_name_that_comes_up_again_is_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = ["10.0.0.7"]
+
+    async def look_up(*_: Any, **__: Any) -> list[Any]:
+        return [(0, 0, 0, "", (addresses[-1], 8000))]
+
+    async def go() -> str:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        house = House("http://engine-0.pool:8000")
+        pick = await house.picker()
+        keeping = asyncio.create_task(house.endpoints.keep())
+        addresses.append("10.0.0.8")  # its pod is another
+        house.fleet.on_join(house.router.workers()[0])
+        while house.endpoints.of[house.router.workers()[0]] == "10.0.0.7:8000":  # noqa: ASYNC110 — a few turns
+            await asyncio.sleep(0)
+        keeping.cancel()
+        return pick.pick_by_load(Request(), None).endpoints
+
+    assert asyncio.run(go()) == "10.0.0.8:8000"
 
 
 def test_engines_that_come_and_go_while_a_request_waits_in_front_do_not_disturb_it() -> None:

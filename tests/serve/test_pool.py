@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pytest
 from tests.serve.envoy import MODEL, Engine
 
@@ -16,6 +17,9 @@ from jevons.config import make
 from jevons.engine.openai import OpenAIEngine, parse_spec
 from jevons.serve import picker, pool
 from jevons.serve.app import Server, serving
+from jevons.serve.extproc import SERVICE, ProcessingRequest, ProcessingResponse
+from jevons.serve.gateway import Gateway, parse_listen
+from jevons.serve.http import Limits
 from jevons.serve.pool import at_address, look_up
 
 WAIT_S = 30.0
@@ -89,6 +93,43 @@ def test_pods_come_and_go_with_the_addresses_of_their_name(names: Names) -> None
             names.addresses = ["127.0.0.1", "127.0.0.2"]
             await asyncio.to_thread(one.begin)
             await until(lambda: len(up()) == 2)
+
+    try:
+        asyncio.run(go())
+    finally:
+        one.kill()
+        two.kill()
+
+
+def test_a_gateway_is_sent_to_new_pods_as_soon_as_they_are_up_where_all_were_replaced(names: Names) -> None:
+    one = Engine("one")
+    two = Engine("two", one.port, "127.0.0.2")
+
+    async def picked(port: int) -> tuple[int, str]:
+        """The status of an answer at once, or 0; the endpoint."""
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call: Any = channel.stream_stream(f"/{SERVICE}/Process")(timeout=WAIT_S)
+            await call.write(ProcessingRequest(request_headers={"end_of_stream": True}).SerializeToString())
+            answer = ProcessingResponse.FromString(await call.read())
+            await call.done_writing()
+        sent = {o.header.key: o.header.raw_value for o in answer.request_headers.response.headers.set_headers}
+        return answer.immediate.status.code, sent.get(b"x-gateway-destination-endpoint", b"").decode()
+
+    async def go() -> None:
+        settings = make({"engines": [f"http://pods.test:{one.port},addresses=each"], "port": 0}, "test")
+        async with serving(settings, None) as server:
+            gateway = Gateway(server.front, Limits(), 10.0)
+            await gateway.listen(parse_listen("127.0.0.1:0"))
+            await server.ready(WAIT_S)
+            assert await picked(gateway.port) == (0, one.endpoint)
+            await asyncio.to_thread(one.kill)
+            names.addresses = []
+            await until(lambda: not server.router.workers())
+            assert await picked(gateway.port) == (503, "")
+            names.addresses = ["127.0.0.2"]
+            await until(lambda: server.router.roster.up() == [two.endpoint])
+            assert await picked(gateway.port) == (0, two.endpoint)
+            await gateway.close(0)
 
     try:
         asyncio.run(go())

@@ -68,6 +68,7 @@ class Attached:
         self.engine = OpenAIEngine(spec, self.lost)
         self.model: str | None = None
         self.context_tokens: int | None = None
+        self.on_join: Callable[[WorkerId], None] = lambda _: None  # told whenever it has come up
         self._spec = spec
         self._router = router
         self._sources = sources
@@ -157,6 +158,7 @@ class Attached:
         await self._turns.pass_through()
         self._router.join(facts)
         self.pulse.heard()
+        self.on_join(self.id)
 
     async def _learn_pool(self) -> None:
         """Ask how many blocks its pool has; nothing depends on it but what pages show and rehearse."""
@@ -218,6 +220,7 @@ class Fleet:
         self.links: dict[WorkerId, Link] = {}
         self.attached: dict[WorkerId, Attached] = {}
         self.restarts = 0
+        self.on_join: Callable[[WorkerId], None] = lambda _: None  # told which attached engine has come up
         self._settings = settings
         self._router = router
         self._sources = Sources()
@@ -271,6 +274,7 @@ class Fleet:
 
     def add_attached(self, spec: EngineSpec) -> Attached:
         attached = Attached(spec, self._router, self._sources, self._now_s, self._turns, self._on_met)
+        attached.on_join = lambda id: self.on_join(id)
         self._unmet.add(attached.id)
         self._all_met.clear()
         self.attached[attached.id] = attached

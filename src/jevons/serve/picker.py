@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -26,7 +27,7 @@ from jevons.serve.extproc import SUBSET
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.http import Request
 from jevons.serve.openai import UNREADABLE
-from jevons.serve.pool import RESOLVE_S, joined, look_up
+from jevons.serve.pool import RESOLVE_S, joined, literal, look_up
 from jevons.serve.prompts import Prompts
 
 log = logging.getLogger("jevons.picker")
@@ -55,7 +56,8 @@ class Pick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoints:
-    """Where the gateway reaches each attached engine. Engines named by DNS are looked up again every `RESOLVE_S`.
+    """Where the gateway reaches each attached engine. Engines named by their address are known as soon as they come up;
+    names are looked up again every `RESOLVE_S`, and when one of them comes up: it may be elsewhere now.
 
     Data-parallel ranks share an endpoint; which of them is meant, a header tells.
     """
@@ -63,14 +65,19 @@ class Endpoints:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._told: set[str] = set()  # what was said once
+        self._named: dict[Address, str] = {}  # where those named by DNS were when they were last found
+        self._is_due = asyncio.Event()
         self.of: dict[WorkerId, str] = {}
         self.workers: dict[str, dict[int | None, WorkerId]] = {}  # at each endpoint, by rank
         self.most_ranks = 1  # at one endpoint
+        fleet.on_join = self.joined
 
     async def keep(self) -> None:
         """Keep them fresh, until cancelled."""
         while True:
-            await asyncio.sleep(RESOLVE_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_due.wait(), RESOLVE_S)
+            self._is_due.clear()
             await self.refresh()
 
     def engine(self, worker: WorkerId) -> Attached:
@@ -83,28 +90,47 @@ class Endpoints:
     def rank(self, worker: WorkerId) -> int | None:
         return self.engine(worker).engine.spec.rank
 
-    async def refresh(self) -> None:
-        found: dict[WorkerId, str] = {}
-        workers: dict[str, dict[int | None, WorkerId]] = {}
-        for id, attached in list(self._fleet.attached.items()):
-            endpoint = await self._find(attached.engine.spec.address)
-            if endpoint is None:
-                endpoint = self.of.get(id)  # the last that was known: its health tells whether it is still there
-            if endpoint is None:
-                continue
-            there, rank = workers.setdefault(endpoint, {}), attached.engine.spec.rank
-            if there and (None in there or rank is None or rank in there):
-                self._say(f"engine {attached.url}: {endpoint} is another engine's too, nothing is sent to it")
-            else:
-                found[id] = endpoint
-                there[rank] = id
-        self.of, self.workers = found, workers
-        self.most_ranks = max(map(len, workers.values()), default=1)
+    def joined(self, worker: WorkerId) -> None:
+        """It has come up."""
+        self.of = dict(self.of)  # another one: who looked at the last sees that
+        self._seat(worker)
+        if literal(self.engine(worker).engine.spec.address.host) is None:
+            self._is_due.set()
 
-    async def _find(self, address: Address) -> str | None:
+    async def refresh(self) -> None:
+        """Look up all names. Who cannot be looked up any more keeps the last address: its health tells what is there."""
+        named: dict[Address, str] = {}
+        for address in {attached.engine.spec.address for attached in list(self._fleet.attached.values())}:
+            if literal(address.host) is None and not address.base:
+                found = await self._find(address) or self._named.get(address)
+                named |= {} if found is None else {address: found}
+        self._named, self.of, self.workers, self.most_ranks = named, {}, {}, 1
+        for id in self._fleet.attached:
+            self._seat(id)
+
+    def _seat(self, id: WorkerId) -> None:
+        """It is at its endpoint, if that is known and nobody else's."""
+        attached = self.engine(id)
+        address, rank = attached.engine.spec.address, attached.engine.spec.rank
+        endpoint = self._endpoint(address)
+        if endpoint is None:
+            return
+        known = self.workers.get(endpoint, {}).items()
+        there = {other: worker for other, worker in known if worker != id and self.find(worker) is not None}
+        if there and (None in there or rank is None or rank in there):
+            self._say(f"engine {attached.url}: {endpoint} is another engine's too, nothing is sent to it")
+            return
+        self.of[id], self.workers[endpoint] = endpoint, there | {rank: id}
+        self.most_ranks = max(self.most_ranks, len(there) + 1)
+
+    def _endpoint(self, address: Address) -> str | None:
         if address.base:
             self._say(f"engine {address.authority}{address.base}: a gateway sends to IP:PORT, not to a path below it")
             return None
+        ip = literal(address.host)
+        return self._named.get(address) if ip is None else joined(ip, address.port)
+
+    async def _find(self, address: Address) -> str | None:
         try:
             found = await look_up(address.host, address.port)
         except OSError as error:

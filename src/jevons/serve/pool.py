@@ -24,9 +24,18 @@ from jevons.serve.fleet import Attached, Fleet, worker_of
 log = logging.getLogger("jevons.pool")
 
 RESOLVE_S = 5.0  # DNS names of a headless service follow its pods within seconds
+ALONE_S = 0.5  # … while none of them is up: somebody waits for the next one
 
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 OnModel = Callable[[Attached, EngineSpec], Awaitable[None]]
+
+
+def literal(host: str) -> IP | None:
+    """The address that a host is named by; None: it has a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
 
 
 async def look_up(host: str, port: int) -> list[IP]:
@@ -35,10 +44,8 @@ async def look_up(host: str, port: int) -> list[IP]:
     Raises:
         OSError: it has none, or who knows cannot be asked.
     """
-    try:
-        return [ipaddress.ip_address(host)]
-    except ValueError:
-        pass
+    if (ip := literal(host)) is not None:
+        return [ip]
     rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return sorted({ipaddress.ip_address(row[4][0]) for row in rows}, key=lambda a: (a.version, int(a)))
 
@@ -97,7 +104,13 @@ class Pool:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self.refresh(tasks)
-                await asyncio.sleep(RESOLVE_S)
+                left_s = RESOLVE_S
+                while left_s > 0:
+                    await asyncio.sleep(min(left_s, ALONE_S))
+                    left_s = left_s - ALONE_S if self._has_up() else 0.0
+
+    def _has_up(self) -> bool:
+        return any(self._fleet.health(id) is Health.UP for id, _ in self._watches.values())
 
     async def refresh(self, tasks: asyncio.TaskGroup) -> None:
         """Look the name up, attach who is new, let go who has left it and ended."""
