@@ -98,7 +98,7 @@ class Endpoints:
             self._is_due.set()
 
     async def refresh(self) -> None:
-        """Look up all names. Who cannot be looked up any more keeps the last address: its health tells what is there."""
+        """Look up all names. Who is not found any more keeps the last address: its health tells what is there."""
         named: dict[Address, str] = {}
         for address in {attached.engine.spec.address for attached in list(self._fleet.attached.values())}:
             if literal(address.host) is None and not address.base:
