@@ -38,6 +38,18 @@ def tell(r: Router, worker: WorkerId, tokens: list[int], seq: int = 0) -> None:
     r.intake(worker).on_batch(KvBatch(seq=seq, events=[event]))
 
 
+def hot(*workers: WorkerId) -> tuple[Router, list[int]]:
+    """A prefix, and who prefers one holder of it to be busy rather than compute it once more; nobody has it yet."""
+    router, prefix = Router(), list(range(4_000))
+    for id in workers:
+        router.join(WorkerFacts(id=id, model="m", kind="openai", sends_events=False))
+        router.roster.heard(id, 0.0)
+        for _ in range(8):
+            router._measured(router._workers[id], Load(1, 1_000, 0, 0), 0.1)
+            router._measured(router._workers[id], Load(1, 1, 0, 16), 0.01 + 16 * 0.01)
+    return router, prefix
+
+
 def place(r: Router, name: str, tokens: list[int] = PROMPT, now_s: float = 0.0, **more: object) -> WorkerId:
     return r.place(RequestId(name), tokens, now_s, **more).worker  # type: ignore[arg-type]
 
@@ -311,9 +323,16 @@ def test_a_ranking_does_not_take_a_turn() -> None:
     assert [place(r, "1"), r.rank(PROMPT)[0].worker, place(r, "2")] == [A, B, B]
 
 
-def test_a_ranking_of_nobody_is_an_error() -> None:
+@pytest.mark.parametrize("policy", ["kv", "round_robin"])
+def test_a_ranking_of_nobody_is_an_error_and_no_placement(policy: str) -> None:
+    r = router(policy=policy)
     with pytest.raises(NoWorker, match="0 candidates"):
-        router().rank(PROMPT, model="other")
+        r.rank(PROMPT, model="other")
+    with pytest.raises(NoWorker, match="0 candidates"):
+        place(r, "1", model="other")
+
+    assert r.snapshot().placements == 0
+    assert place(r, "2") == A
 
 
 def test_two_equal_prompts_arriving_together_do_not_herd() -> None:
@@ -570,13 +589,7 @@ def test_a_worker_that_was_slow_at_bringing_once_is_known_by_the_others_of_its_n
 
 
 def test_copies_that_are_made_on_purpose_are_counted() -> None:
-    router, prefix = Router(), list(range(4_000))
-    for id in (WorkerId("a"), WorkerId("b")):
-        router.join(WorkerFacts(id=id, model="m", kind="openai", sends_events=False))
-        router.roster.heard(id, 0.0)
-        for _ in range(8):
-            router._measured(router._workers[id], Load(1, 1_000, 0, 0), 0.1)
-            router._measured(router._workers[id], Load(1, 1, 0, 16), 0.01 + 16 * 0.01)
+    router, prefix = hot(A, B)
     assert router.snapshot().copies == 0
     placed = []
     for number in range(60):  # all go where the prefix is, until one more place for it is worth its computing

@@ -129,7 +129,9 @@ def board_arrays(kinds: Records, workers: Records, waits: int) -> tuple[dict[str
         "policy": 0,
         "desk": 0,
         "stream_weight": stream_weight(),
-        "tpot_slo_s": float("inf"),  # promised to the request to be placed
+        "ttft_slo_s": float("inf"),  # promised to the request to be placed
+        "tpot_slo_s": float("inf"),
+        "is_strict": 0,  # 1: it would rather not be served than late
         "output_tokens": float("inf"),  # it has at most
         "answers": 1.0,  # of late, and their tokens
         "answer_tokens": float(GUESS_OUTPUT_TOKENS),

@@ -20,7 +20,7 @@ from jevons.control.reading import Scratch
 from jevons.kv.entries import index_arrays, room
 from jevons.kv.index import Holding, PrefixIndex
 from jevons.perf.measured import Prices
-from jevons.policy.admit import Promise
+from jevons.policy.admit import Miss, Promise
 from jevons.policy.belief import confirm
 from jevons.policy.route import CANDIDATE, prompt_load, stream_weight
 
@@ -62,10 +62,10 @@ def _count_arrival(hubs: Records, now_s: float) -> None:
 
 @alike
 @compiled
-def _arrive(hubs: Records, now_s: float, stream_weight: float, tpot_slo_s: float, output_tokens: float) -> None:
+def _arrive(hubs: Records, now_s: float, promised: tuple[float, float, float, float, int]) -> None:
     h = hubs[0]
     queues.count_arrival(h, now_s)
-    h.stream_weight, h.tpot_slo_s, h.output_tokens = stream_weight, tpot_slo_s, output_tokens
+    h.stream_weight, h.ttft_slo_s, h.tpot_slo_s, h.output_tokens, h.is_strict = promised
 
 
 class Pick(NamedTuple):
@@ -94,6 +94,8 @@ def _conclude(hubs: Records, prompt_tokens: int, whole: int, apart: int, counts:
     is_there = there >= 0 or chosen >= 0
     if counts and is_there:
         choice.want(h)
+    if not is_there:
+        h.turn -= 1  # nothing is placed
     candidates = view(h.candidates, h.candidates_n, CANDIDATE)
     c = candidates[h.desk * board.APART + there] if there >= 0 else candidates[max(chosen, 0)]
     after = candidates[chosen] if chosen >= 0 else c
@@ -308,11 +310,11 @@ class Book:
 
     def arrive(self, now_s: float, promise: Promise, output_tokens: int | None) -> None:
         """`count_arrival` and `promise`, as one."""
-        _arrive(self.hub.record, float(now_s), *_promised(promise, output_tokens))
+        _arrive(self.hub.record, float(now_s), _promised(promise, output_tokens))
 
     def promise(self, promise: Promise, output_tokens: int | None) -> None:
         """What the request to be placed next is promised, and how many tokens it may have."""
-        names = ("stream_weight", "tpot_slo_s", "output_tokens")
+        names = ("stream_weight", "ttft_slo_s", "tpot_slo_s", "output_tokens", "is_strict")
         for name, value in zip(names, _promised(promise, output_tokens), strict=True):
             self.hub.set(name, value)
 
@@ -424,10 +426,12 @@ class Book:
         return board.ANY if model is None else self._models.get(model, -2)
 
 
-def _promised(promise: Promise, output_tokens: int | None) -> tuple[float, float, float]:
-    """Fields of the hub: stream_weight, tpot_slo_s, output_tokens."""
+def _promised(promise: Promise, output_tokens: int | None) -> tuple[float, float, float, float, int]:
+    """Fields of the hub: stream_weight, ttft_slo_s, tpot_slo_s, output_tokens, is_strict."""
     return (
         USUAL_WEIGHT if promise.ttft_s is None else stream_weight(promise.ttft_s),
+        inf if promise.ttft_s is None else promise.ttft_s,
         inf if promise.tpot_s is None else promise.tpot_s,
         inf if output_tokens is None else float(output_tokens),
+        int(promise.miss is not Miss.SERVE),
     )

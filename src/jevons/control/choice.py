@@ -7,6 +7,8 @@ See `control.board`, which has the arrays.
 
 from __future__ import annotations
 
+import numpy as np
+
 from jevons.base.compiled import FLOAT, INT, SMALL, Ints, Records, compiled
 from jevons.base.hub import view
 from jevons.control.board import (
@@ -34,9 +36,11 @@ from jevons.policy.route import (
     KV,
     LEAST_LOADED,
     ROUND_ROBIN,
+    Limits,
     Weights,
     choose,
     first_token_s,
+    in_time,
     token_s,
 )
 
@@ -202,14 +206,21 @@ def _place_of(block: int) -> int:
 
 @compiled
 def _choose(h: Records, candidates: Records, prompt_tokens: int) -> int:
-    """One for all of a request: where it is cheapest, or where those after it gain more."""
+    """One for all of a request: where it is cheapest, or where those after it gain more, if it keeps its promise there
+    too."""
     weights = _weights(h, WHOLE)
     chosen = choose(candidates, prompt_tokens, weights)
     if chosen < 0 or h.policy != KV:
         return chosen
     copy = where_to_copy(candidates, chosen, prompt_tokens, weights, wanted(h))
-    h.is_copy = copy >= 0
-    return copy if copy >= 0 else chosen
+    h.is_copy = copy >= 0 and not candidates[chosen].seconds <= h.ttft_slo_s < candidates[copy].seconds
+    return in_time(candidates, copy if h.is_copy else chosen, _limits(h))
+
+
+@compiled
+def _limits(h: Records) -> Limits:
+    """What is promised to who would rather not be served than late."""
+    return (h.ttft_slo_s, h.tpot_slo_s) if h.is_strict else (np.inf, np.inf)
 
 
 @compiled
@@ -227,9 +238,9 @@ def conclude(h: Records, prompt_tokens: int, whole: int, apart: int) -> tuple[in
     if apart == 0:
         return -1, _choose(h, ones, prompt_tokens)
     if whole == 0:
-        return choose(others, prompt_tokens, _weights(h, APART)), -1
+        return in_time(others, choose(others, prompt_tokens, _weights(h, APART)), _limits(h)), -1
     if h.policy == KV:
-        return choose_apart(ones, others, prompt_tokens, _weights(h, WHOLE), _weights(h, APART))
+        return choose_apart(ones, others, prompt_tokens, (_weights(h, WHOLE), _weights(h, APART)), _limits(h))
     for c in (ones[0], others[0]):  # who knows no seconds always splits
         c.seconds, c.tpot_s = first_token_s(c, prompt_tokens), token_s(c)
     return 0, 0

@@ -97,9 +97,9 @@ def attend(h: Records, worker: int, tokens: float) -> None:
 
 @compiled
 def count_answer(h: Records, tokens: int) -> None:
-    """An answer of so many tokens has come to its end."""
+    """An answer of so many tokens has come to its end; of none, it took as much as one of one."""
     h.answers = h.answers * ANSWERS_FADE + 1.0
-    h.answer_tokens = h.answer_tokens * ANSWERS_FADE + tokens
+    h.answer_tokens = h.answer_tokens * ANSWERS_FADE + max(tokens, 1)
 
 
 @compiled

@@ -133,6 +133,7 @@ class Router(Workforce):
         """
         wish = self._wish(self._prompt(tokens, salt, model), model, avoid, session)
         self._book.pass_time(now_s)
+        self._expire_shadows(now_s)
         with self._without(wish.avoid) if wish.avoid else _NOBODY:
             self._book.promise(promise, output_tokens)
             whole, apart = self._candidates.both(wish)
@@ -274,10 +275,15 @@ class Router(Workforce):
     # Inside
 
     def _ranked(self, prompt_tokens: int, whole: int, apart: int, most: int | None) -> list[Placement]:
-        """The candidates of both desks, so many each, in order; the turn stays as it was."""
-        turn = self._book.hub.number("turn")
-        best, c = self._conclude(prompt_tokens, whole, apart, counts=False)
-        self._book.hub.set("turn", turn)
+        """The candidates of both desks, so many each, in order, as if it arrived; the turn stays as it was."""
+        hub = self._book.hub
+        turn, crowd = hub.number("turn"), float(hub.number("crowd"))
+        hub.set("crowd", crowd + 1.0)
+        try:
+            best, c = self._conclude(prompt_tokens, whole, apart, counts=False)
+        finally:
+            hub.set("turn", turn)
+            hub.set("crowd", crowd)
         alike = self._book.candidates(*((WHOLE, whole) if best.member.desk == WHOLE else (APART, apart)))
         order = np.lexsort((alike["worker"], alike["waiting_s"] + alike["answer_s"]))
         found = [self._placement(best, prompt_tokens, c)]

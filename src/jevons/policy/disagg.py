@@ -14,7 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from jevons.base.compiled import Records, compiled
-from jevons.policy.route import ANEW, BLOCKS, Weights, own_s, weigh
+from jevons.policy.route import ANEW, BLOCKS, Limits, Weights, is_late, own_s, weigh
+
+LATE_S = 1e6  # more than anything costs that is not late
 
 
 @compiled
@@ -37,7 +39,7 @@ def handover_s(c: Records, prompt_tokens: int, is_near: bool) -> float:
 
 @compiled
 def choose_apart(
-    whole: Records, apart: Records, prompt_tokens: int, whole_weights: Weights, apart_weights: Weights
+    whole: Records, apart: Records, prompt_tokens: int, weights: tuple[Weights, Weights], limits: Limits
 ) -> tuple[int, int]:
     """Choose worker or workers for a prompt: the least waiting, all together; of equals one for all of it, then the
     lowest workers.
@@ -45,18 +47,20 @@ def choose_apart(
     Args:
         whole: [n], CANDIDATE: may do all of it, or what follows the first token.
         apart: [m], CANDIDATE: may do the prompt alone.
-        whole_weights, apart_weights: see `route.weigh`.
+        weights: of each, see `route.weigh`.
+        limits: who would be later than that is chosen only where all would.
 
     Returns:
         (-1, d): all on whole[d]; (p, d): the prompt on apart[p]; (-1, -1): there is nobody.
     """
+    whole_weights, apart_weights = weights
     one, two, best_s = -1, -1, np.inf
     for p in range(len(apart)):
         weigh(apart[p], prompt_tokens, apart_weights)
     for d in range(len(whole)):
         c = whole[d]
         weigh(c, prompt_tokens, whole_weights)
-        cost_s = c.waiting_s + c.answer_s
+        cost_s = c.waiting_s + c.answer_s + (LATE_S if is_late(c.seconds, c.tpot_s, limits) else 0.0)
         if c.whole and (two < 0 or cost_s < best_s or (cost_s == best_s and c.worker < whole[two].worker)):
             one, two, best_s = -1, d, cost_s
     for d in range(len(whole) if len(apart) else 0):
@@ -65,6 +69,7 @@ def choose_apart(
         near_s, far_s = handover_s(c, prompt_tokens, True) + join_s, handover_s(c, prompt_tokens, False) + join_s
         for p in range(len(apart)):
             cost_s = apart[p].waiting_s + (near_s if apart[p].node == c.node else far_s)
+            cost_s += LATE_S if is_late(apart[p].seconds, c.tpot_s, limits) else 0.0
             if two < 0 or cost_s < best_s or (cost_s == best_s and _are_lower(whole, apart, (p, d), (one, two))):
                 one, two, best_s = p, d, cost_s
     return one, two

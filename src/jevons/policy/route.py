@@ -76,6 +76,9 @@ POLICIES = {"kv": KV, "round_robin": ROUND_ROBIN, "least_loaded": LEAST_LOADED, 
 # that were there, of late.
 Weights = tuple[float, float, float, float, float, float]
 
+# Seconds to the first token, and for each after it, that are the most; inf: any.
+Limits = tuple[float, float]
+
 
 class Placement(msgspec.Struct, frozen=True):
     """A decision, with the numbers that justified it."""
@@ -208,6 +211,30 @@ def choose(candidates: Records, prompt_tokens: int, weights: Weights) -> int:
         c = candidates[i]
         if c.waiting_s + c.answer_s <= limit and (best < 0 or _is_before(c, candidates[best])):
             best = i
+    return best
+
+
+@compiled
+def is_late(first_s: float, token_s: float, limits: Limits) -> bool:
+    return first_s > limits[0] or token_s > limits[1]
+
+
+@compiled
+def in_time(candidates: Records, chosen: int, limits: Limits) -> int:
+    """The chosen one, or where that is late the one of the least waiting, all together, that is not, if any is.
+
+    Args:
+        candidates: as `choose` has weighed them.
+        chosen: by it.
+    """
+    if not is_late(candidates[chosen].seconds, candidates[chosen].tpot_s, limits):
+        return chosen
+    best, least_s = chosen, np.inf
+    for i in range(len(candidates)):
+        c = candidates[i]
+        cost_s = c.waiting_s + c.answer_s
+        if not is_late(c.seconds, c.tpot_s, limits) and cost_s < least_s:
+            best, least_s = i, cost_s
     return best
 
 
