@@ -23,10 +23,10 @@ def test_a_ranking_is_by_what_is_still_believed_to_be_held() -> None:
 @pytest.mark.parametrize("seed", [7, 9, 12, 14, 15, 23])
 def test_a_ranking_begins_with_what_place_chooses_whatever_happened_before(seed: int) -> None:
     draw, r = Random(seed), router(A, B, WorkerId("c"), WorkerId("d"))
-    for id in r.workers():
+    for worker in r.workers():
         rate = draw.choice([2e-3, 4e-3, 8e-3])
         for _ in range(8):
-            r.on_step(id, StepReport(0.005 + 512 * rate, 512, 512 * 256, 4))
+            r.on_step(worker, StepReport(0.005 + 512 * rate, 512, 512 * 256, 4))
     texts = [[draw.randrange(9_999) for _ in range(draw.choice([64, 800]))] for _ in range(4)]
     now_s, places = 0.0, 0
     for number in range(300):

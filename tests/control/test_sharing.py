@@ -167,6 +167,15 @@ def test_where_a_worker_sends_no_events_what_others_placed_is_held() -> None:
     assert other.place(RequestId("y"), prompt(1), 1.0).cached_tokens == 8 * SIZE
 
 
+def test_who_comes_late_is_told_what_running_requests_left_where_no_events_tell() -> None:
+    one, late = router(A, events=False), router(A, events=False)
+    place(one, "x", prompt(1))
+    one.on_first(RequestId("x"), 0.1)
+    late.hear(1, one.open_news(), 0.2)
+
+    assert late.place(RequestId("y"), prompt(1), 1.0).cached_tokens == 8 * SIZE
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.sampled_from(["place", "first", "done"]))))
 def test_all_agree_on_what_is_ahead_whoever_placed_it(story: list[tuple[int, int, str]]) -> None:

@@ -109,6 +109,26 @@ def test_news_that_were_lost_are_noticed_and_everything_is_asked_for() -> None:
     asyncio.run(story())
 
 
+def test_a_loss_with_nothing_after_it_is_noticed_too() -> None:
+    async def story() -> None:
+        async with frontends(Hub(), 0, 1) as (one, two):
+            one.place("x")
+            await until(lambda: two.router.open_there == 1)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, "MOST_WAITING_BYTES", -1)
+                one.router.done(RequestId("x"))
+                await until(lambda: one.siblings.counts["news_lost"] > 0)
+            one.siblings.reassure()
+            await until(lambda: two.router.open_there == 0)
+            assert two.siblings.counts["asked_for_everything"] == 1
+            one.siblings.reassure()  # which changes nothing where all was heard
+            two.place("y")
+            await until(lambda: one.router.open_there == 1)
+            assert two.siblings.counts["asked_for_everything"] == 1
+
+    asyncio.run(story())
+
+
 def test_a_hub_that_takes_nothing_costs_news_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with frontends(Hub(), 0, 1) as (one, two):

@@ -69,7 +69,7 @@ class SharingRouter(Router):
         for request, number in self._numbers.items():
             told.append(self._placed_news(request, number))
             if self._placed[request].is_running:
-                told.append(BegunThere(number))
+                told.append(BegunThere(number, self._placed[request].shadowed.tobytes()))
         return told
 
     def hear(self, router: int, news: Sequence[News], now_s: float) -> None:

@@ -94,6 +94,11 @@ class Siblings:
         found = await self._gather(set(self.peers), ALL, Ask(next(self._ids), what, body), timeout_s)
         return {number: answer for number, answer in found.items() if answer is not None}
 
+    def reassure(self) -> None:
+        """Tell how many letters there were: the last of them may be lost, and nothing may follow it for long."""
+        if self._router is not None and self._channel.backlog_bytes <= MOST_WAITING_BYTES:
+            self._post(ALL, Told(self._seq, []))
+
     def keep_page(self, page: bytes) -> None:
         """What is counted here so far; the hub keeps it for when we are gone."""
         self._post(HUB, Page(page))
@@ -157,7 +162,7 @@ class Siblings:
     def _on_told(self, sender: int, told: Told) -> None:
         if self._router is None:
             return
-        if self._heard.get(sender) == told.seq - 1:
+        if self._heard.get(sender) == told.seq - bool(told.news):
             self._heard[sender] = told.seq
             self._router.hear(sender, told.news, self._now_s())
             return

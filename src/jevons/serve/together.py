@@ -102,6 +102,7 @@ class Together:
         while True:
             await asyncio.sleep(PAGE_S)
             self._router.grant()
+            self._siblings.reassure()
             began_s = time.monotonic()
             if began_s >= due_s:
                 self.keep_page()

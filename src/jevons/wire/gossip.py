@@ -16,6 +16,8 @@ HUB, ALL = -1, -2  # addresses, beside the frontends' numbers
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, tag="told"):
+    """Letter `seq`; without news it is the last one that there was."""
+
     seq: int
     news: list[News]
 
