@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -14,7 +15,12 @@ from tests.processes import READ_S, START_S, Jevons, Running, read, until
 
 from jevons.base.errors import ConfigError
 from jevons.engine.contents import token_after
+from jevons.engine.mock_engine import MockFacts
 from jevons.engine.openai import read_specs
+from jevons.perf.measured import Prices
+from jevons.perf.pace import pace_of
+from jevons.serve.mock import Words
+from jevons.serve.mock_fleet import Made, Plan, mock_fleet
 
 COUNT = 4
 BLOCK = 16
@@ -137,6 +143,24 @@ def test_an_engine_answers_as_vllm_does_where_it_cannot(pair: Pair) -> None:
     assert status == 400
     assert "this worker holds at most" in message
     assert b'vllm:num_requests_running{model_name="mock",engine="0"} 0' in read(url + "/metrics")
+
+
+def test_an_answer_of_no_told_length_takes_what_room_its_prompt_leaves_and_tokens_without_text_count() -> None:
+    words = Words(spell=lambda token: "" if token % 2 else "a")
+    facts = MockFacts(id="0", model="mock", blocks=8, block_size=BLOCK)
+    asked = {"model": "mock", "messages": [{"role": "user", "content": "x" * 360}]}
+
+    async def go() -> dict[str, Any]:
+        made = Made(facts, pace_of(Prices(0.001, 1e-6, 0.0, 1e-4)))
+        async with mock_fleet([made], Plan(), words) as fleet:
+            answer: dict[str, Any] = await asyncio.to_thread(post, f"{fleet.url}/e/0/v1/chat/completions", asked)
+            return answer
+
+    answer = asyncio.run(go())
+    usage, (choice,) = answer["usage"], answer["choices"]
+    assert usage["prompt_tokens"] > 8 * BLOCK - 64  # fewer than a usual answer has are left
+    assert usage["total_tokens"] == 8 * BLOCK
+    assert 0 < len(choice["message"]["content"]) < usage["completion_tokens"]
 
 
 def test_what_is_asked_of_chaos_is_checked(pair: Pair) -> None:

@@ -101,7 +101,9 @@ class MockServer:
         prompts = await self._words.encode(asked)
         if len(prompts) != 1 or (asked.n or 1) != 1:
             raise RequestError("n, prompt: a mock gives one answer to one prompt; ask several times", "n")
-        work = _work(asked, list(prompts[0]), name if name in facts.adapters else "")
+        prompt = list(prompts[0])
+        usual = max(1, min(GUESS_OUTPUT_TOKENS, _context_tokens(engine) - len(prompt)))
+        work = _work(asked, prompt, usual, name if name in facts.adapters else "")
         shape = (ChatShape if path == CHAT else CompletionShape)(work.id, int(time()), name)
         await _Answer(asked, work, shape, self._words.spell, reply).run(engine)
 
@@ -129,7 +131,7 @@ class _Answer:
         self._reply = reply
         self._done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._texts: list[str] = []
-        self._cached_tokens = 0
+        self._tokens = self._cached_tokens = 0
 
     async def run(self, engine: MockEngine) -> None:
         engine.submit(self._work, self._told)
@@ -140,7 +142,7 @@ class _Answer:
             raise
         if finish == GONE:
             raise ClientGone
-        usage = Usage(len(self._work.prompt), len(self._texts), self._cached_tokens)
+        usage = Usage(len(self._work.prompt), self._tokens, self._cached_tokens)
         if not self._streams:
             self._reply.send(200, self._shape.whole([Choice(0, "".join(self._texts), finish=finish)], usage))
             return
@@ -152,8 +154,8 @@ class _Answer:
         if step.cached_tokens is not None:
             self._cached_tokens = step.cached_tokens
         text = "".join(map(self._spell, step.tokens))
-        if text:
-            self._texts.append(text)
+        self._texts.append(text)
+        self._tokens += len(step.tokens)
         if self._streams:
             self._write(text, step.finish)
         if step.finish is not None and not self._done.done():
@@ -169,11 +171,15 @@ class _Answer:
         self._reply.write(opening + self._shape.chunk(0, Delta(text, [], finish)))
 
 
-def _work(asked: ChatRequest | CompletionRequest, prompt: list[int], adapter: str) -> Work:
+def _context_tokens(engine: MockEngine) -> int:
+    return min(engine.facts.context_tokens, engine.facts.blocks * engine.facts.block_size)
+
+
+def _work(asked: ChatRequest | CompletionRequest, prompt: list[int], usual_tokens: int, adapter: str) -> Work:
     return Work(
         id=RequestId(secrets.token_hex(12)),
         prompt=prompt,
-        max_tokens=asked.output_limit or GUESS_OUTPUT_TOKENS,
+        max_tokens=asked.output_limit or usual_tokens,
         sampling=Sampling(),
         stop_ids=[] if asked.ignore_eos else asked.stop_token_ids or [],
         salt=asked.cache_salt or "",
@@ -190,7 +196,7 @@ def _models(engine: MockEngine, root: str | None) -> bytes:
         "created": 0,
         "owned_by": "jevons mock",
         "root": root or facts.model,
-        "max_model_len": min(facts.context_tokens, facts.blocks * facts.block_size),
+        "max_model_len": _context_tokens(engine),
     }
     adapters = [{**row, "id": name, "root": name, "parent": facts.model} for name in facts.adapters]
     return msgspec.json.encode({"object": "list", "data": [row, *adapters]})
