@@ -288,6 +288,8 @@ def test_a_subset_without_an_engine_is_answered_503(stream: Callable[[], Stream]
         (b'{"model": "\xff"}', {}, (400, "invalid_utf8", "body: must be UTF-8")),
         (asked(), {"x_slo_ttft_ms": "soon"}, (400, None, "x-slo-ttft-ms: must be")),
         (asked(), {"x_slo_ttft_ms": "0.001", "x_slo_miss": "refuse"}, (429, "too_late", "would be missed")),
+        (asked(), {"x_llm_d_slo_ttft_ms": "0.001", "x_slo_miss": "refuse"}, (429, "too_late", "would be missed")),
+        (asked(), {"x_llm_d_router_slo_tpot_ms": "0.001", "x_slo_miss": "refuse"}, (429, "too_late", "be missed")),
         (b"[" * 200_001, {}, (413, None, "must be at most 200000 bytes")),
     ],
 )
@@ -314,7 +316,10 @@ def test_what_is_wrong_is_answered_at_once(
     talk.end()
 
 
-@pytest.mark.parametrize("header", ["x_gateway_inference_fairness_id", "x_llm_d_inference_fairness_id"])
+@pytest.mark.parametrize(
+    "header",
+    ["x_gateway_inference_fairness_id", "x_llm_d_inference_fairness_id", "x_llm_d_router_inference_fairness_id"],
+)
 def test_whose_request_it_is_is_told_by_the_fairness_id(
     server: Picking, stream: Callable[[], Stream], header: str
 ) -> None:

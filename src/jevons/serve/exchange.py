@@ -26,14 +26,22 @@ from jevons.serve.extproc import (
     stream,
 )
 from jevons.serve.front import explain
-from jevons.serve.headers import FAIRNESS
+from jevons.serve.headers import FAIRNESS, TPOT, TTFT
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import error_body
 from jevons.serve.picker import Pick, Picker
 from jevons.serve.relay import as_finished
 
-OLD_FAIRNESS = "x-gateway-inference-fairness-id"  # as the extension named it at first, and gateways still do
+# What gateways and their clients call our headers: as the extension named them at first, or llm-d does now.
+ALIASES = {
+    "x-gateway-inference-fairness-id": FAIRNESS,
+    "x-llm-d-router-inference-fairness-id": FAIRNESS,
+    "x-llm-d-slo-ttft-ms": TTFT,
+    "x-llm-d-router-slo-ttft-ms": TTFT,
+    "x-llm-d-slo-tpot-ms": TPOT,
+    "x-llm-d-router-slo-tpot-ms": TPOT,
+}
 ENDPOINT = "picker"  # its label in the metrics
 _SENT_BACK = (Mode.FULL_DUPLEX_STREAMED, Mode.GRPC)
 _EVENT_BYTES = 1 << 20  # an event longer than that is not read
@@ -321,8 +329,8 @@ class _Answer:
 def _request(headers: dict[str, str]) -> Request:
     request = Request()
     request.headers = headers
-    if OLD_FAIRNESS in headers:
-        headers.setdefault(FAIRNESS, headers[OLD_FAIRNESS])
+    for name in ALIASES.keys() & headers:
+        headers.setdefault(ALIASES[name], headers[name])
     request.method = headers.get(":method", "")
     request.path, _, request.query = headers.get(":path", "").partition("?")
     return request

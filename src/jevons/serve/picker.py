@@ -34,7 +34,8 @@ log = logging.getLogger("jevons.picker")
 
 # Gateway API Inference Extension: the name of the model a request is for, as its body-based router found it, and the
 # one that the engine is to be asked for instead.
-MODEL, REWRITES = "x-gateway-model-name", ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite")
+MODEL = "x-gateway-model-name"
+REWRITES = ("x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite", "x-llm-d-router-model-name-rewrite")
 # Of a prompt that is not known only the size counts; what is longer than most contexts counts as that.
 UNKNOWN_BYTES_PER_TOKEN, UNKNOWN_MOST_TOKENS = 4, 32_768
 
