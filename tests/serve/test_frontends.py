@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -215,6 +216,29 @@ def test_a_frontend_killed_under_load_costs_the_others_nothing_and_is_soon_as_go
         assert metric(running, 'jevons_hub_total{fate="restarts"}') == 1
         assert metric(running, 'jevons_requests_total{endpoint="/v1/completions",status="200"}') > TALKS * TURNS
         assert play(running.url, story=1) > 0.98 * before
+
+
+def test_a_frontend_that_was_stopped_does_not_take_engines_for_hanging(tmp_path: Path) -> None:
+    many = 24  # more than are suspected at once
+    with fleet(tmp_path, "--count", str(many), "--prefill-tokens-per-s", "2000") as engines:
+        running = Jevons("--engine", f"@{tmp_path / 'engines'}", "--frontends", "2")
+        try:
+            until(lambda: len(running.healthy()) == many, START_S)
+            pids = [f["pid"] for f in running.snapshot()["frontends"]]
+            with ThreadPoolExecutor(48) as pool:
+                answers = [pool.submit(ask, running.url, [10_000 * n + i for i in range(5_000)]) for n in range(48)]
+                until(lambda: running.snapshot()["placements"] == len(answers), READ_S)
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+                time.sleep(1.5)  # longer than an engine may be silent
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+                assert [answer.result() for answer in answers] == [0] * len(answers)
+            counts = [state["counts"] for state in json.loads(read(engines.at + "/state")).values()]
+            assert sum(each["requests"] for each in counts) == len(answers)
+            assert sum(each.get("aborted", 0) for each in counts) == 0
+        finally:
+            assert running.stop() == 0
 
 
 def test_a_frontend_started_again_learns_from_a_sibling_what_no_replay_tells(tmp_path: Path) -> None:

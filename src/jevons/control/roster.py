@@ -46,6 +46,10 @@ class Roster:
         """Something is asked of `worker`: its silence counts from now on, if it did not already."""
         self._heard_s[worker] = min(self._heard_s.get(worker, now_s), now_s)
 
+    def excuse(self, for_s: float) -> None:
+        """For so long nobody could be heard: it was not they who were silent. Costs O(workers)."""
+        self._heard_s = {worker: heard_s + for_s for worker, heard_s in self._heard_s.items()}
+
     def gone(self, worker: WorkerId) -> bool:
         """`worker` is known to have ended. Returns whether that changed its health."""
         return self._set(worker, Health.DOWN)

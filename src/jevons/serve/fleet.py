@@ -301,10 +301,20 @@ class Fleet:
         await keep_alive(config, self.links[config.id].live, on_restart)
 
     async def tick(self) -> None:
-        """Notice who has gone silent, until cancelled."""
+        """Notice who has gone silent, until cancelled. That we were stopped, or held up, is not their silence: what
+        they said meanwhile is read first.
+        """
         given_up: set[WorkerId] = set()
+        was_late = False
         while True:
+            due_s = self._now_s() + TICK_S
             await asyncio.sleep(TICK_S)
+            late_s = self._now_s() - due_s
+            if late_s > TICK_S:
+                self._router.roster.excuse(late_s)
+            was_late, reads_first = late_s > TICK_S, not was_late and late_s > TICK_S
+            if reads_first:
+                continue
             async for attached in in_slices(list(self.attached.values())):
                 attached.pulse.look()
             await asyncio.sleep(0)
