@@ -13,6 +13,7 @@ import pytest
 from tests.serve.envoy import MODEL, Engine
 
 from jevons.base.errors import ConfigError
+from jevons.base.ids import WorkerId
 from jevons.config import make
 from jevons.engine.openai import OpenAIEngine, parse_spec
 from jevons.serve import picker, pool
@@ -82,9 +83,14 @@ def test_pods_come_and_go_with_the_addresses_of_their_name(names: Names) -> None
             await asyncio.sleep(0.2)
             assert len(up()) == 2
 
-            names.addresses = ["127.0.0.2"]  # it still answers what it was asked
-            await asyncio.sleep(0.2)
+            names.addresses = ["127.0.0.2"]  # it still answers what it was asked, and is asked nothing more
+            await until(lambda: server.router.is_saturated(WorkerId(one.endpoint)))
             assert len(up()) == 2
+            assert {await complete(server) for _ in range(6)} == {"two"}
+            names.addresses = ["127.0.0.1", "127.0.0.2"]
+            await until(lambda: not server.router.is_saturated(WorkerId(one.endpoint)))
+            names.addresses = ["127.0.0.2"]
+            await until(lambda: server.router.is_saturated(WorkerId(one.endpoint)))
             await asyncio.to_thread(one.kill)
             await until(lambda: server.router.workers() == [two.endpoint])
             assert list(server.fleet.attached) == [two.endpoint]

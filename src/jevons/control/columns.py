@@ -87,7 +87,8 @@ class Columns:
         for at in np.flatnonzero(w["up"] == 0).tolist():
             member = self._in_order[at]
             name = _HEALTH[self._roster.health(member.facts.id)]
-            found[at] = HEALTHS.index(name if name != "up" else "draining" if member.is_draining else "stalled")
+            is_ending = member.is_draining or member.is_leaving
+            found[at] = HEALTHS.index(name if name != "up" else "draining" if is_ending else "stalled")
         health: list[int] = found.tolist()
         return health
 

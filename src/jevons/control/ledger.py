@@ -103,6 +103,7 @@ class Member:
         self.signs = 0  # of work: steps, first tokens, answers
         self.is_stalled = False
         self.is_draining = False  # it is to be stopped
+        self.is_leaving = False  # who starts and stops it has done so already, as far as can be seen
         self._seen = (-1, 0)  # signs at the last look, and when there were new ones
         self._quiet_s = 0.0
         self.promised = 0  # requests that run elsewhere until their first token, then here
@@ -228,7 +229,7 @@ class Member:
             pid=self.facts.pid,
             health=health,
             is_stalled=self.is_stalled,
-            is_draining=self.is_draining,
+            is_draining=self.is_draining or self.is_leaving,
             index=self.index_mode,
             block_size=self.block_size,
             held_blocks=self.held_blocks,

@@ -141,6 +141,13 @@ class Workforce:
             known.is_draining = is_draining
             self._tell_up(known)
 
+    def leaving(self, worker: WorkerId, is_leaving: bool) -> None:
+        """As `drain`, of what others decide: it will end, so that nobody may take it back."""
+        known = self._workers.get(worker)
+        if known is not None and known.is_leaving is not is_leaving:
+            known.is_leaving = is_leaving
+            self._tell_up(known)
+
     def stalled(self, now_s: float) -> list[WorkerId]:
         """Look who does nothing about what waits there: they count as saturated until they do. Costs O(workers).
 
@@ -313,7 +320,8 @@ class Workforce:
             self._resorts[id] = worker
 
     def _may_work(self, worker: Member) -> bool:
-        return self.roster.health(worker.facts.id) is Health.UP and not (worker.is_stalled or worker.is_draining)
+        is_kept = worker.is_stalled or worker.is_draining or worker.is_leaving
+        return self.roster.health(worker.facts.id) is Health.UP and not is_kept
 
     @contextmanager
     def _without(self, avoid: Collection[WorkerId]) -> Iterator[None]:

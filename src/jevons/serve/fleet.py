@@ -285,6 +285,10 @@ class Fleet:
         self.attached.pop(id).engine.close()
         self._router.leave(id)
 
+    def leaving(self, worker: WorkerId, is_leaving: bool) -> None:
+        """An engine is about to end, as far as can be seen; or it is not."""
+        self._router.leaving(worker, is_leaving)
+
     def health(self, worker: WorkerId) -> Health:
         return self._router.roster.health(worker)
 

@@ -1,7 +1,7 @@
 """Engines behind one DNS name, one at each of its addresses, as the pods of a headless service come and go.
 
-An address that joins the name is attached. One that leaves it is let go once its engine has ended: a pod leaves its
-name before it has answered what it was asked.
+An address that joins the name is attached. One that leaves it gets no work more while others have room, and is let go
+once its engine has ended: a pod leaves its name before it has answered what it was asked.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ class Pool:
         for ip in found:
             if ip not in self._watches:
                 self._attach(ip, tasks)
+        for ip, (id, _) in self._watches.items():
+            self._fleet.leaving(id, ip not in found)
         for ip in self._watches.keys() - set(found):
             id = self._watches[ip][0]
             if self._fleet.attached[id].is_idle and self._fleet.health(id) is not Health.UP:
