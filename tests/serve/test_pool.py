@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,36 @@ def test_pods_come_and_go_with_the_addresses_of_their_name(names: Names) -> None
     finally:
         one.kill()
         two.kill()
+
+
+def test_nobody_waits_for_a_pod_that_joins_those_that_serve(names: Names) -> None:
+    one = Engine("one")
+    silent = socket.socket()  # takes connections and says nothing
+    silent.bind(("127.0.0.2", one.port))
+    silent.listen()
+
+    async def go() -> None:
+        settings = make({"engines": [f"http://pods.test:{one.port},addresses=each"], "port": 0}, "test")
+        async with serving(settings, None) as server:
+            await server.ready(WAIT_S)
+            names.addresses = ["127.0.0.1", "127.0.0.2"]
+            await until(lambda: len(server.fleet.attached) == 2)
+            assert server.fleet.is_ready
+            assert server.fleet.is_met
+            assert await complete(server) == "one"
+
+            await asyncio.to_thread(one.kill)
+            await until(lambda: not server.router.roster.has_up)
+            joined = server.fleet.add_attached(parse_spec(f"http://127.0.0.3:{one.port}"))
+            assert not server.fleet.is_met  # where nobody serves it is waited for
+            server.fleet.remove_attached(joined.id)
+            assert server.fleet.is_met  # nor for who is gone before it was met
+
+    try:
+        asyncio.run(go())
+    finally:
+        silent.close()
+        one.kill()
 
 
 def test_a_gateway_is_sent_to_new_pods_as_soon_as_they_are_up_where_all_were_replaced(names: Names) -> None:

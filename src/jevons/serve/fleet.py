@@ -229,6 +229,7 @@ class Fleet:
         self._unmet: set[WorkerId] = set()  # attached engines not yet known to be there, with what they hold, or not
         self._all_met = asyncio.Event()
         self._all_met.set()
+        self._was_met = False  # all were met before
 
     @property
     def is_met(self) -> bool:
@@ -247,13 +248,17 @@ class Fleet:
                     "%d engines are not met after %g s: what they hold is not known yet", len(self._unmet), MEET_S
                 )
                 self._unmet.clear()
-            self._all_met.set()
+            self._meets_all()
 
     def _on_met(self, id: WorkerId) -> None:
         self._unmet.discard(id)
         if not self._unmet and not self._all_met.is_set():
-            self._all_met.set()
+            self._meets_all()
             gc.freeze()  # a thousand engines' objects stay as long as we do
+
+    def _meets_all(self) -> None:
+        self._was_met = True
+        self._all_met.set()
 
     @property
     def is_ready(self) -> bool:
@@ -275,8 +280,9 @@ class Fleet:
     def add_attached(self, spec: EngineSpec) -> Attached:
         attached = Attached(spec, self._router, self._sources, self._now_s, self._turns, self._on_met)
         attached.on_join = lambda id: self.on_join(id)
-        self._unmet.add(attached.id)
-        self._all_met.clear()
+        if not (self._was_met and self._has_up()):  # nobody waits for who joins those that serve
+            self._unmet.add(attached.id)
+            self._all_met.clear()
         self.attached[attached.id] = attached
         return attached
 
@@ -284,6 +290,7 @@ class Fleet:
         """An engine is gone for good; who watches it has ended."""
         self.attached.pop(id).engine.close()
         self._router.leave(id)
+        self._on_met(id)  # nobody waits for it any more
 
     def leaving(self, worker: WorkerId, is_leaving: bool) -> None:
         """An engine is about to end, as far as can be seen; or it is not."""
