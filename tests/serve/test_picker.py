@@ -282,6 +282,24 @@ def test_a_body_that_does_not_come_to_its_end_in_time_is_answered_408() -> None:
     assert faults(house, "slow") == 1
 
 
+def test_it_is_not_ready_before_all_engines_are_met() -> None:
+    house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
+
+    async def go() -> list[bytes]:
+        served = Gateway(house.front, Limits(), 60.0)
+        await served.listen(parse_listen("127.0.0.1:0"))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            check: Any = channel.unary_unary(f"/{gateway.HEALTH}/Check")
+            told = []
+            for id in house.router.workers():
+                house.fleet._on_met(id)
+                told.append(await check(b"", timeout=30))
+        await served.close(0)
+        return told
+
+    assert asyncio.run(go()) == [gateway.NOT_SERVING, gateway.SERVING]  # it would pick of those that are
+
+
 def test_requests_beyond_the_most_are_refused_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House("http://10.0.0.1:80")
     monkeypatch.setattr(gateway, "MAX_STREAMS", 1)

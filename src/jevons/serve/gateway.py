@@ -192,7 +192,8 @@ class Gateway:
             return SERVING
         if service not in READINESS:
             return None
-        return SERVING if self._picker.is_ready and not self._is_closing else NOT_SERVING
+        is_ready = self._picker.is_ready and self._front.fleet.is_met and not self._is_closing
+        return SERVING if is_ready else NOT_SERVING
 
 
 def _process(handler: Callable[[AsyncIterator[bytes], Context], Any]) -> grpc.GenericRpcHandler:
