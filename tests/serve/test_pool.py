@@ -202,6 +202,25 @@ def test_a_pod_that_owes_an_answer_is_kept(names: Names) -> None:
         one.kill()
 
 
+def test_a_pod_with_an_address_of_each_kind_is_one_engine(names: Names, caplog: pytest.LogCaptureFixture) -> None:
+    one = Engine("one")
+    names.addresses = ["127.0.0.1", "::1"]
+
+    async def go() -> None:
+        settings = make({"engines": [f"http://pods.test:{one.port},addresses=each"], "port": 0}, "test")
+        async with serving(settings, None) as server:
+            await server.ready(WAIT_S)
+            names.addresses = ["127.0.0.1", "127.0.0.2", "::1"]
+            await until(lambda: len(server.fleet.attached) > 1)
+            assert list(server.fleet.attached) == [f"127.0.0.{n}:{one.port}" for n in (1, 2)]
+
+    try:
+        asyncio.run(go())
+    finally:
+        one.kill()
+    assert len([r for r in caplog.records if "IPv6 addresses beside" in r.message]) == 1  # said once
+
+
 def test_endpoints_of_events_at_the_name_are_at_each_address() -> None:
     spec = parse_spec("http://pods.test:8000,kv=tcp://pods.test:5557,replay=tcp://other:5558,addresses=each")
     four, six = (at_address(spec, ipaddress.ip_address(text)) for text in ("10.0.0.1", "fd00::1"))

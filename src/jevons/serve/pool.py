@@ -90,11 +90,12 @@ class Pool:
         self._on_model = on_model
         self._watches: dict[IP, tuple[WorkerId, asyncio.Task[None]]] = {}
         self._is_lost = False  # the name could not be looked up the last time
+        self._is_double = False  # it had addresses of both kinds
 
     async def workers(self) -> list[WorkerId]:
         """Who is there now; none if the name cannot be looked up."""
         try:
-            found = await look_up(self._spec.address.host, self._spec.address.port)
+            found = await self._look_up()
         except OSError:
             return []
         return [worker_of(at_address(self._spec, ip)) for ip in found]
@@ -114,9 +115,8 @@ class Pool:
 
     async def refresh(self, tasks: asyncio.TaskGroup) -> None:
         """Look the name up, attach who is new, let go who has left it and ended."""
-        address = self._spec.address
         try:
-            found = await look_up(address.host, address.port)
+            found = await self._look_up()
         except OSError as error:
             if not self._is_lost:
                 log.warning("engines %s: cannot be looked up, the known ones stay: %s", self._spec.url, error.strerror)
@@ -132,6 +132,19 @@ class Pool:
             id = self._watches[ip][0]
             if self._fleet.attached[id].is_idle and self._fleet.health(id) is not Health.UP:
                 await self._let_go(ip)
+
+    async def _look_up(self) -> list[IP]:
+        """Of one kind: a pod that has addresses of both is one engine."""
+        address = self._spec.address
+        found = await look_up(address.host, address.port)
+        alike = [ip for ip in found if ip.version == found[0].version]
+        if len(alike) < len(found) and not self._is_double:
+            self._is_double = True
+            told = (
+                "engines %s: %d IPv6 addresses beside %d IPv4 ones are taken to be the same engines', and passed over"
+            )
+            log.warning(told, self._spec.url, len(found) - len(alike), len(alike))
+        return alike
 
     def _attach(self, ip: IP, tasks: asyncio.TaskGroup) -> None:
         spec = at_address(self._spec, ip)
