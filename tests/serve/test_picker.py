@@ -18,7 +18,7 @@ from jevons.engine.openai import each_rank, parse_spec
 from jevons.facts.worker import WorkerFacts
 from jevons.serve import gateway, picker
 from jevons.serve.exchange import Exchange, Room
-from jevons.serve.extproc import SERVICE, Part, ProcessingRequest, ProcessingResponse, Said
+from jevons.serve.extproc import SERVICE, Malformed, Part, ProcessingRequest, ProcessingResponse, Said
 from jevons.serve.fleet import Fleet
 from jevons.serve.front import Front
 from jevons.serve.gateway import Gateway, parse_listen
@@ -429,6 +429,25 @@ def test_a_pick_whose_engine_is_gone_since_it_was_answered_may_be_told_to_be_ove
         pick.over(picked)  # the gateway ends its stream a while after the answer
 
     asyncio.run(go())
+
+
+def test_an_answer_of_an_engine_that_was_let_go_and_what_follows_its_end_pass_by() -> None:
+    async def go() -> list[list[bytes]]:
+        house = House("http://10.0.0.1:80", "http://10.0.0.2:80")
+        placements, metrics = house.front.placements, house.front.metrics
+        answered = Exchange(await house.picker(), placements, metrics, Room(1 << 20, 1 << 20), lambda: house.now_s)
+        await answered.on(Said(part=Part.REQUEST_HEADERS, headers={":method": "GET", ":path": "/"}, is_last=True))
+        assert answered.pick is not None
+        house.fleet.remove_attached(answered.pick.worker)
+        told = [await answered.on(Said(part=Part.RESPONSE_HEADERS, headers={":status": "200"}, served="10.0.0.2:80"))]
+        told += [await answered.on(Said(part=Part.RESPONSE_BODY, body=b"a", is_last=True)) for _ in range(2)]
+        with pytest.raises(Malformed, match="response_headers: came twice"):
+            await answered.on(Said(part=Part.RESPONSE_HEADERS, headers={":status": "200"}))
+        answered.close()
+        assert sum(worker.requests for worker in house.router.snapshot().workers) == 0
+        return told
+
+    assert [len(each) for each in asyncio.run(go())] == [1, 1, 1]
 
 
 def test_cached_tokens_count_as_a_share_of_the_prompt_as_the_engine_counts_it() -> None:

@@ -216,6 +216,8 @@ class Exchange:
     # The response
 
     async def _on_response(self, said: Said) -> list[bytes]:
+        if self._answer is not None:
+            raise Malformed("response_headers: came twice")
         if self.pick is None:
             return [go_on(said.part)]  # of the gateway itself
         if said.served is not None:
@@ -267,6 +269,8 @@ class _Answer:
             self._begun()
 
     def on_body(self, data: bytes) -> None:
+        if self._is_over:
+            return
         self._picker.heard(self._pick)
         if not data or not self._is_good:
             return

@@ -286,6 +286,8 @@ class Picker:
         Returns:
             The same pick if it did not, or if that endpoint is nobody we can place on.
         """
+        if self._endpoints.find(pick.worker) is None:
+            return pick
         worker = self._endpoints.workers.get(endpoint, {}).get(self._endpoints.rank(pick.worker))
         if worker is None or worker == pick.worker:
             return pick
@@ -304,7 +306,9 @@ class Picker:
 
     def heard(self, pick: Pick) -> None:
         """Something of its answer went by: its engine lives."""
-        self._endpoints.engine(pick.worker).heard()
+        engine = self._endpoints.find(pick.worker)
+        if engine is not None:
+            engine.heard()
 
     def over(self, pick: Pick, *, is_answered: bool = False) -> None:
         """It is over, whichever way; may be told twice, the second time when its engine is gone.
