@@ -95,7 +95,8 @@ async def server_of(
         await engine.door.listen("127.0.0.1", 0)
     option = "" if tokenizer is None else f",tokenizer={tokenizer}"
     urls = [f"http://127.0.0.1:{engine.door.port}{option}" for engine in engines]
-    settings = Settings(port=0, workers=0, engines=urls, policy="round_robin", drain_s=1.0, hang_s=30.0, **more)
+    told = {"drain_s": 1.0, "hang_s": 30.0, **more}
+    settings = Settings(port=0, workers=0, engines=urls, policy="round_robin", **told)
     try:
         async with serving(settings, None) as server:
             await server.ready(60.0, len(engines))

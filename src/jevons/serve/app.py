@@ -136,7 +136,7 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     remotes = [RemoteNode(address, read_secret(settings), router, fleet, prompts) for address in settings.nodes]
     memory = _Memory(front, router, around)
     front.mounts = Mounts({} if around.pages is None else around.pages(memory.together or front))
-    door = await _bound(settings, memory.together or front, is_shared=memory.together is not None)
+    door = await _bound(settings, memory.together or front, front)
     async with asyncio.TaskGroup() as tasks:
         works = [fleet.tick(), *memory.works(), *(fleet.keep(c) for c in agents), *(r.keep() for r in remotes)]
         scaler = None if around.scale is None else Scaler(front, around.scale)
@@ -232,11 +232,11 @@ def _in_turn(specs: list[EngineSpec], siblings: Siblings | None) -> list[EngineS
     return specs[start:] + specs[:start]
 
 
-async def _bound(settings: Settings, handler: Handler, *, is_shared: bool) -> Door:
-    """The door at its port, still closed."""
-    door = Door(handler, refusal, Limits(body_bytes=settings.max_body_bytes))
+async def _bound(settings: Settings, handler: Handler, front: Front) -> Door:
+    """The door at its port, still closed; shared where others than the front handle what comes."""
+    door = Door(handler, refusal, Limits(body_bytes=settings.max_body_bytes), front.count)
     try:
-        await door.bind(settings.host, settings.port, is_shared=is_shared)
+        await door.bind(settings.host, settings.port, is_shared=handler is not front)
     except OSError as error:
         raise ConfigError(f"host, port: cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
     return door

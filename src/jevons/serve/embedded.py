@@ -19,6 +19,7 @@ from jevons.serve.link import GONE
 from jevons.serve.metrics import Metrics
 from jevons.serve.openai import Usage, check_supported
 from jevons.serve.prompts import Prompts
+from jevons.serve.reply import Stopping
 from jevons.serve.sequence import Sequence
 from jevons.serve.stream import DONE, Choice, Delta
 from jevons.serve.tokenizer import Tokenizer
@@ -52,10 +53,15 @@ class Embedded:
             raise
         run = _Run(self, call, sequences)
         async with aclosing(run.deltas(id, placement)) as deltas:
-            if call.asked.stream:
-                await self._stream(call, sequences, deltas, reply)
-            else:
-                await self._gather(call, sequences, deltas, reply)
+            try:
+                if call.asked.stream:
+                    await self._stream(call, sequences, deltas, reply)
+                else:
+                    await self._gather(call, sequences, deltas, reply)
+            except asyncio.CancelledError:  # its time is over, or the server's, unless its client has left
+                if reply.started and isinstance(reply.cancelled(), Stopping):
+                    self._metrics.cut.labels(sequences[0].worker or WorkerId("")).inc()
+                raise
 
     async def _stream(
         self, call: Call, sequences: list[Sequence], deltas: AsyncGenerator[tuple[Sequence, Delta]], reply: Reply

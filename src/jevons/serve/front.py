@@ -9,6 +9,7 @@ that is lost in the middle ends with a well-formed error event.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -38,12 +39,15 @@ from jevons.serve.place import PLACE, PLACED, Desk
 from jevons.serve.prompts import Prompts
 from jevons.serve.record import Recorder
 from jevons.serve.relay import Relay
-from jevons.serve.reply import ClientGone, Reply
+from jevons.serve.reply import ClientGone, Reply, Stopping
 from jevons.serve.stream import error_event
 from jevons.wire.turns import in_slices
 
+log = logging.getLogger("jevons.front")
+
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _POSTED = (CHAT, COMPLETIONS, PLACE, PLACED)
+INTERNAL = "internal error: it is logged on the server"
 CLIENT_LEFT = 499  # nginx's number for it; nobody is left to read it
 
 
@@ -148,7 +152,7 @@ class Front:
             call = Call(request, began_s)
             prompts = self.prompts.encode_now(call.asked) if self.fleet.is_met else None
             work = self._later(call, reply) if prompts is None else self._place(call, prompts, reply)
-        except JevonsError as error:
+        except Exception as error:  # the edge: a bug must cost one request, and count as one
             self._over(request.path, began_s, reply, error)
             return None
         return None if work is None else self._run(request.path, began_s, reply, work)
@@ -184,7 +188,7 @@ class Front:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await work
-        except (JevonsError, TimeoutError, asyncio.CancelledError, ClientGone) as error:
+        except (Exception, asyncio.CancelledError) as error:  # the edge, as above
             self._over(path, began_s, reply, error)
             if isinstance(error, asyncio.CancelledError | ClientGone):
                 raise
@@ -207,14 +211,19 @@ class Front:
 
     def _over(self, path: str, began_s: float, reply: Reply, error: BaseException | None, status: int = 200) -> None:
         """A request has ended: tell the client what went wrong, and count it."""
-        if isinstance(error, asyncio.CancelledError | ClientGone):
+        if isinstance(error, asyncio.CancelledError):
+            error = reply.cancelled()
+        if isinstance(error, ClientGone):
             status = CLIENT_LEFT
             self.metrics.left.inc()
         elif error is not None:
             status = self._refuse(error, reply)
-        endpoint = path if path in _POSTED else "other"
-        self.metrics.requests.labels(endpoint, str(status)).inc()
-        self.metrics.seconds.labels(endpoint).observe(self.now_s() - began_s)
+        self.count(path, status)
+        self.metrics.seconds.labels(_endpoint(path)).observe(self.now_s() - began_s)
+
+    def count(self, path: str, status: int) -> None:
+        """A request is answered, by the door itself where it could not be read."""
+        self.metrics.requests.labels(_endpoint(path), str(status)).inc()
 
     def _page(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         page = self._pages.get(request.path)
@@ -241,14 +250,21 @@ class Front:
     def _refuse(self, error: BaseException, reply: Reply) -> int:
         """Answer an error; inside a stream, as its last event."""
         why = explain(error)
+        if why.message == INTERNAL:
+            log.error("%s %s failed", reply.request.method, reply.request.path, exc_info=error)
         message = why.message or f"request: took longer than {self._timeout_s:g} s"
-        if reply.started:
+        if reply.started and not reply.ended:
             reply.write(error_event(message, why.status))
             reply.end()
-        else:
+        elif not reply.started:
             headers = b"" if why.retry_after_s is None else b"retry-after: %d\r\n" % why.retry_after_s
             reply.send(why.status, error_body(message, why.status, why.param, why.code), headers=headers)
         return why.status
+
+
+def _endpoint(path: str) -> str:
+    """As the metrics name it."""
+    return path if path in _POSTED else "other"
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -275,4 +291,8 @@ def explain(error: BaseException) -> Why:
             return Why(502, message, "engine_lost")
         case TimeoutError():
             return Why(504, message, "timeout")
-    return Why(500, message)
+        case Stopping():
+            return Why(503, message, "stopping", retry_after_s=1)
+        case JevonsError():
+            return Why(500, message)
+    return Why(500, INTERNAL)

@@ -26,6 +26,8 @@ from jevons.serve.reply import EVENT_STREAM, JSON, NO_CACHE, ClientGone, Reply
 
 __all__ = ["EVENT_STREAM", "JSON", "NO_CACHE", "ClientGone", "Door", "Limits", "Reply", "Request"]
 
+FLUSH_S = 1.0  # for clients to take what they were told when the server stops
+
 log = logging.getLogger("jevons.http")
 
 
@@ -45,6 +47,8 @@ Handler = Callable[[Request, Reply], Coroutine[Any, Any, None] | None]
 """Answers a request: by a coroutine that the door runs, or (None) at once, or from callbacks (see `Reply.answerer`)."""
 Refusal = Callable[[int, str], bytes]
 """Status and message → the JSON body that says so."""
+OnRefused = Callable[[str, int], None]
+"""Told of each request that the door answers itself: its path, "" where that had not come, and the status."""
 
 
 class Connection(asyncio.Protocol):
@@ -52,6 +56,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, door: Door) -> None:
         self._handler, self._refuse, self._limits = door.handler, door.refuse, door.limits
+        self._on_refused = door.on_refused
         self._open = door.connections
         self._heads = door.heads
         self._loop = asyncio.get_running_loop()
@@ -237,6 +242,26 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if self._is_free:
             self._close()
+        elif self._queue:
+            self._queue[-1].keep_alive = False
+        elif self._reply is not None:
+            self._reply.request.keep_alive = False  # which its head says, unless that is sent already
+
+    def stop(self) -> None:
+        """The time for running answers is over: whoever gives one ends it, then the connection closes."""
+        self._queue.clear()
+        reply = self._reply
+        if self._task is not None:
+            self._task.cancel()
+        elif reply is not None and reply.answerer is not None:
+            reply.answerer.on_stop()
+        else:
+            self._close()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has left."""
+        return self._transport is None
 
     @property
     def _is_free(self) -> bool:
@@ -271,7 +296,10 @@ class Connection(asyncio.Protocol):
                 raise RuntimeError("the handler left its answer unfinished")
         except (asyncio.CancelledError, ClientGone) as gone:
             self._task = None
-            self.abort()
+            if reply.ended:
+                self._close()
+            else:
+                self.abort()
             if isinstance(gone, asyncio.CancelledError):
                 raise
             return
@@ -330,6 +358,8 @@ class Connection(asyncio.Protocol):
         if not self._is_free:
             self.abort()
             return
+        if self._on_refused is not None:
+            self._on_refused("" if self._reading is None else self._reading.path, status)
         request = Request()
         request.keep_alive = False
         Reply(self, request).send(status, self._refuse(status, message))
@@ -396,11 +426,18 @@ class Connection(asyncio.Protocol):
 class Door:
     """A listening server."""
 
-    def __init__(self, handler: Handler, refuse: Refusal, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        refuse: Refusal,
+        limits: Limits | None = None,
+        on_refused: OnRefused | None = None,
+    ) -> None:
         """`refuse` writes the body of answers the door gives itself."""
         self.handler = handler
         self.refuse = refuse
         self.limits = limits or Limits()
+        self.on_refused = on_refused
         self.connections: set[Connection] = set()
         self.heads = Heads()
         self._server: asyncio.Server | None = None
@@ -429,13 +466,20 @@ class Door:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self, grace_s: float) -> None:
-        """Take no new connections, let running answers end for up to `grace_s`, then cut."""
+        """Take no new connections, let running answers end for up to `grace_s`, then have them ended."""
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.close_when_idle()
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)  # a few polls at the end, not an event kept by every connection
+        await self._closed(grace_s)
+        for connection in list(self.connections):
+            connection.stop()
+        await self._closed(FLUSH_S)
         for connection in list(self.connections):
             connection.abort()
+
+    async def _closed(self, within_s: float) -> None:
+        """Wait until all connections are, but not for longer."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        while self.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # a few polls at the end, not an event kept by every connection

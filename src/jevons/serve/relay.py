@@ -28,7 +28,7 @@ from jevons.serve.deadlines import Deadlines
 from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.metrics import Metrics
 from jevons.serve.prompts import Prompts, PseudoTokens
-from jevons.serve.reply import EVENT_STREAM, NO_CACHE, ClientGone, Reply
+from jevons.serve.reply import EVENT_STREAM, NO_CACHE, ClientGone, Reply, Stopping
 from jevons.serve.resume import Rest, Said
 from jevons.serve.stream import DONE
 
@@ -62,8 +62,8 @@ class Relay:
     def answer(self, call: Call, id: RequestId, placement: Placement, reply: Reply, over: Over) -> None:
         """Answer `call`, placed as `id`; on another engine if its own is lost.
 
-        `over` is told EngineGone if it could not be answered to its end, NoWorker if none is left, TimeoutError, or
-        ClientGone.
+        `over` is told EngineGone if it could not be answered to its end, NoWorker if none is left, TimeoutError,
+        Stopping or ClientGone.
         """
         _Transfer(self, call, reply, over).begin(id, placement)
 
@@ -187,12 +187,21 @@ class _Transfer:
         self._exchange.resume()
 
     def on_late(self) -> None:
+        self._give_up(TimeoutError())
+
+    def on_stop(self) -> None:
+        self._give_up(Stopping())
+
+    def _give_up(self, error: Exception) -> None:
+        """Its engine answers still, and may not go on."""
         self._exchange.leave()
         if self._events is not None and self._events.is_done:
             self._streamed(self._events.usage)
             return
+        if self._reply.started:
+            self._relay.metrics.cut.labels(self._attached.id).inc()
         self._leave()
-        self._end(TimeoutError())
+        self._end(error)
 
     # Another engine
 
@@ -243,7 +252,7 @@ class _Transfer:
         except TimeoutError as late:
             self._end(late)
         except asyncio.CancelledError:
-            self._end(ClientGone())
+            self._end(self._reply.cancelled())
             raise
         else:
             self.begin(id, placement)

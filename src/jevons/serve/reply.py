@@ -19,11 +19,21 @@ class ClientGone(Exception):
     """The client left, or takes no bytes any more."""
 
 
+class Stopping(Exception):
+    """The server stops, and the time for running answers is over."""
+
+    def __init__(self) -> None:
+        super().__init__("server: is stopping, its time for running answers is over; ask again")
+
+
 class Answerer(Protocol):
     """Who answers from callbacks."""
 
     def on_client_gone(self) -> None:
         """The client left before its answer was complete."""
+
+    def on_stop(self) -> None:
+        """The server stops: end the answer now."""
 
     def on_full(self) -> None:
         """The client takes no more for now: write nothing large until `on_room`."""
@@ -57,6 +67,10 @@ class Reply:
     def is_full(self) -> bool:
         """The client takes no more for now: an answerer that begins meanwhile is told `on_room`, not `on_full`."""
         return self._connection.is_full
+
+    def cancelled(self) -> ClientGone | Stopping:
+        """Why who answers was cancelled."""
+        return ClientGone() if self._connection.is_gone else Stopping()
 
     def send(self, status: int, body: bytes, content_type: bytes = JSON, headers: bytes = b"") -> None:
         """The whole answer at once. `headers` are further lines, each ended by CRLF."""
