@@ -33,7 +33,8 @@ def test_a_promise_is_read_from_headers() -> None:
     assert read_promise(of("250", None)) == Promise(0.25)
     assert read_promise(of("250", "refuse")) == Promise(0.25, miss=Miss.REFUSE)
     assert read_promise(of("250", "serve")) == Promise(0.25)
-    assert read_promise(of("0.001", None, "3600000")) == Promise(1e-6, 3_600.0)
+    assert read_promise(of("1", None, "3600000")) == Promise(1e-3, 3_600.0)
+    assert read_promise(of(None, None, "0.25")) == Promise(tpot_s=2.5e-4)
     assert read_promise(of("250", "refuse", "50")) == Promise(0.25, 0.05, miss=Miss.REFUSE)
     assert read_promise(of(None, "refuse", "12.5")) == Promise(tpot_s=0.0125, miss=Miss.REFUSE)
 
@@ -41,12 +42,12 @@ def test_a_promise_is_read_from_headers() -> None:
 @pytest.mark.parametrize(
     ("ttft_ms", "miss", "says"),
     [
-        ("soon", None, "x-slo-ttft-ms: must be milliseconds from 0.001 to 3600000, got 'soon'"),
+        ("soon", None, "x-slo-ttft-ms: must be milliseconds from 1 to 3600000, got 'soon'"),
         ("0", None, "got '0'"),
         ("nan", None, "got 'nan'"),
         ("-1", "refuse", "got '-1'"),
         ("1e-310", None, "got '1e-310'"),
-        ("0.0009", None, "got '0.0009'"),
+        ("0.5", None, "from 1 to 3600000, got '0.5'; 0.5 s are 500"),
         ("100", "shed", "x-slo-miss: must be serve, refuse, queue, downgrade, got 'shed'"),
         (None, "refuse", "x-slo-miss: refuse goes with x-slo-ttft-ms or x-slo-tpot-ms, which say what is late"),
     ],
@@ -58,8 +59,10 @@ def test_a_promise_that_means_nothing_is_refused(ttft_ms: str | None, miss: str 
 
 
 def test_a_promise_for_each_token_is_checked_alike() -> None:
-    with pytest.raises(RequestError, match=r"x-slo-tpot-ms: must be milliseconds from 0\.001 to 3600000, got 'fast'"):
+    with pytest.raises(RequestError, match=r"x-slo-tpot-ms: must be milliseconds from 0\.25 to 3600000, got 'fast'"):
         read_promise(of("250", None, "fast"))
+    with pytest.raises(RequestError, match=r"from 0\.25 to 3600000, got '0\.02'; 0\.02 s are 20$"):
+        read_promise(of(None, None, "0.02"))
 
 
 def test_who_may_wait_says_how_long() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from typing import Any
@@ -117,6 +118,70 @@ def test_of_a_list_with_a_wrong_body_nothing_is_placed(server: Any) -> None:
     assert server.snapshot()["placements"] == before
 
 
+LATE = {"x-slo-ttft-ms": "1"}  # as the real model always is
+
+
+def test_a_promise_that_would_be_missed_is_dealt_with_as_behind_our_own_door(server: Any) -> None:
+    prompt = {"model": "smol", "prompt": list(range(5_000, 5_400))}
+    for more in ({}, {"x-jevons-hold-s": "60"}):
+        status, error = post(server, "/v1/place", prompt, {**LATE, "x-slo-miss": "refuse", **more})
+        assert (status, error["code"]) == (429, "too_late")
+        assert post(server, "/v1/place", prompt, LATE)["downgraded"] is False
+        downgraded = post(server, "/v1/place", prompt, {**LATE, "x-slo-miss": "downgrade", **more})
+        assert downgraded["downgraded"] is True
+
+    assert sum(requests_of(server).values()) == 1
+    post(server, "/v1/placed", {"id": downgraded["id"], "event": "done"})
+    waits = {"x-slo-miss": "queue", "x-jevons-hold-s": "60", "x-slo-queue-s": "0.2"}
+    status, error = post(server, "/v1/place", prompt, {**LATE, **waits})
+    assert (status, error["code"]) == (429, "too_late")
+    in_time = post(server, "/v1/place", prompt, {"x-slo-ttft-ms": "60000", **waits})
+    post(server, "/v1/placed", {"id": in_time["id"], "event": "done"})
+    [alone] = post(server, "/v1/place", [prompt], {**LATE, "x-slo-miss": "refuse", "x-jevons-hold-s": "60"})
+    assert (alone["error"]["code"], sum(requests_of(server).values())) == ("too_late", 0)
+
+
+def test_several_prompts_count_together(server: Any) -> None:
+    prompts = {"model": "smol", "prompt": [list(range(6_000, 6_100)), list(range(7_000, 7_300))]}
+    advice = post(server, "/v1/place", prompts, {"x-jevons-hold-s": "60"})
+
+    assert advice["prompt_tokens"] == 400
+    worker = advice["workers"][0]["worker"]
+    assert server.worker(worker)["queued_tokens"] == 400
+    post(server, "/v1/placed", {"id": advice["id"], "event": "done"})
+
+
+def test_what_the_engine_counted_is_heard(server: Any) -> None:
+    prompt = {"model": "smol", "prompt": list(range(8_000, 8_200))}
+    held = post(server, "/v1/place", prompt, {"x-jevons-hold-s": "60"})
+    counts = {"cached_tokens": 50, "prompt_tokens": 100, "completion_tokens": 7}
+    before = output_tokens(server)
+    assert post(server, "/v1/placed", {"id": held["id"], "event": "first_token"}) == {}
+    assert post(server, "/v1/placed", {"id": held["id"], "event": "first_token"}) == {}
+    assert post(server, "/v1/placed", {"id": held["id"], "event": "done", **counts}) == {}
+
+    assert server.snapshot()["recent"][-1]["reused_tokens"] == 100  # of the 200 that we count
+    assert output_tokens(server) == before + 7
+
+
+def output_tokens(server: Any) -> float:
+    lines = server.get("/metrics").decode().splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("jevons_output_tokens_total"))
+
+
+def test_what_is_held_for_a_client_that_leaves_meanwhile_is_let_go(server: Any) -> None:
+    bodies = [{"model": "smol", "prompt": list(range(start, start + 50))} for start in range(9_000, 10_024)]
+    body = json.dumps(bodies).encode()
+    head = f"POST /v1/place HTTP/1.1\r\nhost: x\r\nx-jevons-hold-s: 3600\r\ncontent-length: {len(body)}\r\n\r\n"
+    before = server.snapshot()["placements"]
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head.encode() + body)
+        until(lambda: server.snapshot()["placements"] > before, 20.0)
+
+    assert server.snapshot()["placements"] < before + 1_024
+    until(lambda: sum(requests_of(server).values()) == 0, 10.0)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status", "says"),
     [
@@ -127,7 +192,17 @@ def test_of_a_list_with_a_wrong_body_nothing_is_placed(server: Any) -> None:
         ("/v1/place", b"{", {}, 400, ""),
         ("/v1/place", {"model": "other", "prompt": "a"}, {}, 404, "model: 'other' is not served here; there is smol"),
         ("/v1/place", {"model": "smol", "prompt": "a"}, {"x-jevons-hold-s": "long"}, 400, "x-jevons-hold-s: must be"),
+        ("/v1/place", {"model": "smol", "prompt": "a"}, LATE | {"x-slo-miss": "queue"}, 400, "goes with x-jevons-hold"),
+        (
+            "/v1/place",
+            [],
+            LATE | {"x-slo-miss": "queue", "x-jevons-hold-s": "9"},
+            400,
+            "x-slo-miss: queue goes with one",
+        ),
         ("/v1/placed", {"id": "x", "event": "late"}, {}, 400, "event"),
+        ("/v1/placed", {"id": "x", "event": "done", "cached_tokens": 9, "prompt_tokens": 8}, {}, 400, "got 9 of 8"),
+        ("/v1/placed", {"id": "x", "event": "first_token", "completion_tokens": 9}, {}, 400, "completion_tokens: goes"),
         ("/v1/placed", {"id": "x", "event": "done", "more": 1}, {}, 400, "more"),
         ("/v1/placed", {"id": "x", "event": "done", "cached_tokens": -1}, {}, 400, "`int` >= 0"),
         ("/v1/placed", {"id": "x", "event": "done", "cached_tokens": 10**30}, {}, 400, "`int` <= 2147483647"),

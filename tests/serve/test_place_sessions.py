@@ -9,6 +9,7 @@ from typing import Any
 from jevons.base.ids import WorkerId
 from jevons.control.router import Router
 from jevons.facts.worker import WorkerFacts
+from jevons.serve.admission import Admission
 from jevons.serve.call import Placements
 from jevons.serve.headers import HOLD, SESSION
 from jevons.serve.http import Request
@@ -33,7 +34,8 @@ def test_a_session_goes_on_where_it_was_placed() -> None:
         router.join(WorkerFacts(id=WorkerId(id), model="m", kind="openai"))
         router.roster.heard(WorkerId(id), 0.0)
     prompts.serve(Served("m", pseudo_encoder(), None))
-    desk = Desk(router, prompts, metrics, Placements(router, metrics, lambda: 1.0), lambda worker: None)
+    admission = Admission(router, Placements(router, metrics, lambda: 1.0), metrics)
+    desk = Desk(router, prompts, metrics, admission, lambda worker: None)
 
     async def first(prompt: list[int], **headers: str) -> Any:
         request, reply = Request(), Told()

@@ -105,7 +105,10 @@ def test_what_is_not_known_is_not_guessed(chip: str, why: str) -> None:
     assert why in " ".join(cost["basis"])
 
 
-@pytest.mark.parametrize(("asked", "status"), [(Asked("POST"), 405), (Asked("GET", "seen=x"), 400)])
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [(Asked("POST"), 405), (Asked("GET", "seen=x"), 400), (Asked("GET", "seen=" + "9" * 5_000), 400)],
+)
 def test_wrong_questions_are_refused(asked: Asked, status: int) -> None:
     with pytest.raises(RequestError) as caught:
         answer(pages(), "/ui/data", asked)

@@ -68,18 +68,43 @@ class Admission:
 
     def enter_now(self, call: Call, id: RequestId, avoid: Collection[WorkerId] = ()) -> Placement | None:
         """As `enter` for who need not wait; None: it must `wait`."""
-        miss = call.promise.miss
-        if miss is Miss.QUEUE:
+        if call.promise.miss is Miss.QUEUE:
             return None
-        if miss is not Miss.SERVE:
-            late = self._late(call, avoid)
-            if late is not None and miss is Miss.REFUSE:
-                self._metrics.refused.inc()
-                raise late
-            if late is not None:
-                self._metrics.downgraded.inc()
-                call.downgrade()
-        return self.placements.place(call, id, call.prompts[0], avoid)
+        self.check(call, avoid)
+        return self.placements.place(call, id, call.prompt, avoid)
+
+    def check(self, call: Call, avoid: Collection[WorkerId] = ()) -> None:
+        """See what is to become of a call that does not wait: refused, downgraded, or placed as it is.
+
+        Raises:
+            TooLate: it would be late, and wants to be told.
+            NoWorker: none is there.
+        """
+        miss = call.promise.miss
+        if miss not in (Miss.REFUSE, Miss.DOWNGRADE):
+            return
+        late = self._late(call, avoid)
+        if late is not None and miss is Miss.REFUSE:
+            self._metrics.refused.inc()
+            raise late
+        if late is not None:
+            self._metrics.downgraded.inc()
+            call.downgrade()
+
+    def rank(self, call: Call, avoid: Collection[WorkerId] = (), most: int | None = None) -> list[Placement]:
+        """See `Router.rank`."""
+        asked = call.asked
+        return self._router.rank(
+            call.prompt,
+            salt=asked.cache_salt or "",
+            model=asked.model,
+            session=call.session,
+            promise=call.promise,
+            output_tokens=asked.output_limit,
+            avoid=avoid,
+            most=most,
+            now_s=self.placements.now_s(),
+        )
 
     def look(self) -> None:
         """Place those that wait and whose turn has come."""
@@ -138,8 +163,8 @@ class Admission:
             asked = self._asked[waiter.id]
             with suppress(NoWorker):
                 if self._late(asked.call, asked.avoid) is None:
-                    prompt = asked.call.prompts[0]
-                    asked.placed.set_result(self.placements.place(asked.call, waiter.id, prompt, asked.avoid))
+                    call = asked.call
+                    asked.placed.set_result(self.placements.place(call, waiter.id, call.prompt, asked.avoid))
                     self._gate.leave(waiter.id)
                     return True
                 self._judge(waiter.id, asked)
@@ -152,7 +177,7 @@ class Admission:
             asked.judge_s = now_s + JUDGE_S
             body = call.asked
             first_s, rest_s = self._router.soonest(
-                call.prompts[0],
+                call.prompt,
                 salt=body.cache_salt or "",
                 model=body.model,
                 session=call.session,
@@ -167,19 +192,8 @@ class Admission:
         Raises:
             NoWorker: none is there.
         """
-        promise, asked = call.promise, call.asked
-        limit = asked.output_limit
-        best = self._router.rank(
-            call.prompts[0],
-            salt=asked.cache_salt or "",
-            model=asked.model,
-            session=call.session,
-            promise=promise,
-            output_tokens=limit,
-            avoid=avoid,
-            most=1,
-            now_s=self.placements.now_s(),
-        )[0]
+        promise, limit = call.promise, call.asked.output_limit
+        best = self.rank(call, avoid, most=1)[0]
         if self._router.is_saturated(best.worker):
             return TooLate("workers: none has been heard of lately that could take this; come again", RETURN_S)
         late_s = promise.late_s(best.ttft_s, best.tpot_s, self._router.answer_tokens(limit))

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import cached_property
 from time import time
 
 import msgspec
@@ -79,7 +80,16 @@ class Call:
         self.is_downgraded = False
         self.id = _fresh_id()
         self.prompts: list[Sequence[int]] = []  # token ids
+        self.is_split = False  # each prompt is placed by itself, by our own workers' road
+        self.tells_first = bool(self.asked.stream)  # when its first token comes will be told
         self._attempts = 0
+
+    @cached_property
+    def prompt(self) -> Sequence[int]:
+        """What is placed: all prompts, one after another, for an engine gets them together."""
+        if self.is_split or len(self.prompts) == 1:
+            return self.prompts[0]
+        return [token for prompt in self.prompts for token in prompt]
 
     def attempt(self) -> RequestId:
         """A name for one more placement, so that late answers of a lost worker are told apart."""
@@ -138,7 +148,7 @@ class Placements:
             avoid=avoid,
             promise=call.promise,
             output_tokens=call.asked.output_limit,
-            tells_first=bool(call.asked.stream),
+            tells_first=call.tells_first,
         )
         self.watch.placed(id, placement, len(prompt), self.now_s())
         self._begin(call, id, call.arrived_s, goes_on=False)

@@ -77,7 +77,7 @@ class Front:
         self.now_s = now_s
         self._relay = Relay(fleet, self.placements, self.metrics, prompts, settings.request_timeout_s)
         self.mounts = Mounts({})  # pages of other rooms
-        self.desk = Desk(router, prompts, self.metrics, self.placements, fleet.spec_of)
+        self.desk = Desk(router, prompts, self.metrics, self.admission, fleet.spec_of)
         self._pages: dict[str, Callable[[Reply], Coroutine[Any, Any, None] | None]] = {
             "/v1/models": lambda reply: reply.send(200, models_body(prompts.models())),
             "/health": lambda reply: reply.send(200, b'{"status":"ok"}'),
@@ -165,7 +165,7 @@ class Front:
 
     def _place(self, call: Call, prompts: list[Sequence[int]], reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Give the call to whom it is placed on. What is returned answers it; None: callbacks do."""
-        call.prompts = prompts
+        call.prompts, call.is_split = prompts, self.embedded is not None
         id = call.attempt()
         placement = self.admission.enter_now(call, id)
         return self._wait(call, id, reply) if placement is None else self._give(call, id, placement, reply)

@@ -231,10 +231,9 @@ class Picker:
             if error.code != "model_not_found":
                 raise
             return self.pick_by_load(request, subset, body)  # an adapter, maybe: its engine knows
-        prompt = call.prompts[0]
         id = call.attempt()
         ranked = self._router.rank(
-            prompt,
+            call.prompt,
             salt=call.asked.cache_salt or "",
             model=call.asked.model,
             avoid=avoid,
@@ -297,7 +296,7 @@ class Picker:
                 again = self._by_load(pick.request, avoid)
             else:
                 id = pick.call.attempt()
-                placement = self._placements.place(pick.call, id, pick.call.prompts[0], avoid)
+                placement = self._placements.place(pick.call, id, pick.call.prompt, avoid)
                 again = msgspec.structs.replace(pick, id=id, placement=placement)
         except NoWorker:
             return pick

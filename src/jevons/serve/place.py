@@ -6,29 +6,31 @@
 
 Without more a placement is advice and changes nothing. With the header `x-jevons-hold-s` it counts against its worker
 until it is told that it is over, or so many seconds have passed: a gateway that dies must not leave a worker busy. Of a
-list each is held, so that those after it find it there.
+list each is held, so that those after it find it there. A promise that would be missed (`x-slo-miss`) is dealt with as
+behind our own door.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from jevons.base.errors import NoWorker, RequestError
+from jevons.base.errors import NoWorker, RequestError, TooLate
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.engine.openai import EngineSpec, TokenCount
-from jevons.policy.admit import Promise
+from jevons.policy.admit import Miss
 from jevons.policy.route import Placement
-from jevons.serve.call import Placements
-from jevons.serve.headers import HOLD, MAX_HOLD_S, read_promise, read_seconds, read_session
+from jevons.serve.admission import Admission
+from jevons.serve.call import CHAT, COMPLETIONS, Call
+from jevons.serve.headers import HOLD, MAX_HOLD_S, MISS, read_promise, read_seconds
 from jevons.serve.http import Reply, Request
 from jevons.serve.metrics import Metrics
-from jevons.serve.openai import UNREADABLE, ChatRequest, CompletionRequest, error_body, read_chat, read_completion
+from jevons.serve.openai import UNREADABLE, error_body
 from jevons.serve.prompts import Prompts
 
 PLACE, PLACED = "/v1/place", "/v1/placed"
@@ -54,8 +56,9 @@ class Advice(msgspec.Struct, frozen=True):
     id: str | None  # to tell what became of it; None: nothing is counted
     model: str
     policy: str
-    prompt_tokens: int
+    prompt_tokens: int  # of all its prompts
     workers: list[Ranked]  # best first
+    downgraded: bool = False  # its promise would be missed: nothing is promised any more
 
 
 class News(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,14 +67,15 @@ class News(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     event: Literal["first_token", "done"]
     cached_tokens: TokenCount | None = None  # of the prompt, as the engine reports them
+    prompt_tokens: TokenCount | None = None  # as it counts them; None: as we do
+    completion_tokens: TokenCount | None = None  # of the whole answer, which came to its end
 
 
-class _Told(NamedTuple):
-    """What the headers say."""
+class _Held(NamedTuple):
+    """A placement that counts."""
 
-    hold_s: float
-    promise: Promise
-    headers: Mapping[str, str]
+    worker: WorkerId
+    timer: asyncio.TimerHandle  # that ends it
 
 
 class _Shape(msgspec.Struct):
@@ -86,72 +90,93 @@ class Desk:
         router: Router,
         prompts: Prompts,
         metrics: Metrics,
-        placements: Placements,
+        admission: Admission,
         spec_of: Callable[[WorkerId], EngineSpec | None],
     ) -> None:
         self._router = router
         self._prompts = prompts
         self._metrics = metrics
-        self._now_s, self._watch = placements.now_s, placements.watch
+        self._admission = admission
+        self._placements = admission.placements
         self._spec_of = spec_of
-        self._held: dict[RequestId, asyncio.TimerHandle] = {}  # what ends them
+        self._held: dict[RequestId, _Held] = {}
+        self._begun: set[RequestId] = set()  # of those: whose first token was told
 
     async def place(self, request: Request, reply: Reply) -> None:
         """Answer a body of `/v1/chat/completions` or `/v1/completions`; a list of token ids is a prompt of the latter.
 
         A list of them is answered with a list: nothing is placed if one cannot be read, and what nobody can take has an
-        error for an answer.
+        error for an answer. What is held for a client that leaves before it is told is let go.
 
         Raises:
             RequestError: names the field that is wrong.
             NoWorker: nobody serves the model.
+            TooLate: its promise would be missed, and it wants to be told.
         """
-        headers = request.headers
-        told = _Told(read_seconds(headers, HOLD, MAX_HOLD_S), read_promise(headers), headers)
-        if request.body.lstrip()[:1] == b"[":
-            reply.send(200, msgspec.json.encode(await self._place_all(request.body, told)))
-            return
-        asked = _read(request.body)
-        tokens = (await self._prompts.encode(asked))[0]
-        reply.send(200, msgspec.json.encode(self._advice(asked, tokens, told)))
+        hold_s, held = read_seconds(request.headers, HOLD, MAX_HOLD_S), list[RequestId]()
+        try:
+            if request.body.lstrip()[:1] == b"[":
+                body = msgspec.json.encode(await self._place_all(request, hold_s, held))
+            else:
+                call = self._call(request, request.body)
+                await self._encode(call)
+                body = msgspec.json.encode(await self._advice(call, hold_s, held))
+        except BaseException:
+            for id in held:
+                self._end(id)
+            raise
+        reply.send(200, body)
 
-    async def _place_all(self, body: bytes, told: _Told) -> list[Advice | msgspec.Raw]:
-        if told.hold_s <= 0:
+    async def _place_all(self, request: Request, hold_s: float, held: list[RequestId]) -> list[Advice | msgspec.Raw]:
+        if hold_s <= 0:
             raise RequestError(f"{HOLD}: must be told with a list: each counts for those after it, and until when?")
-        each = [(asked, (await self._encoded(number, asked))) for number, asked in enumerate(_read_all(body))]
-        answers: list[Advice | msgspec.Raw] = []
-        for asked, tokens in each:
+        if read_promise(request.headers).miss is Miss.QUEUE:
+            raise RequestError(f"{MISS}: {Miss.QUEUE} goes with one body, got a list: the others would wait for it")
+        calls = []
+        for number, body in enumerate(_bodies(request.body)):
             try:
-                answers.append(self._advice(asked, tokens, told))
+                calls.append(self._call(request, bytes(body)))
+                await self._encode(calls[-1])
+            except RequestError as error:
+                raise RequestError(f"[{number}]: {error}", error.param, error.status, error.code) from error
+        answers: list[Advice | msgspec.Raw] = []
+        for call in calls:
+            try:
+                answers.append(await self._advice(call, hold_s, held))
             except NoWorker as none:
-                answers.append(msgspec.Raw(error_body(str(none), 503)))
+                answers.append(msgspec.Raw(error_body(str(none), 503, code="no_worker")))
+            except TooLate as late:
+                answers.append(msgspec.Raw(error_body(str(late), 429, code="too_late")))
             await asyncio.sleep(0)  # a long list must not hold up everybody's streams
         return answers
 
-    async def _encoded(self, number: int, asked: ChatRequest | CompletionRequest) -> Sequence[int]:
-        try:
-            return (await self._prompts.encode(asked))[0]
-        except RequestError as error:
-            raise _in_list(number, error) from error
+    def _call(self, request: Request, body: bytes) -> Call:
+        """As behind our own door."""
+        one = request.again(body)
+        one.path = CHAT if _is_chat(body) else COMPLETIONS
+        call = Call(one, self._placements.now_s())
+        call.tells_first = False  # a gateway need not
+        return call
 
-    def _advice(self, asked: ChatRequest | CompletionRequest, tokens: Sequence[int], told: _Told) -> Advice:
-        salt, id, now_s = asked.cache_salt or "", None, self._now_s()
-        wants: dict[str, Any] = {
-            "salt": salt,
-            "model": asked.model,
-            "session": read_session(told.headers, salt),
-            "promise": told.promise,
-            "output_tokens": asked.output_limit,
-        }
-        ranked = self._router.rank(tokens, **wants, now_s=now_s)
-        if told.hold_s > 0:
-            id = RequestId(f"placed-{secrets.token_hex(12)}")
-            counted = self._router.place(id, tokens, now_s, **wants, tells_first=False)
-            ranked = [counted, *(other for other in ranked if other.worker != counted.worker)]
-            self._watch.placed(id, counted, len(tokens), now_s)
-            self._held[id] = asyncio.get_running_loop().call_later(told.hold_s, self._expire, id)
+    async def _encode(self, call: Call) -> None:
+        call.prompts = await self._prompts.encode(call.asked)
+
+    async def _advice(self, call: Call, hold_s: float, held: list[RequestId]) -> Advice:
+        if hold_s <= 0:
+            if call.promise.miss is Miss.QUEUE:
+                raise RequestError(f"{MISS}: {Miss.QUEUE} goes with {HOLD} here: who has waited must count")
+            self._admission.check(call)
+            ranked, id = self._admission.rank(call), None
+        else:
+            id, others = RequestId(f"placed-{secrets.token_hex(12)}"), self._admission.rank(call)
+            counted = await self._admission.enter(call, id)
+            held.append(id)
+            timer = asyncio.get_running_loop().call_later(hold_s, self._expire, id)
+            self._held[id] = _Held(counted.worker, timer)
+            ranked = [counted, *(other for other in others if other.worker != counted.worker)]
         workers = [self._told(placement) for placement in ranked]
-        return Advice(id, asked.model, self._router.policy, len(tokens), workers)
+        policy, tokens = self._router.policy, len(call.prompt)
+        return Advice(id, call.asked.model, policy, tokens, workers, call.is_downgraded)
 
     def placed(self, request: Request, reply: Reply) -> None:
         """Hear what became of a placement that was held.
@@ -179,16 +204,20 @@ class Desk:
         """
         news = _news(body)
         id = RequestId(news.id)
-        if id not in self._held:
+        held = self._held.get(id)
+        if held is None:
             return False
         if news.cached_tokens is not None:
-            self._router.on_cached(id, news.cached_tokens)
-        if news.event == "first_token":
-            now_s = self._now_s()
-            self._router.on_first(id, now_s)
-            self._watch.first(id, now_s)
-        else:
-            self._end(id)
+            self._placements.cached(id, news.cached_tokens, news.prompt_tokens)
+        if news.event == "done":
+            if news.completion_tokens is not None:
+                self._placements.counted(id, news.completion_tokens)
+                told = news.completion_tokens - (id in self._begun)
+                self._metrics.output_tokens.labels(held.worker).inc(max(0, told))
+            self._end(id, is_answered=news.completion_tokens is not None)
+        elif id not in self._begun:
+            self._begun.add(id)
+            self._placements.token(id, held.worker)
         return True
 
     def close(self) -> None:
@@ -200,12 +229,12 @@ class Desk:
         self._metrics.expired.inc()
         self._end(id)
 
-    def _end(self, id: RequestId) -> None:
-        self._held.pop(id).cancel()
-        outcome = self._router.done(id)
-        if outcome is not None:
-            self._metrics.placed(outcome)
-            self._watch.done(outcome, 0, self._now_s())
+    def _end(self, id: RequestId, *, is_answered: bool = False) -> None:
+        held = self._held.pop(id, None)
+        if held is not None:
+            held.timer.cancel()
+            self._begun.discard(id)
+            self._placements.done(id, is_answered=is_answered)
 
     def _told(self, placement: Placement) -> Ranked:
         p, spec = placement, self._spec_of(placement.worker)
@@ -215,34 +244,30 @@ class Desk:
 
 def _news(body: bytes) -> News:
     try:
-        return msgspec.json.decode(body, type=News)
+        news = msgspec.json.decode(body, type=News)
     except UNREADABLE as error:
         raise RequestError(f"body: {error}") from error
+    cached, prompt = news.cached_tokens, news.prompt_tokens
+    if cached is not None and prompt is not None and cached > prompt:
+        raise RequestError(f"cached_tokens: must be at most prompt_tokens, got {cached} of {prompt}", "cached_tokens")
+    if news.completion_tokens is not None and news.event != "done":
+        rule = "goes with the event done, when the answer has come to its end"
+        raise RequestError(f"completion_tokens: {rule}, got {news.event}", "completion_tokens")
+    return news
 
 
-def _read_all(body: bytes) -> list[ChatRequest | CompletionRequest]:
+def _bodies(body: bytes) -> list[msgspec.Raw]:
     try:
         bodies = msgspec.json.decode(body, type=list[msgspec.Raw])
     except UNREADABLE as error:
         raise RequestError(f"body: {error}") from error
     if len(bodies) > MOST_IN_LIST:
         raise RequestError(f"body: must list at most {MOST_IN_LIST} requests, got {len(bodies)}; ask several times")
-    found = []
-    for number, one in enumerate(bodies):
-        try:
-            found.append(_read(bytes(one)))
-        except RequestError as error:
-            raise _in_list(number, error) from error
-    return found
+    return bodies
 
 
-def _in_list(number: int, error: RequestError) -> RequestError:
-    return RequestError(f"[{number}]: {error}", error.param, error.status, error.code)
-
-
-def _read(body: bytes) -> ChatRequest | CompletionRequest:
+def _is_chat(body: bytes) -> bool:
     try:
-        is_chat = bool(bytes(msgspec.json.decode(body, type=_Shape).messages))
+        return bool(bytes(msgspec.json.decode(body, type=_Shape).messages))
     except UNREADABLE:
-        is_chat = True  # what is wrong with it is said there
-    return read_chat(body) if is_chat else read_completion(body)
+        return True  # what is wrong with it is said there

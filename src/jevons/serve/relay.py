@@ -237,7 +237,7 @@ class _Transfer:
 
         def place(avoid: Collection[WorkerId]) -> Placement:
             if self._rest is None:
-                return placements.place(call, id, call.prompts[0], avoid)
+                return placements.place(call, id, call.prompt, avoid)
             return placements.go_on(call, id, self._rest.tokens, avoid)
 
         left_s = call.arrived_s + self._relay.timeout_s - placements.now_s()

@@ -17,6 +17,7 @@ from jevons.facts.view import View
 from jevons.web.money import Cost, Money
 
 JSON = "application/json"
+_MOST_DIGITS = 18  # of a version that a page has seen; ours have 16
 _STATIC = resources.files("jevons.web").joinpath("static")
 _KINDS = {
     "html": "text/html; charset=utf-8",
@@ -106,6 +107,8 @@ def _seen(query: str) -> int | None:
     told = parse_qs(query).get("seen")
     if told is None:
         return None
-    if not told[0].isdecimal():
-        raise RequestError(f"seen: must be a whole number, got {told[0][:40]!r}", "seen")
+    if not told[0].isdecimal() or len(told[0]) > _MOST_DIGITS:
+        raise RequestError(
+            f"seen: must be a whole number of at most {_MOST_DIGITS} digits, got {told[0][:40]!r}", "seen"
+        )
     return int(told[0])
