@@ -12,7 +12,7 @@ from time import time
 import msgspec
 
 from jevons.base.compiled import Ints
-from jevons.base.errors import NoWorker
+from jevons.base.errors import NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.gate import Gate
 from jevons.control.lived import BLOCK, Finished, Lately
@@ -64,6 +64,9 @@ class Call:
     """
 
     def __init__(self, request: Request, arrived_s: float) -> None:
+        coding = request.headers.get("content-encoding", "identity")
+        if coding != "identity":
+            raise RequestError(f"content-encoding: must be identity, got {coding[:40]!r}; send it plain", status=415)
         self.path = request.path
         self.body = request.body
         self.arrived_s = arrived_s

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -34,9 +35,9 @@ from jevons.serve.fleet import Fleet
 from jevons.serve.heads import Request
 from jevons.serve.metrics import Metrics
 from jevons.serve.mounts import Mounts
-from jevons.serve.openai import error_body, models_body
+from jevons.serve.openai import error_body, model_body, models_body
 from jevons.serve.place import PLACE, PLACED, Desk
-from jevons.serve.prompts import Prompts
+from jevons.serve.prompts import NO_MODEL, Prompts
 from jevons.serve.record import Recorder
 from jevons.serve.relay import Relay
 from jevons.serve.reply import ClientGone, Reply, Stopping
@@ -47,6 +48,7 @@ log = logging.getLogger("jevons.front")
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _POSTED = (CHAT, COMPLETIONS, PLACE, PLACED)
+MODEL = "/v1/models/"  # and its name
 INTERNAL = "internal error: it is logged on the server"
 CLIENT_LEFT = 499  # nginx's number for it; nobody is left to read it
 
@@ -227,14 +229,26 @@ class Front:
 
     def _page(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None] | None:
         page = self._pages.get(request.path)
+        if page is None and request.path.startswith(MODEL):
+            page = partial(self._model, unquote(request.path.removeprefix(MODEL)))
         allowed = ("GET", "HEAD") if page is not None else ("POST",) if request.path in _POSTED else ()
         if not allowed:
-            known = ", ".join((*self._pages, *_POSTED, *self.mounts.paths))
+            tops = (path for path in self.mounts.paths if path.count("/") == 1)
+            known = ", ".join((*_POSTED, *self._pages, *tops))
             raise RequestError(f"path: must be one of {known}, got {request.path[:100]!r}", status=404)
+        if request.method == "OPTIONS":
+            reply.send(200, b"", headers=_allow(allowed))
+            return None
         if page is None or request.method not in allowed:
-            rule = " or ".join(allowed)
-            raise RequestError(f"method: {request.path} takes {rule}, got {request.method}", status=405)
+            raise NotAllowed(request, allowed)
         return page(reply)
+
+    def _model(self, name: str, reply: Reply) -> None:
+        models = self.prompts.models()
+        if name not in models:
+            there = ", ".join(sorted(models)) or "none yet"
+            raise RequestError(f"model: {name[:100]!r} is not served here; there is {there}", "model", 404, NO_MODEL)
+        reply.send(200, model_body(name, models[name]))
 
     async def _metrics(self, reply: Reply) -> None:
         pieces = [piece async for piece in in_slices(self.metrics.pieces())]
@@ -258,8 +272,23 @@ class Front:
             reply.end()
         elif not reply.started:
             headers = b"" if why.retry_after_s is None else b"retry-after: %d\r\n" % why.retry_after_s
+            if isinstance(error, NotAllowed):
+                headers += _allow(error.allowed)
             reply.send(why.status, error_body(message, why.status, why.param, why.code), headers=headers)
         return why.status
+
+
+class NotAllowed(RequestError):
+    """The path takes other methods."""
+
+    def __init__(self, request: Request, allowed: Sequence[str]) -> None:
+        rule = " or ".join(allowed)
+        super().__init__(f"method: {request.path} takes {rule}, got {request.method}", status=405)
+        self.allowed = allowed
+
+
+def _allow(methods: Sequence[str]) -> bytes:
+    return f"allow: {', '.join((*methods, 'OPTIONS'))}\r\n".encode()
 
 
 def _endpoint(path: str) -> str:

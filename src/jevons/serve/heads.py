@@ -7,9 +7,24 @@ from email.utils import formatdate
 from http import HTTPStatus
 from time import time
 
+import msgspec
+
 _KEPT = 1_024  # heads known; they differ by the length of their body and by what their clients put in
 _KEPT_BYTES = 4_096  # of one
+_OF_UPGRADE = frozenset(("connection", "upgrade", "http2-settings"))
 _NOT_KEPT = frozenset(("transfer-encoding", "expect", "upgrade"))
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one connection may use. Sizes in bytes, times in seconds."""
+
+    head_bytes: int = 64 << 10
+    body_bytes: int = 16 << 20
+    head_s: float = 10.0  # from a request's first byte to the end of its head
+    body_s: float = 60.0  # from there to the end of its body
+    idle_s: float = 75.0  # between requests
+    write_s: float = 60.0  # a client that takes nothing for so long has left
+    pipelined: int = 16  # complete requests that may wait their turn
 
 
 class Request:
@@ -69,6 +84,23 @@ class Heads:
 def _is_plain(head: bytes) -> bool:
     """Whether it ends where its first empty line is, for every parser: it begins at once, and lines end by CRLF."""
     return 4 < len(head) <= _KEPT_BYTES and head[:1].isalpha() and head.count(b"\n") == head.count(b"\r\n")
+
+
+def origin_form(url: bytes) -> bytes:
+    """What is asked of us as of a proxy, http://HOST/PATH, as it is asked of a server: /PATH."""
+    scheme, found, rest = url.partition(b"://")
+    is_absolute = found and scheme.lower() in (b"http", b"https")
+    return b"/" + rest.partition(b"/")[2] if is_absolute else url
+
+
+def without_upgrade(request: Request) -> bytes:
+    """The request's head, asking for no other protocol."""
+    target = f"{request.path}?{request.query}" if request.query else request.path
+    kept = {name: value for name, value in request.headers.items() if name not in _OF_UPGRADE}
+    if not request.keep_alive:
+        kept["connection"] = "close"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in kept.items())
+    return f"{request.method} {target} HTTP/{request.version}\r\n{lines}\r\n".encode("latin-1")
 
 
 def answer_head(request: Request, status: int, content_type: bytes, headers: bytes) -> bytes:

@@ -19,9 +19,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import httptools
-import msgspec
 
-from jevons.serve.heads import Heads, Request
+from jevons.serve.heads import Heads, Limits, Request, origin_form, without_upgrade
 from jevons.serve.reply import EVENT_STREAM, JSON, NO_CACHE, ClientGone, Reply
 
 __all__ = ["EVENT_STREAM", "JSON", "NO_CACHE", "ClientGone", "Door", "Limits", "Reply", "Request"]
@@ -29,18 +28,6 @@ __all__ = ["EVENT_STREAM", "JSON", "NO_CACHE", "ClientGone", "Door", "Limits", "
 FLUSH_S = 1.0  # for clients to take what they were told when the server stops
 
 log = logging.getLogger("jevons.http")
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one connection may use. Sizes in bytes, times in seconds."""
-
-    head_bytes: int = 64 << 10
-    body_bytes: int = 16 << 20
-    head_s: float = 10.0  # from a request's first byte to the end of its head
-    body_s: float = 60.0  # from there to the end of its body
-    idle_s: float = 75.0  # between requests
-    write_s: float = 60.0  # a client that takes nothing for so long has left
-    pipelined: int = 16  # complete requests that may wait their turn
 
 
 Handler = Callable[[Request, Reply], Coroutine[Any, Any, None] | None]
@@ -75,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._reading: Request | None = None
         self._first: Request | None = None  # whose head was complete in what is being read
         self._in_body = False
+        self._upgrades = False  # the head that is complete asks for another protocol
         self._waits_for = ""  # what the timer is for
         self._headers: dict[str, str] = {}
         self._url = b""
@@ -132,12 +120,24 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
             if begins and self._first is not None:
                 self._heads.keep(data, self._first)
-        except httptools.HttpParserUpgrade:
-            # The request itself has been taken: it is answered as if it asked for no upgrade, as HTTP allows.
-            self._closing = True
+        except httptools.HttpParserUpgrade as upgrade:
+            self._pass_over_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if not self._deaf:  # our own callbacks have answered already
                 self._fail(400, f"request: not valid HTTP: {error}")
+
+    def _pass_over_upgrade(self, rest: bytes) -> None:
+        """Take a request as if it asked for no upgrade, as HTTP allows: Java's client asks for HTTP/2 with a request
+        that has a body. The parser takes what follows the head for another protocol: another parser reads it."""
+        request, self._upgrades = self._reading, False
+        assert request is not None, "its head is complete"
+        has_body = not request.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+        if request.method == "CONNECT" or (rest and not has_body):
+            self._closing, request.keep_alive = True, False
+            self.on_message_complete()
+        else:
+            self._parser = httptools.HttpRequestParser(self)
+            self._read(without_upgrade(request) + rest, begins=False)
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -182,9 +182,12 @@ class Connection(asyncio.Protocol):
         request.method = self._parser.get_method().decode("latin-1")
         request.version = self._parser.get_http_version()
         request.keep_alive = self._parser.should_keep_alive()
-        path, _, query = self._url.partition(b"?")
+        path, _, query = origin_form(self._url).partition(b"?")
         request.path, request.query = path.decode("latin-1"), query.decode("latin-1")
         self._size, self._in_body = 0, True
+        self._upgrades = self._parser.should_upgrade()
+        if self._upgrades:  # it is read once more
+            return
         self._first = self._first or request
         declared = request.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
@@ -200,6 +203,8 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrades:
+            return
         request, self._reading = self._reading, None
         if request is None or self._deaf:
             return

@@ -307,11 +307,17 @@ def refusal(status: int, message: str) -> bytes:
 
 def models_body(models: Mapping[str, int]) -> bytes:
     """GET /v1/models. `models`: name → context tokens."""
-    data = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "jevons", "max_model_len": context}
-        for name, context in sorted(models.items())
-    ]
+    data = [_model(name, context) for name, context in sorted(models.items())]
     return msgspec.json.encode({"object": "list", "data": data})
+
+
+def model_body(name: str, context: int) -> bytes:
+    """GET /v1/models/NAME."""
+    return msgspec.json.encode(_model(name, context))
+
+
+def _model(name: str, context: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "jevons", "max_model_len": context}
 
 
 class TokenText(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from jevons.serve.openai import ChatRequest, CompletionRequest
 from jevons.serve.tokenizer import Tokenizer
 
 REMOTE_TIMEOUT_S = 5.0
+NO_MODEL = "model_not_found"  # OpenAI's code for it
 PARTS_BYTES = 16 << 10  # what a message of several parts counts for; they are not looked at
 
 if TYPE_CHECKING:
@@ -108,9 +109,7 @@ class Prompts:
         served = self._served.get(model)
         if served is None:
             names = ", ".join(sorted(self._served)) or "none yet"
-            raise RequestError(
-                f"model: {model!r} is not served here; there is {names}", "model", 404, "model_not_found"
-            )
+            raise RequestError(f"model: {model!r} is not served here; there is {names}", "model", 404, NO_MODEL)
         return served
 
 

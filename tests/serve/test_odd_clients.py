@@ -1,0 +1,92 @@
+"""Clients that ask in ways that HTTP allows and few use."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from tests.serve.test_counts import raw
+from tests.serve.test_http import get, post, talk
+from tests.serve.test_relay import WHOLE, Engine, completion, run, whole
+
+from jevons.serve.app import Server
+
+H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"  # Java's client
+CHUNKED = f"POST /a HTTP/1.1\r\nhost: x\r\n{H2C}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".encode()
+LAST = get("/last", close=True)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [post("/a", b"hello", H2C) + LAST],
+        [post("/a", b"hello", H2C)[:-5], b"hel", b"lo" + LAST],
+        [bytes([byte]) for byte in post("/a", b"hello", H2C)] + [LAST],
+        [CHUNKED + LAST],
+        [post("/a", b"hello", "expect: 100-continue\r\n" + H2C) + LAST],
+    ],
+)
+def test_the_body_of_a_request_that_asks_for_http_2_is_read_and_the_connection_kept(sent: list[bytes]) -> None:
+    found = [answer for answer in talk(*sent) if answer.status != 100]
+
+    assert [json.loads(answer.body)["size"] for answer in found] == [5, 0]
+    assert "connection" not in found[0].headers
+
+
+def test_a_connection_whose_client_speaks_another_protocol_closes_and_says_so() -> None:
+    [answer] = talk(b"GET /a HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nframes")
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    [answer] = talk(b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\nbytes")
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+def test_limits_hold_for_who_asks_for_an_upgrade() -> None:
+    [answer] = talk(post("/a", b"x" * 1_001, H2C))
+    assert answer.status == 413
+    [answer] = talk(post("/a", b"hello", H2C)[:-1])
+    assert answer.status == 408
+
+
+def test_a_target_as_for_a_proxy_is_one_of_ours() -> None:
+    [answer] = talk(get("http://somewhere:8000/a?b=c", close=True))
+    assert json.loads(answer.body)["path"] == "/a"
+    assert json.loads(answer.body)["query"] == "b=c"
+    [answer] = talk(get("http://somewhere", close=True))
+    assert json.loads(answer.body)["path"] == "/"
+
+
+def test_a_body_in_a_coding_is_refused_by_name() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        zipped = gzip.compress(completion())
+        answer = await raw(server, post("/v1/completions", zipped, "content-encoding: gzip\r\nconnection: close\r\n"))
+        assert answer.status == 415
+        assert "content-encoding: must be identity, got 'gzip'" in json.loads(answer.body)["error"]["message"]
+        plain = post("/v1/completions", completion(), "content-encoding: identity\r\nconnection: close\r\n")
+        assert (await raw(server, plain)).body == WHOLE
+
+    run([whole], talk)
+
+
+def test_a_path_says_which_methods_it_takes() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await raw(server, get("/v1/completions", close=True))
+        assert (answer.status, answer.headers["allow"]) == (405, "POST, OPTIONS")
+        for path, allow in (("/v1/completions", "POST, OPTIONS"), ("/v1/models", "GET, HEAD, OPTIONS")):
+            answer = await raw(server, get(path, close=True, method="OPTIONS"))
+            assert (answer.status, answer.headers["allow"], answer.body) == (200, allow, b"")
+        assert (await raw(server, get("/v1/files", close=True, method="OPTIONS"))).status == 404
+
+    run([whole], talk)
+
+
+def test_a_model_is_told_by_its_name() -> None:
+    async def talk(engines: list[Engine], server: Server) -> None:
+        answer = await raw(server, get("/v1/models/st%75b", close=True))
+        assert (answer.status, json.loads(answer.body)["id"]) == (200, "stub")
+        answer = await raw(server, get("/v1/models/org/other", close=True))
+        error = json.loads(answer.body)["error"]
+        assert (answer.status, error["code"]) == (404, "model_not_found")
+        assert error["message"] == "model: 'org/other' is not served here; there is stub"
+
+    run([whole], talk)
