@@ -287,9 +287,9 @@ def test_a_subset_without_an_engine_is_answered_503(stream: Callable[[], Stream]
         (b'{"model": "stub"}', {}, (400, None, "messages: is required")),
         (b'{"model": "\xff"}', {}, (400, "invalid_utf8", "body: must be UTF-8")),
         (asked(), {"x_slo_ttft_ms": "soon"}, (400, None, "x-slo-ttft-ms: must be")),
-        (asked(), {"x_slo_ttft_ms": "0.001", "x_slo_miss": "refuse"}, (429, "too_late", "would be missed")),
-        (asked(), {"x_llm_d_slo_ttft_ms": "0.001", "x_slo_miss": "refuse"}, (429, "too_late", "would be missed")),
-        (asked(), {"x_llm_d_router_slo_tpot_ms": "0.001", "x_slo_miss": "refuse"}, (429, "too_late", "be missed")),
+        (asked(), {"x_slo_ttft_ms": "1", "x_slo_miss": "refuse"}, (429, "too_late", "would be missed")),
+        (asked(), {"x_llm_d_slo_ttft_ms": "1", "x_slo_miss": "refuse"}, (429, "too_late", "would be missed")),
+        (asked(), {"x_llm_d_router_slo_tpot_ms": "1", "x_slo_miss": "refuse"}, (429, "too_late", "be missed")),
         (b"[" * 200_001, {}, (413, None, "must be at most 200000 bytes")),
     ],
 )
@@ -332,7 +332,7 @@ def test_whose_request_it_is_is_told_by_the_fairness_id(
 
 def test_who_would_be_late_may_wait_in_front_of_a_gateway_too(stream: Callable[[], Stream]) -> None:
     talk = stream()
-    waits = headers(x_slo_ttft_ms="0.001", x_slo_miss="queue", x_slo_queue_s="0.3")
+    waits = headers(x_slo_ttft_ms="1", x_slo_miss="queue", x_slo_queue_s="0.3")
     answer = duplex(talk, asked(), headers=waits).immediate
 
     assert (answer.status.code, json.loads(answer.body)["error"]["code"]) == (429, "too_late")
