@@ -44,8 +44,9 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import uvloop
 
-from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.openai import OpenAIEngine
 from jevons.engine.pull import resolve
+from jevons.engine.specs import parse_spec
 
 PACE_S, CHUNKS = 0.02, 50
 RUNNING = 8

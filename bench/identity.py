@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from jevons.config import make
-from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.openai import OpenAIEngine
 from jevons.engine.pull import resolve
+from jevons.engine.specs import parse_spec
 from jevons.serve.app import serving
 from jevons.twin.workload import Chat, Conversation, conversations
 

@@ -35,7 +35,8 @@ from jevons.cli.pages import live_pages
 from jevons.config import make
 from jevons.control import lived
 from jevons.engine.http_client import HttpClient, parse_url
-from jevons.engine.openai import OpenAIEngine, read_specs
+from jevons.engine.openai import OpenAIEngine
+from jevons.engine.specs import read_specs
 from jevons.serve.app import serving
 from jevons.serve.load import COMPLETIONS, Measured, send
 

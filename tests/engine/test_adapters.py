@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from jevons.engine.openai import OpenAIEngine, parse_spec, read_adapters
+from jevons.engine.openai import OpenAIEngine, read_adapters
+from jevons.engine.specs import parse_spec
 
 # As vLLM 0.11 writes it: the value is the time, and lines of other states stay.
 PAGE = """# HELP vllm:lora_requests_info Running stats on lora requests.

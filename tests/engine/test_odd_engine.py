@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from jevons.base.errors import EngineError
-from jevons.engine.openai import OpenAIEngine, parse_spec, read_adapters, read_pool, read_tokens
+from jevons.engine.openai import OpenAIEngine, read_adapters, read_pool, read_tokens
+from jevons.engine.specs import parse_spec
 
 
 def models(body: bytes) -> dict[str, int | None]:

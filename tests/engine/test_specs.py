@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jevons.base.errors import ConfigError
-from jevons.engine.openai import parse_spec, read_pool
+from jevons.engine.openai import read_pool
+from jevons.engine.specs import parse_spec
 
 
 @pytest.mark.parametrize(

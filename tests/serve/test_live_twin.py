@@ -10,7 +10,8 @@ import pytest
 from jevons.config import make
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
-from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.openai import OpenAIEngine
+from jevons.engine.specs import parse_spec
 from jevons.serve.app import serving
 from jevons.serve.load import Measured, Talk, converse
 from jevons.twin.record import read_record, read_requests, rehearse, scenario_of

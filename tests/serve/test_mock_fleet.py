@@ -16,7 +16,7 @@ from tests.processes import READ_S, START_S, Jevons, Running, read, until
 from jevons.base.errors import ConfigError
 from jevons.engine.contents import token_after
 from jevons.engine.mock_engine import MockFacts
-from jevons.engine.openai import read_specs
+from jevons.engine.specs import read_specs
 from jevons.perf.measured import Prices
 from jevons.perf.pace import pace_of
 from jevons.serve.mock import Words

@@ -14,7 +14,7 @@ from jevons.base.errors import CapacityError, ConfigError, NoWorker, RequestErro
 from jevons.base.ids import RequestId, WorkerId
 from jevons.config import make
 from jevons.control.router import Router
-from jevons.engine.openai import each_rank, parse_spec
+from jevons.engine.specs import each_rank, parse_spec
 from jevons.facts.worker import WorkerFacts
 from jevons.serve import gateway, picker
 from jevons.serve.exchange import Exchange, Room

@@ -16,7 +16,8 @@ from tests.serve.envoy import MODEL, Engine
 from jevons.base.errors import ConfigError
 from jevons.base.ids import WorkerId
 from jevons.config import make
-from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.openai import OpenAIEngine
+from jevons.engine.specs import parse_spec
 from jevons.serve import picker, pool
 from jevons.serve.app import Server, serving
 from jevons.serve.extproc import SERVICE, ProcessingRequest, ProcessingResponse

@@ -12,7 +12,8 @@ import msgspec
 from jevons.base.errors import ConfigError, EngineError
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.tables import measured_table, show
-from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.openai import OpenAIEngine
+from jevons.engine.specs import parse_spec
 from jevons.serve.load import Measured, Talk, Targets, converse, replay, summary
 from jevons.twin.workload import Chat, conversations, read_trace, trace_tokens
 

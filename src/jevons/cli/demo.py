@@ -14,7 +14,8 @@ from jevons.cli.options import fetch, log_to_stderr
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.tables import measured_table, savings, show
 from jevons.config import Settings, make
-from jevons.engine.openai import OpenAIEngine, parse_spec
+from jevons.engine.openai import OpenAIEngine
+from jevons.engine.specs import parse_spec
 from jevons.serve.app import serving
 from jevons.serve.load import Measured, Talk, Targets, converse, summary
 from jevons.twin.workload import Chat, Conversation, conversations

@@ -15,7 +15,7 @@ from jevons.base.errors import ConfigError
 from jevons.cli.options import find_model, log_to_stderr, make_settings, settings_options
 from jevons.config import Settings
 from jevons.config.scaling import LiveScaling, read_scaling
-from jevons.engine.openai import read_specs
+from jevons.engine.specs import read_specs
 
 log = logging.getLogger("jevons")
 

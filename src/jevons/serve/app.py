@@ -23,7 +23,7 @@ from jevons.config import Settings
 from jevons.control.ledger import HERE
 from jevons.control.router import Router
 from jevons.control.sharing import SharingRouter
-from jevons.engine.openai import EngineSpec, read_specs
+from jevons.engine.specs import EngineSpec, read_specs
 from jevons.facts.page import Mount
 from jevons.facts.worker import IndexMode
 from jevons.serve.embedded import Embedded

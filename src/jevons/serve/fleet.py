@@ -15,12 +15,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from jevons.base.errors import EngineError
+from jevons.base.errors import EngineError, EngineGone
 from jevons.base.ids import RequestId, WorkerId
 from jevons.config import Settings
 from jevons.control.router import Router
 from jevons.engine.http_exchange import Exchange
-from jevons.engine.openai import EngineSpec, OpenAIEngine
+from jevons.engine.openai import OpenAIEngine
+from jevons.engine.specs import EngineSpec
 from jevons.facts.worker import Health, WorkerFacts
 from jevons.serve.feed import EventsAt, feed
 from jevons.serve.link import Link, keep_alive
@@ -77,20 +78,31 @@ class Attached:
         self._on_met = on_met
         self._active: dict[RequestId, Exchange | None] = {}
         self._started: set[RequestId] = set()
+        self._told = ""  # why it is not there, as it was said last
 
     async def watch(self, on_model: Callable[[Attached], Awaitable[None]]) -> None:
         """Probe the engine until cancelled; `on_model` is called whenever it has come up."""
         pause_s = PROBE_S
         while True:
-            with contextlib.suppress(EngineError, TimeoutError):
+            try:
                 await self._turns.pass_through()
                 await self._introduce()
-                pause_s = PROBE_S
+                pause_s, self._told = PROBE_S, ""
                 await on_model(self)
                 await self._probe(on_model)
+            except (EngineError, TimeoutError) as error:
+                self._tell(error)
             self._on_met(self.id)  # it is not there: that is known now
             await asyncio.sleep(pause_s)
             pause_s = min(RETRY_S, 1.5 * pause_s)
+
+    def _tell(self, error: Exception) -> None:
+        """Say once why it is not there. One that answers something else stays so until somebody does something."""
+        why = str(error) or f"engine {self.url}: does not answer"
+        if why != self._told:
+            level = logging.INFO if isinstance(error, EngineGone | TimeoutError) else logging.WARNING
+            log.log(level, "%s; it gets no work until it is there", why)
+            self._told = why
 
     @property
     def is_idle(self) -> bool:

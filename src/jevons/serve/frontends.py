@@ -25,7 +25,7 @@ import msgspec
 
 from jevons.base.errors import ConfigError, EngineError
 from jevons.config import Settings
-from jevons.engine.openai import read_specs
+from jevons.engine.specs import read_specs
 from jevons.serve.frontend import FrontendConfig
 from jevons.serve.hub import Hub
 from jevons.serve.substrate import Process

@@ -12,7 +12,7 @@ import msgspec
 from jevons.base.errors import CapacityError, EngineGone, RequestError
 from jevons.base.ids import RequestId
 from jevons.engine.mock_engine import GONE, MockEngine
-from jevons.engine.openai import RANK_HEADER
+from jevons.engine.specs import RANK_HEADER
 from jevons.facts.request import Sampling, Step, Work
 from jevons.serve.call import CHAT, COMPLETIONS
 from jevons.serve.http import EVENT_STREAM, NO_CACHE, ClientGone, Reply, Request

@@ -18,7 +18,7 @@ from jevons.base.errors import NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.engine.http_client import Address
-from jevons.engine.openai import RANK_HEADER
+from jevons.engine.specs import RANK_HEADER
 from jevons.facts.worker import Health
 from jevons.policy.route import Placement
 from jevons.serve.admission import Admission

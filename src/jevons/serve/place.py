@@ -22,7 +22,8 @@ import msgspec
 from jevons.base.errors import NoWorker, RequestError, TooLate
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
-from jevons.engine.openai import EngineSpec, TokenCount
+from jevons.engine.openai import TokenCount
+from jevons.engine.specs import EngineSpec
 from jevons.policy.admit import Miss
 from jevons.policy.route import Placement
 from jevons.serve.admission import Admission

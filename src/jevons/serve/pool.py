@@ -17,7 +17,7 @@ import msgspec
 
 from jevons.base.ids import WorkerId
 from jevons.engine.http_client import parse_url
-from jevons.engine.openai import EngineSpec
+from jevons.engine.specs import EngineSpec
 from jevons.facts.worker import Health
 from jevons.serve.fleet import Attached, Fleet, worker_of
 
