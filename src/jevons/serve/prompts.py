@@ -19,6 +19,10 @@ REMOTE_TIMEOUT_S = 5.0
 NO_MODEL = "model_not_found"  # OpenAI's code for it
 PARTS_BYTES = 16 << 10  # what a message of several parts counts for; they are not looked at
 
+_ENDS = ("add_generation_prompt", "continue_final_message")
+# What a chat's prompt is made of, by the names that vLLM's /tokenize has for it.
+_WRITTEN_BY = ("messages", "tools", "chat_template", "chat_template_kwargs", *_ENDS)
+
 if TYPE_CHECKING:
     _Array = array[int]
 else:
@@ -156,7 +160,7 @@ class AttachedEncoder(LocalEncoder):
         try:
             return super()._chat(asked)
         except RequestError:
-            return pseudo_tokens(msgspec.json.encode([_short(message) for message in asked.messages]))
+            return _pseudo_chat(asked)
 
 
 def attached_encoder(tokenizer: Tokenizer) -> Encode:
@@ -172,15 +176,22 @@ def local_encoder(tokenizer: Tokenizer) -> Encode:
 def remote_encoder(engine: OpenAIEngine) -> Encode:
     """Prompts by the engine's own /tokenize: exact, a round trip each. Where that fails, pseudo-tokens."""
 
-    async def encode(asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
-        if isinstance(asked, CompletionRequest) and all(isinstance(p, list) for p in asked.prompts):
-            return [p for p in asked.prompts if isinstance(p, list)]
-        field = {"messages": asked.messages} if isinstance(asked, ChatRequest) else {"prompt": asked.prompts[0]}
+    async def tokens_of(model: str, fields: dict[str, Any]) -> Sequence[int] | None:
         try:
-            tokens = await engine.tokenize({"model": asked.model, **field}, REMOTE_TIMEOUT_S)
+            return await engine.tokenize({"model": model, **fields}, REMOTE_TIMEOUT_S) or None
         except (EngineError, TimeoutError):
-            tokens = None
-        return [tokens] if tokens else [pseudo_tokens(msgspec.json.encode(field))]
+            return None
+
+    async def encode(asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
+        if isinstance(asked, ChatRequest):
+            told = {name: getattr(asked, name) for name in _WRITTEN_BY}
+            fields = {name: value for name, value in told.items() if value is not None}
+            return [await tokens_of(asked.model, fields) or _pseudo_chat(asked)]
+        found: list[Sequence[int]] = []
+        for prompt in asked.prompts:  # the engine tokenizes one after another, too
+            known = prompt if isinstance(prompt, list) else await tokens_of(asked.model, {"prompt": prompt})
+            found.append(known or _pseudo_text(prompt))
+        return found
 
     return encode
 
@@ -189,12 +200,20 @@ def pseudo_encoder() -> Encode:
     """For engines that have no tokenizer we can use: a prompt's bytes, four to a pseudo-token. Token ids stay."""
 
     async def encode(asked: ChatRequest | CompletionRequest) -> list[Sequence[int]]:
-        if isinstance(asked, CompletionRequest) and all(isinstance(p, list) for p in asked.prompts):
-            return [p for p in asked.prompts if isinstance(p, list)]
-        what = asked.messages if isinstance(asked, ChatRequest) else asked.prompts
-        return [pseudo_tokens(msgspec.json.encode(what))]
+        if isinstance(asked, ChatRequest):
+            return [_pseudo_chat(asked)]
+        return [prompt if isinstance(prompt, list) else _pseudo_text(prompt) for prompt in asked.prompts]
 
     return encode
+
+
+def _pseudo_text(prompt: object) -> PseudoTokens:
+    return pseudo_tokens(msgspec.json.encode(prompt))
+
+
+def _pseudo_chat(asked: ChatRequest) -> PseudoTokens:
+    """Tools first: templates write them at the prompt's beginning, so with others nothing of it is the same."""
+    return pseudo_tokens(msgspec.json.encode([*(asked.tools or ()), *map(_short, asked.messages)]))
 
 
 def pseudo_tokens(raw: bytes) -> PseudoTokens:
