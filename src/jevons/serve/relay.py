@@ -109,7 +109,7 @@ class _Transfer:
         self._head = head
         if self._said is not None and head.status == 200 and "text/event-stream" in content_type(head.headers):
             shape = None if self._rest is None else self._said.shaped
-            self._events = Events(self._call.asked.stream_options is not None, shape)
+            self._events = Events(self._call.asked.wants_usage, shape)
 
     def on_body(self, data: bytes) -> None:
         if self._events is None:
@@ -270,7 +270,7 @@ class _Transfer:
         call = self._call
         if self._rest is not None and not self._rest.is_all:
             return self._rest.path, self._rest.body
-        adds_usage = call.asked.stream and call.asked.stream_options is None
+        adds_usage = call.asked.stream and not call.asked.wants_usage
         return call.path, with_usage(call.body) if adds_usage else call.body
 
     def _whole(self) -> None:
