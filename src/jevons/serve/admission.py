@@ -50,6 +50,7 @@ class Admission:
         self._metrics = metrics
         self._asked: dict[RequestId, _Asked] = {}
         self._next_look_s = 0.0
+        self._ticking: asyncio.TimerHandle | None = None
         placements.on_room = self.look
 
     async def enter(self, call: Call, id: RequestId, avoid: Collection[WorkerId] = ()) -> Placement:
@@ -128,8 +129,11 @@ class Admission:
         fate = "refused"
         try:
             self._place_one(call.asked.model)
-            while not asked.placed.done():
-                await self._let_pass(asked, until_s)
+            self._look_on()
+            await asyncio.wait([asked.placed], timeout=max(0.0, until_s - self.placements.now_s()))
+            if not asked.placed.done():
+                self._metrics.refused.inc()
+                raise self._late(call, avoid) or TooLate("queue: others went first; come again in 1 s", 1.0)
             fate = "placed"
             return asked.placed.result()
         except asyncio.CancelledError:
@@ -143,19 +147,15 @@ class Admission:
             del self._asked[id]
             self._metrics.queued.labels(fate).observe(self.placements.now_s() - call.arrived_s)
 
-    async def _let_pass(self, asked: _Asked, until_s: float) -> None:
-        """Time, until it is placed or something may have changed.
+    def _look_on(self) -> None:
+        """Have all that wait looked at now and then, while there are any."""
+        if self._ticking is None and self._gate.waiting:
+            self._ticking = asyncio.get_running_loop().call_later(LOOK_S, self._tick)
 
-        Raises:
-            TooLate: its time is over.
-        """
-        left_s = until_s - self.placements.now_s()
-        if left_s <= 0:
-            self._metrics.refused.inc()
-            raise self._late(asked.call, asked.avoid) or TooLate("queue: others went first; come again in 1 s", 1.0)
-        await asyncio.wait([asked.placed], timeout=min(left_s, LOOK_S))
-        if not asked.placed.done():
-            self.look()
+    def _tick(self) -> None:
+        self._ticking = None
+        self._look_on()
+        self.look()
 
     def _place_one(self, model: str) -> bool:
         """Place the first whose promise would be kept. Returns whether there was one."""
