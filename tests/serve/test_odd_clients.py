@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from tests.serve.test_counts import raw
-from tests.serve.test_http import get, post, talk
+from tests.serve.test_http import Wire, get, post, talk
 from tests.serve.test_relay import WHOLE, Engine, completion, run, whole
 
 from jevons.serve.app import Server
+from jevons.serve.http import Connection, Door, Reply, Request
+from jevons.serve.openai import refusal
 
 H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"  # Java's client
 CHUNKED = f"POST /a HTTP/1.1\r\nhost: x\r\n{H2C}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".encode()
@@ -90,3 +94,27 @@ def test_a_model_is_told_by_its_name() -> None:
         assert error["message"] == "model: 'org/other' is not served here; there is stub"
 
     run([whole], talk)
+
+
+def test_a_body_in_tiny_chunks_takes_little_more_than_its_bytes() -> None:
+    async def main() -> None:
+        connection = Connection(Door(takes, refusal))
+        connection.connection_made(Wire([]))
+        connection.data_received(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        tracemalloc.start()
+        for _ in range(50):
+            connection.data_received(b"2\r\nab\r\n" * 10_000)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        connection.data_received(b"0\r\n\r\n")
+        connection.connection_lost(None)
+
+        assert sizes == [1_000_000]
+        assert peak_bytes < 4 * sizes[0]
+
+    def takes(request: Request, reply: Reply) -> None:
+        sizes.append(len(request.body))
+        reply.send(200, b"")
+
+    sizes: list[int] = []
+    asyncio.run(main())

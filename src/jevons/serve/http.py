@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._waits_for = ""  # what the timer is for
         self._headers: dict[str, str] = {}
         self._url = b""
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""  # so far; pieces that are kept one by one take twenty times their bytes
         self._size = 0  # of the head while it comes, then of the body
         self._deaf = False  # answered an error and closing: what still comes is dropped
         self._closing = False  # what is asked already is answered, nothing new is read
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._reading = Request()
         self._reading.headers = self._headers = {}
-        self._url, self._body, self._size, self._in_body = b"", [], 0, False
+        self._url, self._body, self._size, self._in_body = b"", b"", 0, False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -200,7 +200,12 @@ class Connection(asyncio.Protocol):
         if self._size > self._limits.body_bytes:
             self._too_large(f"more than {self._limits.body_bytes} bytes sent")
             return
-        self._body.append(body)
+        if not self._body:
+            self._body = body
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         if self._upgrades:
@@ -208,7 +213,7 @@ class Connection(asyncio.Protocol):
         request, self._reading = self._reading, None
         if request is None or self._deaf:
             return
-        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        request.body, self._body = bytes(self._body), b""
         self._take(request)
 
     def _take(self, request: Request) -> None:
