@@ -89,12 +89,12 @@ class HttpClient:
         """On a connection that nothing was asked on: where that ends, it is for this request."""
         exchange.dial(asyncio.get_running_loop().create_task(self._dial(exchange)))
 
-    def post(self, path: str, body: bytes) -> bytes:
-        """The message that posts JSON."""
+    def post(self, path: str, body: bytes, headers: bytes = b"") -> bytes:
+        """The message that posts JSON. `headers` are further lines, each ended by CRLF."""
         head = self._post.get(path)
         if head is None:
             head = self._post[path] = self._head("POST", path) + _JSON_HEADERS
-        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, headers, len(body), body)
 
     @asynccontextmanager
     async def request(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> AsyncIterator[Response]:

@@ -212,9 +212,9 @@ class OpenAIEngine:
                 raw = await response.body()
         return read_tokens(raw) if response.status == 200 else None
 
-    def send(self, path: str, body: bytes, taker: Taker) -> Exchange:
-        """Post a request; its answer goes to `taker`, as it comes."""
-        return self._http.send(self._http.post(path, body), taker)
+    def send(self, path: str, body: bytes, taker: Taker, headers: bytes = b"") -> Exchange:
+        """Post a request; its answer goes to `taker`, as it comes. For `headers` see `HttpClient.post`."""
+        return self._http.send(self._http.post(path, body, headers), taker)
 
     async def whole(self, path: str, body: bytes) -> Answer:
         """Send a request that is not streamed."""

@@ -29,6 +29,7 @@ from jevons.serve.headers import (
     read_seconds,
     read_session,
     read_tenant,
+    read_trace,
 )
 from jevons.serve.http import Request
 from jevons.serve.metrics import Metrics
@@ -81,6 +82,7 @@ class Call:
         self.tenant = read_tenant(request.headers, self.asked.cache_salt or "")
         self.session = read_session(request.headers, self.asked.cache_salt or "")
         self.is_downgraded = False
+        self._traced = read_trace(request.headers)
         self.id = _fresh_id()
         self.prompts: list[Sequence[int]] = []  # token ids
         self.is_split = False  # each prompt is placed by itself, by our own workers' road
@@ -108,6 +110,16 @@ class Call:
         """Response headers that let anyone find this request again, in `/snapshot` and in the logs."""
         downgraded = b"x-jevons-downgraded: 1\r\n" if self.is_downgraded else b""
         return b"x-request-id: %b\r\nx-jevons-worker: %b\r\n%b" % (self.id.encode(), worker.encode(), downgraded)
+
+    def trace(self, lost: int) -> bytes:
+        """Request headers by which an engine's logs and traces find this request: the client's, else our name for it.
+
+        Args:
+            lost: engines that were lost under it. Another name for each: the last one may run it still.
+        """
+        name, lines = self._traced
+        again = f"-{lost}" if lost else ""
+        return f"x-request-id: {name or self.id}{again}\r\n{lines}".encode("latin-1")
 
     def shape(self) -> Shape:
         kind = ChatShape if self.path == CHAT else CompletionShape

@@ -152,6 +152,7 @@ class Front:
         began_s = self.now_s()
         try:
             call = Call(request, began_s)
+            reply.id = call.id
             prompts = self.prompts.encode_now(call.asked) if self.fleet.is_met else None
             work = self._later(call, reply) if prompts is None else self._place(call, prompts, reply)
         except Exception as error:  # the edge: a bug must cost one request, and count as one
@@ -272,6 +273,8 @@ class Front:
             reply.end()
         elif not reply.started:
             headers = b"" if why.retry_after_s is None else b"retry-after: %d\r\n" % why.retry_after_s
+            if reply.id:
+                headers += b"x-request-id: %b\r\n" % reply.id.encode()
             if isinstance(error, NotAllowed):
                 headers += _allow(error.allowed)
             reply.send(why.status, error_body(message, why.status, why.param, why.code), headers=headers)

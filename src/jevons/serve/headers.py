@@ -15,11 +15,13 @@ TTFT, TPOT, MISS = "x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-miss"
 QUEUE, PRIORITY = "x-slo-queue-s", "x-priority"
 SESSION = "x-session-id"
 FAIRNESS, TENANT, KEY = "x-llm-d-inference-fairness-id", "x-tenant-id", "authorization"
+REQUEST_ID, TRACES = "x-request-id", ("traceparent", "tracestate")  # W3C's, of the latter
 MAX_KEEP_S, MAX_HOLD_S, MAX_SLO_S, MAX_QUEUE_S = 86_400.0, 3_600.0, 3_600.0, 3_600.0
 # What is promised less nobody keeps, and weighs as hundreds of streams: it was told in seconds, most likely. The
 # quickest that was published is some 3,000 tokens a second and stream (Cerebras, gpt-oss-120b, August 2025).
 LEAST_MS = {TTFT: 1.0, TPOT: 0.25}
 MAX_SESSION = 200  # characters
+MAX_TRACE = 512  # characters, as W3C wants of a tracestate at least
 MAX_PRIORITY, MAX_TENANT = 2**31 - 1, 80  # characters of a tenant's name: it stands in a page of metrics
 GUESS_QUEUE_S = 10.0  # as long as people wait for a first word before they leave
 MISSES = {str(miss): miss for miss in Miss}
@@ -72,6 +74,16 @@ def read_session(headers: Mapping[str, str], salt: str) -> str:
     """Which conversation it goes on from; "" for none. Tenants that are kept apart share none."""
     told = headers.get(SESSION)
     return f"{salt}\0{told[:MAX_SESSION]}" if told else ""
+
+
+def read_trace(headers: Mapping[str, str]) -> tuple[str, str]:
+    """What its client calls it, "" for nothing, and the header lines of its trace, as they are."""
+    lines = "".join(f"{name}: {headers[name]}\r\n" for name in TRACES if _is_plain(headers.get(name)))
+    return headers[REQUEST_ID] if _is_plain(headers.get(REQUEST_ID)) else "", lines
+
+
+def _is_plain(value: str | None) -> bool:
+    return value is not None and 0 < len(value) <= MAX_TRACE and value.isascii() and value.isprintable()
 
 
 def read_tenant(headers: Mapping[str, str], salt: str) -> str:

@@ -98,7 +98,7 @@ class _Transfer:
         self._attached = attached = self._relay.fleet.attached[placement.worker]
         self._reply.answerer = self
         path, body = self._asked_for()
-        self._exchange = attached.engine.send(path, body, self)
+        self._exchange = attached.engine.send(path, body, self, self._call.trace(len(self._failed)))
         if self._reply.is_full:
             self.on_full()
         attached.enter(id, self._exchange)

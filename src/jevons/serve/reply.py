@@ -46,13 +46,15 @@ class Reply:
 
     Attributes:
         answerer: set by a handler that has returned and will answer later.
+        id: of the request, for errors to tell; "" where it has none.
     """
 
-    __slots__ = ("_connection", "answerer", "chunked", "ended", "request", "started")
+    __slots__ = ("_connection", "answerer", "chunked", "ended", "id", "request", "started")
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
         self.request = request
+        self.id = ""
         self.answerer: Answerer | None = None
         self.started = False
         self.ended = False
