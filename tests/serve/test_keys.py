@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.serve.test_relay import WHOLE, Engine, complete, until, whole
@@ -29,9 +32,10 @@ class Guarded(Engine):
 
 
 @asynccontextmanager
-async def server_of(engine: Engine, option: str) -> AsyncIterator[Server]:
+async def server_of(engine: Engine, option: str, **more: Any) -> AsyncIterator[Server]:
     await engine.door.listen("127.0.0.1", 0)
-    settings = Settings(port=0, workers=0, engines=[f"http://127.0.0.1:{engine.door.port}{option}"], drain_s=1.0)
+    engines = [f"http://127.0.0.1:{engine.door.port}{option}"]
+    settings = Settings(port=0, workers=0, engines=engines, drain_s=1.0, **more)
     try:
         async with asyncio.timeout(60), serving(settings, None) as server:
             yield server
@@ -105,3 +109,14 @@ def test_a_file_that_holds_no_key_is_refused(content: str | None, says: str, tmp
         file.write_text(content)
     with pytest.raises(ConfigError, match=says):
         parse_spec(f"http://a:1,key-file={file}")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_an_address_with_colons_makes_a_url() -> None:
+    async def main() -> None:
+        async with server_of(Engine(whole), "", host="::1") as server:
+            await server.ready(30.0)
+            with await asyncio.to_thread(urllib.request.urlopen, server.url + "/health", timeout=10) as page:
+                assert page.status == 200
+
+    asyncio.run(main())

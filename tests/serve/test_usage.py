@@ -25,6 +25,7 @@ def test_the_router_learns_what_was_cached_whatever_the_client_wants_to_know(opt
         answer = await complete(server, stream=True, stream_options=options)
 
         assert answer.body == (STREAM if told else b"".join([*EVENTS[:2], EVENTS[3]]))
+        assert answer.headers["x-accel-buffering"] == "no"  # or nginx keeps it back
         asked = json.loads(engines[0].asked[0].body)["stream_options"]
         assert asked == (options if told else {"include_usage": True})
         assert await metric(server, "jevons_cached_tokens_total") == 4

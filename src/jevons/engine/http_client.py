@@ -38,6 +38,11 @@ class Address(NamedTuple):
         return f"{host}:{self.port}"
 
 
+def url_of(host: str, port: int) -> str:
+    """Of a server without TLS."""
+    return "http://" + Address(host, port, "", tls=False).authority
+
+
 def parse_url(name: str, url: str) -> Address:
     """Raises ConfigError unless `url` is http(s)://HOST[:PORT][/PATH], as it can be sent and looked up."""
     try:

@@ -354,8 +354,8 @@ class Events:
 def with_usage(body: bytes) -> bytes:
     """The same request, asking for usage at the end of the stream.
 
-    `body` is a JSON object that asks for none. What it has of stream_options goes: told twice, they would be an error to
-    some engines, and to others the last would count.
+    `body` is a JSON object that asks for none. What it has of stream_options goes: told twice, they would be an error
+    to some engines, and to others the last would count.
     """
     if b'"stream_options"' in body:
         fields = _read_fields(body)

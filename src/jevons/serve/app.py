@@ -23,6 +23,7 @@ from jevons.config import Settings
 from jevons.control.ledger import HERE
 from jevons.control.router import Router
 from jevons.control.sharing import SharingRouter
+from jevons.engine.http_client import url_of
 from jevons.engine.specs import EngineSpec, read_specs
 from jevons.facts.page import Mount
 from jevons.facts.worker import IndexMode
@@ -62,7 +63,7 @@ class Server:
     """A running server, for whoever started it."""
 
     def __init__(self, settings: Settings, door: Door, front: Front) -> None:
-        self.url = f"http://{settings.host}:{door.port}"
+        self.url = url_of(settings.host, door.port)
         self.router = front.router
         self.fleet = front.fleet
         self.front = front

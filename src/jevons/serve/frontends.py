@@ -25,6 +25,7 @@ import msgspec
 
 from jevons.base.errors import ConfigError, EngineError
 from jevons.config import Settings
+from jevons.engine.http_client import url_of
 from jevons.engine.specs import read_specs
 from jevons.serve.frontend import FrontendConfig
 from jevons.serve.hub import Hub
@@ -94,7 +95,7 @@ async def run_frontends(settings: Settings, count: int, beside: Beside) -> None:
             stopped = tasks.create_task(stop.wait())
             await asyncio.wait([started, stopped], return_when=asyncio.FIRST_COMPLETED)
             if not stop.is_set():
-                log.info("listening on http://%s:%d", settings.host, port)
+                log.info("listening on %s", url_of(settings.host, port))
                 log.info("ready: policy %s, %d frontends", settings.policy, count)
             await stopped
             log.info("stopping: running answers get %g s", settings.drain_s)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
-NO_CACHE = b"cache-control: no-cache\r\n"
+# Of a stream. The latter is nginx's: else it keeps events until it has a page of them.
+NO_CACHE = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
 class ClientGone(Exception):
