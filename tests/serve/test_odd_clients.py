@@ -7,9 +7,10 @@ import gzip
 import json
 import tracemalloc
 
+import msgspec
 import pytest
 from tests.serve.test_counts import raw
-from tests.serve.test_http import Wire, get, post, talk
+from tests.serve.test_http import LIMITS, Answer, Wire, answers, echo, get, post, talk
 from tests.serve.test_relay import WHOLE, Engine, completion, run, whole
 
 from jevons.serve.app import Server
@@ -118,3 +119,33 @@ def test_a_body_in_tiny_chunks_takes_little_more_than_its_bytes() -> None:
 
     sizes: list[int] = []
     asyncio.run(main())
+
+
+def test_more_clients_than_there_is_room_for_are_told_to_come_again() -> None:
+    async def main() -> None:
+        limits = msgspec.structs.replace(LIMITS, connections=2)
+        door = Door(echo, refusal, limits, lambda path, status: told.append((path, status)))
+        await door.listen("127.0.0.1", 0)
+        two = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(2)]
+        while len(door.connections) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        [full] = await once(door.port)
+        assert (full.status, full.headers["connection"]) == (503, "close")
+        for _, writer in two:
+            writer.close()
+        while door.connections:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        [answer] = await once(door.port)
+        assert answer.status == 200
+        await door.close(0.1)
+
+    async def once(port: int) -> list[Answer]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(get("/a", close=True))
+        found = await answers(reader)
+        writer.close()
+        return found
+
+    told: list[tuple[str, int]] = []
+    asyncio.run(main())
+    assert told == [("", 503)]

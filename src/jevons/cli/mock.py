@@ -19,6 +19,7 @@ from jevons.config.scenario import Group, Scenario, make_scenario, read_scenario
 from jevons.engine.mock_engine import MockFacts
 from jevons.perf.measured import Prices
 from jevons.perf.pace import Pace, pace_arrays, pace_of
+from jevons.serve.memory import raise_files
 from jevons.serve.mock import Words
 from jevons.serve.mock_fleet import Chaos, Made, Plan, mock_fleet
 from jevons.serve.prompts import local_encoder
@@ -58,6 +59,7 @@ def command(**flags: Any) -> None:
     For whoever tests routers at fleet scale. One process runs a thousand.
     """
     log_to_stderr(False)
+    raise_files()
     uvloop.run(_run(engines_of(flags), flags))
 
 

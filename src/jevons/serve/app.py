@@ -32,7 +32,7 @@ from jevons.serve.fleet import Attached, Fleet
 from jevons.serve.front import Front
 from jevons.serve.http import Door, Handler, Limits
 from jevons.serve.kept import Kept
-from jevons.serve.memory import index_bytes
+from jevons.serve.memory import index_bytes, most_clients, raise_files
 from jevons.serve.mounts import Mounts
 from jevons.serve.openai import refusal
 from jevons.serve.pool import Engines
@@ -137,7 +137,7 @@ async def _serving(settings: Settings, model_dir: Path | None, around: _Surround
     remotes = [RemoteNode(address, read_secret(settings), router, fleet, prompts) for address in settings.nodes]
     memory = _Memory(front, router, around)
     front.mounts = Mounts({} if around.pages is None else around.pages(memory.together or front))
-    door = await _bound(settings, memory.together or front, front)
+    door = await _bound(settings, memory.together or front, front, most_clients(len(specs)))
     async with asyncio.TaskGroup() as tasks:
         works = [fleet.tick(), *memory.works(), *(fleet.keep(c) for c in agents), *(r.keep() for r in remotes)]
         scaler = None if around.scale is None else Scaler(front, around.scale)
@@ -233,9 +233,10 @@ def _in_turn(specs: list[EngineSpec], siblings: Siblings | None) -> list[EngineS
     return specs[start:] + specs[:start]
 
 
-async def _bound(settings: Settings, handler: Handler, front: Front) -> Door:
+async def _bound(settings: Settings, handler: Handler, front: Front, clients: int) -> Door:
     """The door at its port, still closed; shared where others than the front handle what comes."""
-    door = Door(handler, refusal, Limits(body_bytes=settings.max_body_bytes), front.count)
+    limits = Limits(body_bytes=settings.max_body_bytes, connections=clients)
+    door = Door(handler, refusal, limits, front.count)
     try:
         await door.bind(settings.host, settings.port, is_shared=handler is not front)
     except OSError as error:
@@ -368,6 +369,7 @@ async def run(
     scale: Scale | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; see `serving`, and `picking` for `picker`: HOST:PORT, and a folder or none."""
+    raise_files()
     if picker is not None:
         check_picker(settings, picker[0])
     stop = asyncio.Event()

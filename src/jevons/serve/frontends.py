@@ -29,6 +29,7 @@ from jevons.engine.http_client import url_of
 from jevons.engine.specs import read_specs
 from jevons.serve.frontend import FrontendConfig
 from jevons.serve.hub import Hub
+from jevons.serve.memory import raise_files
 from jevons.serve.substrate import Process
 
 log = logging.getLogger("jevons.frontends")
@@ -73,6 +74,7 @@ async def run_frontends(settings: Settings, count: int, beside: Beside) -> None:
         EngineError: the first frontend cannot be started; what else goes wrong is part of an ExceptionGroup.
     """
     check(settings)
+    raise_files()
     if beside.picker is not None:
         from jevons.serve.app import check_picker  # with all that a server needs, which this process does not
 

@@ -25,6 +25,7 @@ class Limits(msgspec.Struct, frozen=True):
     idle_s: float = 75.0  # between requests
     write_s: float = 60.0  # a client that takes nothing for so long has left
     pipelined: int = 16  # complete requests that may wait their turn
+    connections: int = 1 << 20  # of one door, at once
 
 
 class Request:

@@ -81,6 +81,8 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._idle_since_s = self._loop.time()
         self._idle_timer = self._loop.call_later(self._limits.idle_s, self._on_idle)
+        if len(self._open) > self._limits.connections:
+            self._fail(503, f"connections: at most {self._limits.connections} may be open at once; come again")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)

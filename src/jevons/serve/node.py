@@ -17,6 +17,7 @@ from jevons.base.errors import ConfigError, EngineGone
 from jevons.config import Settings
 from jevons.control.ledger import HERE, NodeTiers
 from jevons.serve.link import HOST, keep_alive
+from jevons.serve.memory import raise_files
 from jevons.serve.peers import host_port
 from jevons.serve.tiers import Tiers, read_secret
 from jevons.serve.workers import worker_configs
@@ -92,6 +93,7 @@ async def run(settings: Settings, model_dir: Path) -> None:
         ConfigError: the settings contradict the model, or the door cannot be opened.
         EngineError: a worker cannot be started at all (raised as part of an ExceptionGroup).
     """
+    raise_files()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
