@@ -46,15 +46,21 @@ def test_a_server_opens_as_many_files_as_it_may_and_serves_more_clients_than_the
     with files(400):
         mock = Running("mock", "--port", "0", "--count", "1")
         running = Jevons("--workers", "0", "--engine", f"{mock.at}/e/0000", "--no-state")
-    until(lambda: len(running.healthy()) == 1, START_S)
-    assert f"Max open files {wanted} " in re.sub(" +", " ", Path(f"/proc/{running.process.pid}/limits").read_text())
+    try:
+        until(lambda: len(running.healthy()) == 1, START_S)
+        assert f"Max open files {wanted} " in re.sub(" +", " ", Path(f"/proc/{running.process.pid}/limits").read_text())
+        answers = streams(running.port, 250)
+        assert all(answer.startswith(b"HTTP/1.1 200") and b"[DONE]" in answer for answer in answers)
+    finally:
+        assert running.stop() == mock.stop() == 0
 
+
+def streams(port: int, count: int) -> list[bytes]:
+    """So many answers, all at once."""
     body = b'{"model":"mock","prompt":"hello","max_tokens":400,"stream":true}'
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
     with ExitStack() as held:
-        clients = [held.enter_context(socket.create_connection(("127.0.0.1", running.port))) for _ in range(250)]
+        clients = [held.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
         for client in clients:
             client.sendall(head + body)
-        answers = [held.enter_context(client.makefile("rb")).read() for client in clients]
-    assert all(answer.startswith(b"HTTP/1.1 200") and b"[DONE]" in answer for answer in answers)
-    assert running.stop() == mock.stop() == 0
+        return [held.enter_context(client.makefile("rb")).read() for client in clients]
