@@ -69,6 +69,9 @@ def test_each_of_several_prompts_is_read() -> None:
         CompletionRequest(model="m", prompt=["ab", "strange"]),
     )
 
+    [many], asked = by_engine(CompletionRequest(model="m", prompt=["ab"] * 70))
+    assert (len(many), many[63], len(asked)) == (70, [97, 98], 64)
+    assert isinstance(many[64], PseudoTokens)
     assert texts == [[97, 98], [99, 100, 101]]
     assert ids == [[1, 2], [3]]
     assert strange[0] == [97, 98]

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
-from jevons.base.errors import EngineError, EngineGone, NoWorker
+from jevons.base.errors import EngineError, EngineGone, NoWorker, RequestError
 from jevons.base.ids import RequestId, WorkerId
 from jevons.control.lived import Finished
 from jevons.facts.request import Sampling, Step, Work
@@ -24,6 +24,7 @@ from jevons.serve.sequence import Sequence
 from jevons.serve.stream import DONE, Choice, Delta
 from jevons.serve.tokenizer import Tokenizer
 
+MOST_ANSWERS = 2_048  # of one request, as many prompts as OpenAI takes: each is placed and begun at once
 SEED_STEP = 0x9E3779B97F4A7C15  # odd, so the choices of one request draw from seeds far apart
 
 
@@ -96,8 +97,17 @@ class Embedded:
         reply.send(200, whole, headers=call.headers(sequences[0].worker or WorkerId("")))
 
     def _sequences(self, call: Call) -> list[Sequence]:
-        """One for each choice of each prompt, in the order OpenAI numbers them."""
+        """One for each choice of each prompt, in the order OpenAI numbers them.
+
+        Raises:
+            RequestError: they are too many.
+        """
         asked, copies = call.asked, call.asked.n or 1
+        if len(call.prompts) * copies > MOST_ANSWERS:
+            rule = (
+                f"one request gets at most {MOST_ANSWERS} answers, got {len(call.prompts)} prompts with {copies} each"
+            )
+            raise RequestError(f"prompt: {rule}; ask several times", "prompt")
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         sequences: list[Sequence] = []
         context_tokens = self._prompts.context_tokens(asked.model)

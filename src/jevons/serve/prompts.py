@@ -16,6 +16,7 @@ from jevons.serve.openai import ChatRequest, CompletionRequest
 from jevons.serve.tokenizer import Tokenizer
 
 REMOTE_TIMEOUT_S = 5.0
+REMOTE_PROMPTS = 64  # of one request; one that has more waits for no more round trips
 NO_MODEL = "model_not_found"  # OpenAI's code for it
 PARTS_BYTES = 16 << 10  # what a message of several parts counts for; they are not looked at
 
@@ -188,8 +189,11 @@ def remote_encoder(engine: OpenAIEngine) -> Encode:
             fields = {name: value for name, value in told.items() if value is not None}
             return [await tokens_of(asked.model, fields) or _pseudo_chat(asked)]
         found: list[Sequence[int]] = []
-        for prompt in asked.prompts:  # the engine tokenizes one after another, too
-            known = prompt if isinstance(prompt, list) else await tokens_of(asked.model, {"prompt": prompt})
+        for number, prompt in enumerate(asked.prompts):
+            if isinstance(prompt, list):
+                found.append(prompt)
+                continue
+            known = await tokens_of(asked.model, {"prompt": prompt}) if number < REMOTE_PROMPTS else None
             found.append(known or _pseudo_text(prompt))
         return found
 
