@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,31 @@ def test_requests_as_clients_send_them_share_what_their_texts_begin_with(tmp_pat
     assert alone[0] not in one
 
 
+@pytest.mark.parametrize("began_ms", [1_760_000_000_000.0, 58_233.5, -5_000.0])
+def test_a_mooncake_trace_begins_at_its_first_request(tmp_path: Path, began_ms: float) -> None:
+    trace = written(tmp_path, *(mooncake(began_ms + later) for later in (0, 500, 90_000)))
+
+    assert column(read(trace), "at_s") == pytest.approx([0.0, 0.5, 90.0])
+    assert column(read(trace, seconds=1.0, speed=2.0), "at_s") == pytest.approx([0.0, 0.25])
+    assert [request.at_s for request in read_trace(trace)] == pytest.approx([0.0, 0.5, 90.0])
+
+
+def test_a_trace_is_unpacked_where_it_is_packed(tmp_path: Path) -> None:
+    azure, lines, cut = (tmp_path / name for name in ("trace.csv.gz", "trace.jsonl.gz", "cut.jsonl.gz"))
+    azure.write_bytes(gzip.compress(b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:17:03.97,48,1\r\n"))
+    lines.write_bytes(gzip.compress(f"{mooncake(0, 48)}\r\n".encode("utf-8-sig")))
+    cut.write_bytes(lines.read_bytes()[:-20])
+
+    assert column(read(azure), "prompt") == column(read(lines), "prompt") == [48]
+    assert [request.input_tokens for file in (azure, lines) for request in read_trace(file)] == [48, 48]
+    for reads in (read, read_trace):
+        with pytest.raises(ConfigError, match=r"cut.jsonl.gz: cannot be read: Compressed file ended"):
+            reads(cut)
+    cut.write_text(mooncake(0))
+    with pytest.raises(ConfigError, match=r"cut.jsonl.gz: cannot be read: Not a gzipped file"):
+        read(cut)
+
+
 def test_prompts_of_tokens_are_as_long_as_they_are_and_of_parts_the_text_counts(tmp_path: Path) -> None:
     tokens = list(range(1_000, 1_600))
     parts = [{"type": "text", "text": "x" * 396}, {"type": "image_url", "image_url": {"url": "data:" + "A" * 9_000}}]
@@ -163,7 +189,7 @@ def test_the_shared_traces_are_read(shared: Path) -> None:
         ([sized(16), sized(0)], "of the requests before, 16, got 512"),
         ([sized(-16)], "request 1: block_size: must be from 1"),
         ([asked(0), asked(1e308)], "request 2: its time must be finite"),
-        ([mooncake(-5_000)], "request 1: at -5 s; must be at least 0"),
+        ([mooncake(1.76e12), mooncake(1.76e12 - 5)], "at 1759999999.995 s, after one at 1760000000 s"),
         ([mooncake(0), "not JSON"], "line 2: JSON is malformed"),
         ([mooncake(0), "", '{"timestamp": 1, "question": "?"}'], "nor an OpenAI one (lacks 'prompt')"),
         (['{"timestamp": 1, "messages": 7}'], "line 1: neither a Mooncake request"),
@@ -248,6 +274,18 @@ def test_copies_come_together_and_share_nothing(tmp_path: Path) -> None:
     first, second = ids(pieces)[:3], ids(pieces)[3:]
     assert len({name for names in first for name in names}) == 6
     assert [names[0] for names in first] == [names[0] for names in second]
+
+
+@pytest.mark.parametrize("far", [1 << 36, 1 << 61, -1 << 36])
+def test_copies_share_nothing_and_blocks_are_told_apart_however_large_their_ids_are(tmp_path: Path, far: int) -> None:
+    names = (5, 5 + far, 5 + (1 << 36), 7 + far)
+    pieces = read(written(tmp_path, mooncake(0, 2_000, ids=names), mooncake(0, 2_000, ids=names)), copies=3)
+    found = ids(pieces)
+
+    assert found[:3] == found[3:]
+    assert len({name for of in found for name in of}) == 3 * len(set(names))
+    spelled = np.array([name for of in found[:3] for name in set(of)]) * 512  # as the kernel does, of blocks of a token
+    assert len(set(spelled.tolist())) == 3 * len(set(names))
 
 
 def test_a_faster_trace_is_the_same_in_less_time(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 A prompt's content is told by ids, one for each `TRACE_BLOCK` tokens of it: equal ids stand for equal tokens and equal
 tokens before them. Where they reach beyond the prompt they name the answer too, so that who comes back finds it.
 
+A trace begins at its first request: its times are of any clock, as those who write traces have it.
+
 In a trace of whose first ones some have a `request_id` or a `session_id` some may follow others: it is read whole.
 """
 
 from __future__ import annotations
 
 import csv
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -21,20 +24,21 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 import numpy as np
 
-from jevons.base.compiled import Ints, Records
+from jevons.base.compiled import Ints, Reals, Records
 from jevons.base.errors import ConfigError
 from jevons.config.scenario import Traffic
 from jevons.facts.trace import TraceRow
 from jevons.twin.kernel import AFTER, ARRIVAL
 from jevons.twin.linked import link
 from jevons.twin.sessions import sessions
-from jevons.twin.workload import azure_time
+from jevons.twin.workload import azure_time, is_azure, open_trace, unreadable
 
 TRACE_BLOCK = 512
 PIECE = 16_384  # requests
 _CHARS_PER_TOKEN = 4  # of English text with usual tokenizers
 _READ_BYTES = 1 << 20  # a piece of a trace and the next are held as objects, as arrays and as text
-_COPY_STRIDE = 1 << 36  # ids of one copy of a trace stay below
+_COPY_STRIDE = 1 << 36  # ids of one copy of a trace stay below; larger ones are made anew, see `_told_apart`
+_MADE_ANEW, _MIX = 1 << 53, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # SplitMix64's
 _LONGEST, _IDS = 1 << 40, 1 << 63  # tokens; ids are below
 
 
@@ -79,22 +83,21 @@ def arrivals(traffic: Traffic, seed: int) -> Iterator[Piece]:
 
 def _of_trace(traffic: Traffic) -> Iterator[Piece]:
     path = Path(traffic.trace)
-    before, count, block = -np.inf, 0, 0
+    began_ms, before_ms, count, block = np.nan, -np.inf, 0, 0
     try:
-        with path.open("rb") as file:
-            batches = _azure(path, file) if path.suffix == ".csv" else _json_lines(path, file)
+        with open_trace(path) as file:
+            batches = _azure(path, file) if is_azure(path) else _json_lines(path, file)
             for rows in batches:
                 if _are_linked(path, rows, count):
                     yield _linked(path, list(chain(rows, *batches)), traffic)
                     return
                 block = _check_numbers(path, rows, count, block)
-                piece = _piece(rows, _ids(path, rows, count), traffic, block)
-                once = piece.requests[:: traffic.copies]
-                _check(path, once["at_s"] * traffic.speed, once, before, count)
-                before, count = float(once["at_s"][-1]) * traffic.speed, count + len(once)
-                yield piece
-    except OSError as error:
-        raise ConfigError(f"trace {path}: cannot be read: {error.strerror}") from error
+                at_ms = _times(path, rows, before_ms, count)
+                began_ms = at_ms[0] if count == 0 else began_ms
+                yield _piece(path, rows, at_ms - began_ms, traffic, block, count)
+                before_ms, count = at_ms[-1], count + len(rows)
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"trace {path}: is not text: {error}") from error
     except csv.Error as error:
@@ -112,21 +115,41 @@ def _ids(path: Path, rows: Sequence[TraceRow], first: int) -> Ints:
         ) from None
 
 
-def _piece(rows: Sequence[TraceRow], ids: Ints, traffic: Traffic, block: int) -> Piece:
-    copies = traffic.copies
+def _piece(path: Path, rows: Sequence[TraceRow], since_ms: Reals, traffic: Traffic, block: int, first: int) -> Piece:
+    """Requests `since_ms` after the first one of the trace, of which `first` are before these."""
+    copies, ids = traffic.copies, _ids(path, rows, first)
     requests = np.zeros(len(rows) * copies, ARRIVAL)
     counts = np.array([len(row.hash_ids) for row in rows], np.int64)
     ends = np.cumsum(counts)
-    at_ms = [np.nan if row.timestamp is None else row.timestamp for row in rows]
-    with np.errstate(over="ignore"):  # told by `_check`
-        requests["at_s"] = np.repeat(at_ms, copies) / (1000.0 * traffic.speed)
+    with np.errstate(over="ignore"):
+        requests["at_s"] = np.repeat(since_ms, copies) / (1000.0 * traffic.speed)
+    endless = np.flatnonzero(np.isinf(requests["at_s"]))
+    if len(endless):
+        number = first + int(endless[0]) // copies + 1
+        raise ConfigError(f"trace {path}: request {number}: its time must be finite, it is not")
     requests["prompt"] = np.repeat([row.input_length for row in rows], copies)
     requests["output"] = np.repeat([row.output_length or 1 for row in rows], copies)
     requests["count"] = np.repeat(counts, copies)
     copy = np.tile(np.arange(copies), len(rows))
     requests["ids"] = np.repeat(ends - counts, copies) + copy * len(ids)
-    ids = (ids + np.arange(copies)[:, None] * _COPY_STRIDE).ravel()
-    return Piece(requests, ids, block or TRACE_BLOCK)
+    return Piece(requests, _told_apart(ids, copies).ravel(), block or TRACE_BLOCK)
+
+
+def _told_apart(ids: Ints, copies: int) -> Ints:
+    """Ids of as many copies of a trace, of which none is another copy's. [copies, ids]
+
+    Large ones, as hashes are, become others of 53 bits: 512 blocks behind one of them still have names of their own.
+    """
+    copy = np.arange(copies)[:, None]
+    found: Ints = ids + copy * _COPY_STRIDE
+    large = (ids < 0) | (ids >= _COPY_STRIDE)
+    if large.any():
+        step, *factors = (np.uint64(number) for number in _MIX)
+        mixed = ids[large].astype(np.uint64) + (copy.astype(np.uint64) + np.uint64(1)) * step
+        for shift, factor in zip((30, 27), factors, strict=True):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * factor
+        found[:, large] = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(np.int64) | _MADE_ANEW
+    return found
 
 
 def _are_linked(path: Path, rows: Sequence[TraceRow], before: int) -> bool:
@@ -144,10 +167,8 @@ def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     block = _check_numbers(path, rows, 0, 0)
     _ids(path, rows, 0)  # of those that are left out too
     linked = link(path, rows, traffic)
-    ids = _ids(path, linked.rows, 0)
-    piece = _piece(linked.rows, ids, traffic, block) if linked.rows else Piece(np.zeros(0, ARRIVAL), ids)
-    once = piece.requests[:: traffic.copies]
-    _check(path, np.zeros(len(once)), once, 0.0, 0)
+    at_ms = np.array([linked.began_ms if row.timestamp is None else row.timestamp for row in linked.rows])
+    piece = _piece(path, linked.rows, at_ms - linked.began_ms, traffic, block, 0)
     afters, followers = linked.arrays(traffic.copies, traffic.speed)
     return piece._replace(afters=afters, followers=followers, numbers=np.repeat(linked.numbers, traffic.copies))
 
@@ -178,68 +199,54 @@ def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int, block: int)
     return block
 
 
-def _check(path: Path, at_s: Any, requests: Records, before: float, first: int) -> None:
-    """Times must be there, from 0 on, finite and not go back. Of the first that is wrong its number is told, from 1."""
-    without = np.flatnonzero(np.isnan(at_s))
+def _times(path: Path, rows: Sequence[TraceRow], before_ms: float, first: int) -> Reals:
+    """Milliseconds, as the trace has them. They must be there, finite and not go back. Of the first that is wrong its
+    number is told, from 1."""
+    at_ms = np.array([np.nan if row.timestamp is None else row.timestamp for row in rows])
+    without = np.flatnonzero(np.isnan(at_ms))
     if len(without):
         raise ConfigError(f"trace {path}: request {first + int(without[0]) + 1}: has no timestamp; give one")
-    endless = np.flatnonzero(np.isinf(requests["at_s"]))
+    endless = np.flatnonzero(np.isinf(at_ms))
     if len(endless):
         raise ConfigError(f"trace {path}: request {first + int(endless[0]) + 1}: its time must be finite, it is not")
-    back = np.flatnonzero(np.diff(at_s, prepend=before) < -1e-9)
+    before = np.concatenate([[before_ms], at_ms[:-1]])
+    back = np.flatnonzero(at_ms < before)
     if len(back):
         i = int(back[0])
-        was = before if i == 0 else at_s[i - 1]
         raise ConfigError(
-            f"trace {path}: request {first + i + 1}: at {at_s[i]:g} s, after one at {was:g} s; sort it by time"
+            f"trace {path}: request {first + i + 1}: at {at_ms[i] / 1000:.13g} s, "
+            f"after one at {before[i] / 1000:.13g} s; sort it by time"
         )
-    early = np.flatnonzero(requests["at_s"] < 0)
-    if len(early):
-        i = int(early[0])
-        raise ConfigError(f"trace {path}: request {first + i + 1}: at {requests['at_s'][i]:g} s; must be at least 0")
-
-
-class _Began:
-    """When the first request as clients send it came: times of such are of any clock, and counted from there."""
-
-    def __init__(self) -> None:
-        self._at_s: float | None = None
-
-    def since_s(self, at_s: float) -> float:
-        if self._at_s is None:
-            self._at_s = at_s
-        return at_s - self._at_s
+    return at_ms
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[list[TraceRow]]:
-    decoder, line, began = msgspec.json.Decoder(TraceRow), 1, _Began()
+    decoder, line = msgspec.json.Decoder(TraceRow), 1
     rest = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8)
     while read := file.read(_READ_BYTES):
         whole, newline, rest = (rest + read).rpartition(b"\n")
-        rows = _decoded(path, decoder, whole + newline, line, began)
+        rows = _decoded(path, decoder, whole + newline, line)
         line += whole.count(b"\n") + len(newline)
         if rows:
             yield rows
     if rest.strip():
-        yield _decoded(path, decoder, rest, line, began)
+        yield _decoded(path, decoder, rest, line)
 
 
-def _decoded(
-    path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int, began: _Began
-) -> list[TraceRow]:
+def _decoded(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> list[TraceRow]:
     """Requests of some lines, of which the first is number `line`."""
     try:
         return decoder.decode_lines(text)
     except msgspec.MsgspecError:
-        return [_one(path, decoder, row, line + i, began) for i, row in enumerate(text.splitlines()) if row.strip()]
+        return [_one(path, decoder, row, line + i) for i, row in enumerate(text.splitlines()) if row.strip()]
 
 
-def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int, began: _Began) -> TraceRow:
+def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line: int) -> TraceRow:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as first:
         try:
-            return _openai(msgspec.json.decode(text, type=dict[str, Any]), began)
+            return _openai(msgspec.json.decode(text, type=dict[str, Any]))
         except (msgspec.MsgspecError, KeyError, AttributeError, TypeError, ValueError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
@@ -249,7 +256,7 @@ def _one(path: Path, decoder: msgspec.json.Decoder[TraceRow], text: bytes, line:
         raise ConfigError(f"trace {path}: line {line}: {error}") from error
 
 
-def _openai(row: dict[str, Any], began: _Began) -> TraceRow:
+def _openai(row: dict[str, Any]) -> TraceRow:
     """A request as clients send it, with `timestamp` in seconds: its text stands for its tokens, four letters each.
 
     Of a prompt that is given as tokens they are those.
@@ -261,9 +268,7 @@ def _openai(row: dict[str, Any], began: _Began) -> TraceRow:
     for start in range(0, len(said), width):
         before = blake2b(before + str(said[start : start + width]).encode(), digest_size=5).digest()
         ids.append(int.from_bytes(before, "big") & (_COPY_STRIDE - 1))
-    return TraceRow(
-        max(1, len(said) // each), _answered(row, body), began.since_s(float(row["timestamp"])) * 1000.0, ids
-    )
+    return TraceRow(max(1, len(said) // each), _answered(row, body), float(row["timestamp"]) * 1000.0, ids)
 
 
 def _said(body: dict[str, Any]) -> str | list[int]:

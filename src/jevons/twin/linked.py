@@ -26,6 +26,7 @@ class Linked(NamedTuple):
 
     rows: list[TraceRow]
     numbers: Ints  # of each its place in the file
+    began_ms: float  # when the first one comes that waits for nobody
     leaders: list[list[int]]
     delays_ms: list[float]
 
@@ -59,14 +60,15 @@ def link(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Linked:
                 f"trace {path}: request {number}: delay and tool_wait_ms must be at least 0, "
                 f"got {row.delay or 0.0:g} and {row.tool_wait_ms:g}"
             )
-    times, last_ms = [], 0.0
+    times, last_ms = [], next((row.timestamp for row in rows if row.timestamp is not None), 0.0)
     for row in rows:
         last_ms = last_ms if row.timestamp is None else row.timestamp
         times.append(last_ms)
     numbers = sorted(range(len(rows)), key=times.__getitem__)
     ordered = [rows[number] for number in numbers]
     leaders = _leaders(path, ordered, numbers)
-    end_ms = np.inf if traffic.seconds is None else traffic.seconds * traffic.speed * 1000.0
+    began_ms = min((times[numbers[i]] for i, found in enumerate(leaders) if not found), default=0.0)
+    end_ms = np.inf if traffic.seconds is None else began_ms + traffic.seconds * traffic.speed * 1000.0
     most = traffic.requests or len(rows)
     kept: dict[int, int] = {}
     for i in _in_turn(path, leaders, numbers):
@@ -76,6 +78,7 @@ def link(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Linked:
     return Linked(
         [ordered[i] for i in kept],
         np.array([numbers[i] for i in kept], np.int64),
+        began_ms,
         [[kept[leader] for leader in leaders[i]] for i in kept],
         [_delay_ms(ordered, i, leaders[i]) for i in kept],
     )

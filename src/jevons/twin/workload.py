@@ -7,10 +7,14 @@ turn's prompt holds everything said before. Texts are English-like words, so tha
 from __future__ import annotations
 
 import csv
+import gzip
 import random
+import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import msgspec
 
@@ -76,20 +80,37 @@ class TraceRequest(msgspec.Struct, frozen=True):
 def read_trace(path: Path, limit: int | None = None) -> list[TraceRequest]:
     """Read a Mooncake trace (.jsonl) or an Azure LLM trace (.csv), at most `limit` requests, in order of time.
 
+    Either may be packed (.gz). Times are counted from the first.
+
     Raises:
         ConfigError: it cannot be read, or a line is of neither kind; names the line.
     """
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            rows = _azure(lines) if path.suffix == ".csv" else _mooncake(lines)
+        with open_trace(path) as file, TextIOWrapper(file, "utf-8-sig") as lines:
+            rows = _azure(lines) if is_azure(path) else _mooncake(lines)
             found = [row for row, _ in zip(rows, range(limit or 1 << 62), strict=False)]
-    except OSError as error:
-        raise ConfigError(f"trace {path}: cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error) from error
     except (KeyError, ValueError, TypeError, csv.Error, msgspec.MsgspecError) as error:
         raise ConfigError(f"trace {path}: neither a Mooncake (.jsonl) nor an Azure (.csv) trace: {error!r}") from error
     if not found:
         raise ConfigError(f"trace {path}: must hold at least one request, got none")
-    return sorted(found, key=lambda r: r.at_s)
+    found.sort(key=lambda r: r.at_s)
+    return [msgspec.structs.replace(r, at_s=r.at_s - found[0].at_s) for r in found]
+
+
+def open_trace(path: Path) -> BinaryIO:
+    """A trace's bytes, unpacked where its name says that it is packed. Raises OSError; reading, EOFError or zlib's."""
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def is_azure(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(".csv")
+
+
+def unreadable(path: Path, error: Exception) -> ConfigError:
+    """What to say of an error of `open_trace`, or of reading on."""
+    return ConfigError(f"trace {path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def trace_tokens(request: TraceRequest, vocab: int) -> list[int]:
