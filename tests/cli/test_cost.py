@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from jevons.cli import main
 from jevons.cli.cost import _label
 from jevons.cli.plans import figure_name
+from jevons.config.calibration import as_toml, read_calibration
 from jevons.config.scenario import shipped
 from jevons.econ.cost import Terms
 
@@ -52,6 +54,20 @@ def test_a_price_that_is_given_is_not_told_as_published(cost: Any) -> None:
     assert "an hour, as given, h200" in given
     assert "published" not in given
     assert "8 h200, owned, as published; 60 requests" in cost(*H200S).out
+
+
+def test_steps_that_take_longer_by_a_calibration_of_ones_own_make_tokens_dearer(cost: Any, tmp_path: Path) -> None:
+    own = read_calibration()
+    effects = {name: replace(each, bandwidth=each.bandwidth / 2) for name, each in own.effects.items()}
+    mine = tmp_path / "mine.toml"
+    mine.write_text(as_toml(replace(own, effects=effects)))
+
+    usual, slower = (cost(*H200S, *more, "--json").json for more in ((), ("--calibration", str(mine))))
+
+    assert slower["output_tokens_per_s"] < usual["output_tokens_per_s"]
+    assert slower["money"]["mtok"]["base"] > usual["money"]["mtok"]["base"]
+    ended = cost("--report", str(tmp_path / "report.json"), "--calibration", str(mine))
+    assert (ended.code, "--report and --calibration: give one of them" in ended.err) == (2, True)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_each_is_an_interval_around_its_base(cost: Any) -> None:

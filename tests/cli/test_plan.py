@@ -15,6 +15,7 @@ from jevons.cli import jevons
 from jevons.cli.pictures.plan import wait_pictures
 from jevons.cli.plans import read_plan
 from jevons.cli.wait import answered
+from jevons.config.calibration import as_toml, read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_range
 from jevons.config.wants import read_wants, shipped_wants
@@ -51,6 +52,25 @@ def test_weights_that_would_do_are_named_and_what_the_others_would_cost() -> Non
 
     assert "llama-3.1-8b in fp8, " in told
     assert " in bf16: $" in told
+
+
+def test_a_plan_rehearses_by_a_calibration_of_ones_own(former: Path, tmp_path: Path) -> None:
+    own = read_calibration()
+    effects = {
+        name: msgspec.structs.replace(each, bandwidth=each.bandwidth / 1.2, compute=each.compute / 1.2)
+        for name, each in own.effects.items()
+    }
+    mine = tmp_path / "mine.toml"
+    mine.write_text(as_toml(msgspec.structs.replace(own, effects=effects)))
+
+    slow = msgspec.json.decode(run("--chips", "h100,h200", "--json", "--calibration", str(mine)).stdout, type=Plan)
+
+    usual = msgspec.json.decode(former.read_bytes(), type=Plan)
+    assert usual.best is not None
+    assert slow.best is not None
+    assert slow.best.usd_per_hour > usual.best.usd_per_hour
+    with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
+        run("--calibration", str(tmp_path / "none.toml"))
 
 
 def test_a_plan_without_a_chip_says_why_it_is_another_one(former: Path) -> None:

@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from tests.processes import until
 
 from jevons.base.errors import ConfigError
+from jevons.config.calibration import as_toml, read_calibration
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, SweepStopped, grid, kept, read_cells, sweep, write_parquet
+from jevons.twin.sweep import Cell, Known, SweepStopped, grid, kept, read_cells, sweep, write_parquet
 
 VARIED: dict[str, list[str | int | float]] = {"router": ["kv", "round_robin"], "traffic.requests": [20, 40]}
 
@@ -61,10 +62,28 @@ def test_cells_of_another_scenario_or_catalog_are_not_taken(tmp_path: Path) -> N
     (tmp_path / "catalog.toml").write_text("# mine\n")
 
     with pytest.raises(ConfigError, match=r"grid.jsonl: is of another scenario than .*own.toml, or"):
-        sweep(own, {"traffic.requests": [20]}, out, on=1, catalog=tmp_path / "catalog.toml")
+        sweep(own, {"traffic.requests": [20]}, out, on=1, known=Known(catalog=tmp_path / "catalog.toml"))
     own.write_text(own.read_text().replace("rate = 1.0", "rate = 100.0"))
     with pytest.raises(ConfigError, match=r"name another file"):
         sweep(own, {"traffic.requests": [20]}, out, on=1)
+
+
+def test_cells_are_rehearsed_by_a_calibration_of_ones_own_and_not_taken_for_others(tmp_path: Path) -> None:
+    own = read_calibration()
+    effects = {name: replace(each, bandwidth=each.bandwidth / 2) for name, each in own.effects.items()}
+    mine, varied = tmp_path / "mine.toml", {"traffic.requests": [20]}
+    mine.write_text(as_toml(replace(own, effects=effects)))
+
+    (usual,) = sweep(shipped("same-vr"), varied, tmp_path / "usual.jsonl", on=1)
+    (slower,) = sweep(shipped("same-vr"), varied, tmp_path / "mine.jsonl", on=1, known=Known(calibration=mine))
+
+    assert usual.report is not None
+    assert slower.report is not None
+    assert slower.report.tpot_s.p50 > 1.2 * usual.report.tpot_s.p50
+    with pytest.raises(
+        ConfigError, match=r"usual.jsonl: is of another scenario than .*, or of what .*--calibration was"
+    ):
+        sweep(shipped("same-vr"), varied, tmp_path / "usual.jsonl", on=1, known=Known(calibration=mine))
 
 
 def test_a_trace_is_beside_the_scenario_that_is_named_where_that_is_a_link(tmp_path: Path) -> None:
@@ -90,7 +109,7 @@ def test_a_cell_that_could_not_be_run_is_tried_again(tmp_path: Path) -> None:
     (cell,) = sweep(shipped("mocker"), varied, out, on=1)
 
     assert cell.report is not None
-    assert kept(shipped("mocker"), varied, out, None) == [cell]
+    assert kept(shipped("mocker"), varied, out, Known()) == [cell]
 
 
 def test_a_file_that_is_not_of_a_sweep_is_left_alone(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ _LABELS = {
 @click.option("--site-mw", type=click.FloatRange(0, min_open=True), help="Tell what fits on a site of so much power.")
 @click.option("--against", help="Another scenario: which is cheaper, and at what price of a chip both cost the same.")
 @click.option("--catalog", type=FILE, help="TOML file with chips, racks or economics of yours.")
+@click.option("--calibration", type=FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: Any) -> None:
@@ -67,12 +68,12 @@ def command(scenario: str | None, catalog: Path | None, as_json: bool, **given: 
 
     Told as BASE (5 % to 95 %): all parameters at their base, and between what results lie 9 times of 10.
     """
-    known = utilised(read_catalog(catalog), given["utilisation"])
+    known, others = utilised(read_catalog(catalog), given["utilisation"]), {"calibration": given["calibration"]}
     wanted = Wanted(
         basis=Basis(given["basis"]),
         prices=read_prices(given["usd_per_hour"], known),
         site_mw=given["site_mw"],
-        against=None if given["against"] is None else rehearsed(given["against"], {}, known),
+        against=None if given["against"] is None else rehearsed(given["against"], others, known),
     )
     shown = files(given["html"], given["png"])
     found = priced(_report(scenario, given, known), known, wanted)
@@ -100,6 +101,8 @@ def _report(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) ->
         return rehearsed(scenario, given, catalog)
     if scenario is not None:
         raise ConfigError(f"--report and {scenario!r}: give one of them: what was rehearsed, or what shall be")
+    if given["calibration"] is not None and given["against"] is None:
+        raise ConfigError("--report and --calibration: give one of them: what was rehearsed is not predicted again")
     try:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
@@ -112,9 +115,10 @@ def _report(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) ->
 
 def rehearsed(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) -> Report:
     """What came of a scenario. Raises ConfigError."""
+    learned = read_calibration(given.get("calibration"))
     wanted = scenario_of(scenario, given)
     tell_of_compiling()
-    return simulate(wanted, catalog, read_calibration())
+    return simulate(wanted, catalog, learned)
 
 
 def _show(found: Priced) -> None:

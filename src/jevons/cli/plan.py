@@ -66,6 +66,7 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed, at least.")
 @click.option("--seed", type=int)
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@click.option("--calibration", type=_FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @click.option("--against", type=_FILE, help="A former plan, as --json wrote it: what changed, and why.")
 @click.option("--out", type=_FILE, help="File for the fleet: a scenario that `jevons simulate` rehearses.")
 @picture_options
@@ -76,13 +77,14 @@ def command(
     """The cheapest fleet that keeps a promise. WANTS is a TOML file, or the name of one that ships with jevons."""
     shown = files(given.pop("html"), given.pop("png"))
     check_folder("--out", out)
+    learned = read_calibration(given.pop("calibration"))
     prices = dict(read_price(text) for text in given.pop("usd_per_hour"))
     asked = {name: value for name, value in given.items() if value is not None and value is not False}
     wanted = _priced(_wants(wants, asked), prices)
     former = None if against is None else read_plan(against)
     tell_of_compiling()
     tell = (lambda tried: None) if as_json else _tell
-    found = plan(wanted, read_catalog(catalog), read_calibration(), tell)
+    found = plan(wanted, read_catalog(catalog), learned, tell)
     if out is not None:
         _write(out, found)
     if shown:

@@ -19,7 +19,7 @@ from jevons.base.units import milliseconds
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.scenario import shipped
-from jevons.twin.sweep import Cell, Value, check_parquet, grid, kept, sweep, write_parquet
+from jevons.twin.sweep import Cell, Known, Value, check_parquet, grid, kept, sweep, write_parquet
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -37,6 +37,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--ray", help="Address of a Ray cluster instead, whose nodes have jevons and the files.")
 @click.option("--parquet", type=_FILE, help="Write all cells here too, a row each.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
+@click.option("--calibration", type=_FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
 def command(
@@ -58,7 +59,8 @@ def command(
     on: int | str = given["ray"] or processes or os.cpu_count() or 1
     if not given["ray"] and tell_of_compiling():
         on = 1  # or each would
-    total, there = len(grid(varied)), len(kept(path, varied, out, given["catalog"]))
+    known = Known(given["catalog"], given["calibration"])
+    total, there = len(grid(varied)), len(kept(path, varied, out, known))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("cells", total=total, completed=there)
         cells = sweep(
@@ -66,7 +68,7 @@ def command(
             varied,
             out,
             on=on,
-            catalog=given["catalog"],
+            known=known,
             on_cell=lambda cell: progress.advance(task),
         )
     if given["parquet"] is not None:

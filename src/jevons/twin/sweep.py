@@ -2,7 +2,7 @@
 stopped goes on.
 
 Each cell is one line of a file: its settings and its report. A cell that is there with a report is not run again; of
-another scenario or another catalog it is not taken.
+another scenario, catalog or calibration it is not taken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -44,7 +44,14 @@ class Cell(msgspec.Struct, frozen=True):
     settings: Settings
     report: Report | None = None
     error: str = ""
-    of: str = ""  # which scenario file and catalog, see `_digest`
+    of: str = ""  # which scenario file, catalog and calibration, see `_digest`
+
+
+class Known(NamedTuple):
+    """Files of what cells are rehearsed by, besides the scenario; None: what ships."""
+
+    catalog: Path | None = None
+    calibration: Path | None = None
 
 
 def grid(varied: Mapping[str, Sequence[Value]]) -> list[Settings]:
@@ -80,26 +87,27 @@ def _whole(text: bytes) -> bytes:
     return text + b"\n"
 
 
-def kept(scenario: Path, varied: Mapping[str, Sequence[Value]], out: Path, catalog: Path | None) -> list[Cell]:
+def kept(scenario: Path, varied: Mapping[str, Sequence[Value]], out: Path, known: Known) -> list[Cell]:
     """What a sweep need not run again: cells of its grid that have a report.
 
     Raises:
         ConfigError: see `read_cells`; they are of another scenario, or one cannot be read.
     """
-    cells, of = read_cells(out), _digest(scenario, catalog)
+    cells, of = read_cells(out), _digest(scenario, known)
     if any(cell.of not in ("", of) for cell in cells):
         raise ConfigError(
-            f"sweep {out}: is of another scenario than {scenario}, or of what that or --catalog was; name another file"
+            f"sweep {out}: is of another scenario than {scenario}, or of what that, --catalog or --calibration was; "
+            f"name another file"
         )
     wanted = {_key(settings) for settings in grid(varied)}
     found = {_key(cell.settings): cell for cell in cells if cell.report is not None}
     return [cell for key, cell in found.items() if key in wanted]
 
 
-def _digest(scenario: Path, catalog: Path | None) -> str:
+def _digest(scenario: Path, known: Known) -> str:
     """Of what a cell comes of besides its settings."""
     digest = blake2b(digest_size=8)
-    for path in (scenario, catalog):
+    for path in (scenario, known.catalog, *([known.calibration] if known.calibration is not None else [])):
         try:
             text = b"" if path is None else path.read_bytes()
         except OSError as error:
@@ -108,11 +116,12 @@ def _digest(scenario: Path, catalog: Path | None) -> str:
     return digest.hexdigest()
 
 
-def run_cell(scenario: Path, settings: Settings, *, catalog: Path | None, of: str = "") -> Cell:
+def run_cell(scenario: Path, settings: Settings, *, known: Known, of: str = "") -> Cell:
     """One rehearsal. What is wrong with its settings is told in the cell: the others go on."""
     try:
         wanted = read_scenario(scenario, dict(settings))
-        return Cell(settings, simulate(wanted, read_catalog(catalog), read_calibration()), of=of)
+        learned = read_calibration(known.calibration)
+        return Cell(settings, simulate(wanted, read_catalog(known.catalog), learned), of=of)
     except JevonsError as error:
         return Cell(settings, error=str(error), of=of)
 
@@ -123,7 +132,7 @@ def sweep(
     out: Path,
     *,
     on: int | str,
-    catalog: Path | None = None,
+    known: Known = Known(),
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
     """Run what of a grid is not in `out` yet, and add it there as it is done.
@@ -139,9 +148,9 @@ def sweep(
         SweepStopped: a process ended.
     """
     wanted = grid(varied)
-    done = {_key(cell.settings): cell for cell in kept(scenario, varied, out, catalog)}
+    done = {_key(cell.settings): cell for cell in kept(scenario, varied, out, known)}
     told = {(_key(cell.settings), cell.error) for cell in read_cells(out)}
-    run = partial(run_cell, scenario.absolute(), catalog=catalog, of=_digest(scenario, catalog))
+    run = partial(run_cell, scenario.absolute(), known=known, of=_digest(scenario, known))
     left = [settings for settings in wanted if _key(settings) not in done]
     with _open(out) as file, closing(_run(run, left, on)) as cells:
         for cell in cells:
