@@ -75,7 +75,8 @@ class Kept:
         self.run.go()
         results = np.concatenate(self.pieces)
         # Each token but the first came a gap after the one before, but where the prompt was computed anew for it.
-        gaps, anew = self.hub["itl"].sum(), self.hub["engines"]["preempted"].sum() + lost
+        gaps, engines = self.hub["itl"].sum(), self.hub["engines"]
+        anew = engines["preempted"].sum() + engines["lost"].sum() + lost
         assert 0 <= (results["output"] - 1).sum() - gaps <= anew
         return results[np.argsort(results["request"])]
 
@@ -220,6 +221,9 @@ def test_nothing_is_lost_when_instances_fail(router: str) -> None:
     assert not set(placed["worker"]) & {0, 1, 3, 4}
     assert set(results[results["at_s"] > 41.0]["worker"]) >= {0, 1}
     assert busy_at(rehearse(scenario(router=router))[1], 20.0) > 8
+    report = rehearse(wanted)[0]
+    assert report.lost > 8
+    assert report.preemptions == 0, "who is lost with its instance did not give way to others"
 
 
 def test_who_drains_is_given_nothing_more_and_ends_what_it_has() -> None:

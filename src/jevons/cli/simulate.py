@@ -120,7 +120,8 @@ def _show(report: Report) -> None:
         f"{report.simulated_s:,.0f} s simulated in {report.wall_s:.1f} s",
         f"{si(report.output_tokens_per_s, 'tokens/s')} out, {report.goodput_per_s:,.2f} requests/s within the SLO "
         f"({report.met_slo:.1%} of all), instances busy {report.utilisation:.1%} of the time",
-        f"{_reused(report)}, {report.preemptions} preemptions",
+        f"{_reused(report)}, {report.preemptions} preemptions"
+        + (f", {count(report.lost)} computed anew after failures" if report.lost else ""),
     ]
     if report.up:
         all_hours = report.instances * report.simulated_s / 3600

@@ -326,8 +326,11 @@ def end(h: Records, i: int, now_s: float) -> int:
         e.steps = begun_by(e, now_s) - 1
         e.ends_s = e.began_s + time_of(e, e.steps)
         finish_event(h, i)
+    preempted = e.preempted
     while e.last >= 0:
         preempt(h, i, e.last)
+    e.lost += e.preempted - preempted  # nobody gave way: it ended
+    e.preempted = preempted
     first = int(e.next)
     e.next, e.final, e.waiting = -1, -1, 0
     e.ends_s, e.steps, e.prompt_tokens = np.inf, 0, 0

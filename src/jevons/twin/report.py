@@ -58,6 +58,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     instance_hours: float = 0.0  # paid: of each instance from its start until it is stopped
     up: list[tuple[float, int]] = []  # from when on how many were up, where instances start and stop
     changes: list[Change] = []  # … and what started and stopped them
+    lost: int = 0  # times that a sequence ran on an instance that failed, and was computed anew elsewhere
 
     @property
     def usage(self) -> Usage:

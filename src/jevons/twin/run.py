@@ -135,6 +135,7 @@ class Run:
                 piece, following = following, next(pieces, None)
                 self._give(piece, base)
         self._take_results()
+        assert self.hub.number("slots_spare") == self.hub.number("slots_used"), "whoever came was answered"
 
     def _is_quiet(self) -> bool:
         """Whether nothing is left to happen by itself."""
@@ -305,6 +306,7 @@ class Run:
             instance_hours=float(paid_s.sum()) / 3600.0,
             up=self._instances.counts,
             changes=self._instances.changes,
+            lost=int(engines["lost"].sum()),
         )
 
     def _groups(self, simulated_s: float, paid_s: Reals) -> Iterator[GroupUsage]:

@@ -48,6 +48,7 @@ ENGINE = np.dtype(
         ("sum_context", np.float64),
         ("iterations", np.int64),
         ("preempted", np.int64),
+        ("lost", np.int64),  # sequences that ran when it ended
         ("waits_for_prefix", np.int64),  # schedules as our own engine does, see `_plan_prompts`
         ("layers", np.int64),  # of the model: its KV is handed over layer by layer
         ("domain", np.int64),  # engines of one are joined by the fast fabric

@@ -54,6 +54,9 @@ class Known(NamedTuple):
     calibration: Path | None = None
 
 
+SHIPPED = Known()
+
+
 def grid(varied: Mapping[str, Sequence[Value]]) -> list[Settings]:
     """All combinations, the last setting varying fastest."""
     return [dict(zip(varied, values, strict=True)) for values in product(*varied.values())]
@@ -132,7 +135,7 @@ def sweep(
     out: Path,
     *,
     on: int | str,
-    known: Known = Known(),
+    known: Known = SHIPPED,
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
     """Run what of a grid is not in `out` yet, and add it there as it is done.
