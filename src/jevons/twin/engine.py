@@ -82,7 +82,7 @@ def plan(h: Records, i: int, now_s: float, exact: bool) -> None:
     _grow_decodes(h, i, 1)
     pairs = 0.0
     if e.running > e.decodes or (e.waiting > 0 and e.preempted == preempted):
-        pairs = _plan_prompts(h, i, now_s, e.preempted == preempted)
+        pairs = _plan_prompts(h, i, now_s, preempted)
     if e.prompt_tokens == 0 and e.decodes == 0:
         e.ends_s = np.inf
         return
@@ -132,28 +132,31 @@ def preempt(h: Records, i: int, slot: int) -> None:
 
 
 @compiled
-def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
+def _plan_prompts(h: Records, i: int, now_s: float, preempted: int) -> float:
     """Give prompts what decodes leave of the budget. Returns their pairs; their tokens are booked on the engine.
 
-    An engine that waits for prefixes names blocks when they are computed, not before. It passes over a prompt whose
-    next block is just being computed for another, and admits one only where all of it fits.
+    A prompt is admitted where all of it fits, as vLLM does since 0.19 (`scheduler_reserve_full_isl`). An engine that
+    waits for prefixes names blocks when they are computed, not before, and passes over a prompt whose next block is
+    just being computed for another.
+
+    Args:
+        preempted: sequences before this iteration; whoever gave way in it must not come back in it.
     """
     e = engine_of(h, i)
     budget, pairs, matched = e.step_tokens - e.decodes, 0.0, view(h.matched, h.matched_n, SMALL)
     slot = e.first
     while slot >= 0 and budget > 0:
         s = sequence_of(h, slot)
-        after = s.after
         if s.state == PROMPT:
             chunk = min(s.target - s.computed, budget)
             need = blocks_for(s.computed + chunk, e.block_size) - s.blocks
-            if need > available(h, e.pool):
+            if not _make_way(h, i, s, need):
                 break
             pairs += _chunk(h, e, s, chunk)
             budget -= chunk
-        slot = after
+        slot = s.after
     slot = e.next
-    while admits and budget > 0 and slot >= 0 and e.running < e.max_running:
+    while e.preempted == preempted and budget > 0 and slot >= 0 and e.running < e.max_running:
         s = sequence_of(h, slot)
         after = s.after
         brought = s.state == BROUGHT
@@ -165,8 +168,7 @@ def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
         if e.waits_for_prefix and hits < len(names) and _is_coming(h, e, names[hits], hits):
             slot = after
             continue
-        end = s.target if e.waits_for_prefix else hits * e.block_size + chunk
-        need = blocks_for(s.target + 1 if brought else end, e.block_size) - hits
+        need = blocks_for(s.target + 1 if brought else s.target, e.block_size) - hits
         if need > available(h, e.pool) - idle(h, matched, hits):
             break
         _admit(h, e, slot, hits, now_s)
@@ -178,6 +180,14 @@ def _plan_prompts(h: Records, i: int, now_s: float, admits: bool) -> float:
             budget -= chunk
         slot = after
     return pairs
+
+
+@compiled
+def _make_way(h: Records, i: int, s: Records, need: int) -> bool:
+    """The youngest give way until a running prompt can have so many blocks more. Returns whether it still runs."""
+    while need > available(h, engine_of(h, i).pool) and s.state == PROMPT:
+        preempt(h, i, engine_of(h, i).last)
+    return bool(s.state == PROMPT)
 
 
 @compiled
