@@ -65,3 +65,20 @@ def test_who_gave_way_finds_what_it_had_computed(tmp_path: Path) -> None:
     # Its prompt is still there, what it answered has no names: not all of it is computed again.
     assert 512 < kept.hub["engines"]["sum_prompt_tokens"].sum() < 2 * 512
     assert b["cached"] == a["cached"] == 0
+
+
+def test_blocks_that_the_other_holds_are_not_handed_over(tmp_path: Path) -> None:
+    row = {"input_length": 4_000, "output_length": 20, "hash_ids": [1], "block_size": 8192}
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps({**row, "timestamp": at}) + "\n" for at in (0, 5_000)))
+    line = {"instances": 1, "block_size": 16, "uplink_bytes_per_s": 1e9}
+    decode = {**line, "chip": "lpu3", "role": "decode", "tensor": 8, "pipeline": 32}  # computes no prompts
+    prefill = {**line, "chip": "rubin", "role": "prefill", "tensor": 2}
+    models = {"model": "qwen3-32b", "weights": "fp8", "kv_bits": 8}
+
+    first, again = Kept(scenario([decode, prefill], {"trace": str(trace)}, **models)).go()
+
+    assert (first["decode_on"], again["decode_on"]) == (0, 0)
+    taken = [each["done_s"] - each["first_s"] for each in (first, again)]
+    assert taken[0] > 0.4  # 4,000 tokens of 131 kB
+    assert taken[1] < 0.1 * taken[0]

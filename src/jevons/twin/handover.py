@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from jevons.base.compiled import FLOAT, Reals, Records, compiled
+from jevons.base.compiled import FLOAT, INT, SMALL, Reals, Records, compiled
 from jevons.base.hub import view
-from jevons.twin.sequences import engine_of, sequence_of
+from jevons.kv.cache import match
+from jevons.twin.sequences import engine_of, sequence_of, spell
 
 
 @compiled
@@ -12,13 +13,17 @@ def handed_over_s(h: Records, slot: int, now_s: float) -> float:
     """When the KV of a prompt just computed is on the engine that goes on. Takes the lines until then.
 
     Layers are sent as they are computed, so that what is left after the prompt is the last one, if the line keeps up.
+    Blocks that the other holds are not sent, as `policy.disagg` foresees.
     """
     s = sequence_of(h, slot)
     a, b = engine_of(h, s.worker), engine_of(h, s.decode_on)
     rate = min(a.near_bytes_per_s, b.near_bytes_per_s)
     if a.domain != b.domain:
         rate = min(a.far_bytes_per_s, b.far_bytes_per_s)
-    size = a.kv_fixed_bytes + a.kv_token_bytes * s.prompt
+    names = view(h.scratch, h.scratch_n, INT)[: min(s.named, s.prompt // h.block)]
+    spell(h, s, 0, len(names))
+    held = match(h, b.pool, names, view(h.matched, h.matched_n, SMALL))
+    size = a.kv_fixed_bytes + a.kv_token_bytes * (s.prompt - held * h.block)
     begins_s = max(s.admitted_s, a.sends_until_s, b.takes_until_s)
     ends_s = max(begins_s + size / rate, now_s + size / a.layers / rate) + a.link_s
     if a.domain != b.domain:
