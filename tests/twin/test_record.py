@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from jevons.base.errors import ConfigError
 from jevons.cli.pictures.validate import held_to
+from jevons.cli.simulate import command
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.scenario import Scenario, Traffic, as_toml, read_scenario
@@ -72,6 +74,20 @@ def talks(count: int, turns: int) -> list[RecordedRow]:
                 )
             )
     return rows
+
+
+def test_a_record_of_attached_engines_says_what_can_be_done_with_it(tmp_path: Path) -> None:
+    attached = [msgspec.structs.replace(worker(f"host:{port}"), kind="openai", blocks=None) for port in (8001, 8002)]
+    folder = write(tmp_path / "r", attached, steps=0, rows=talks(3, 2))
+
+    with pytest.raises(
+        ConfigError, match=r"attached engines report no steps, .*: jevons simulate --fleet 2xCHIP"
+    ) as error:
+        scenario_of(read_record(folder))
+
+    told = str(error.value).partition(": jevons simulate ")[2].replace("CHIP", "h100").replace("NAME", "llama-3.1-8b")
+    ended = CliRunner().invoke(command, [*told.split(), "--json"], catch_exceptions=False)
+    assert msgspec.json.decode(ended.stdout)["requests"] == 6
 
 
 def test_alike_workers_are_one_group_with_the_prices_their_steps_had(tmp_path: Path) -> None:

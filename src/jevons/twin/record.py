@@ -21,6 +21,7 @@ from jevons.perf.calibration import Calibration
 from jevons.perf.measured import Load, Prices, fit_prices
 from jevons.twin.run import simulate
 
+OWN = "reference"  # kind of a worker whose engine is our own
 _LEAST_STEPS = 100  # that say something of a worker's prices
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -120,10 +121,16 @@ def scenario_of(record: Recorded) -> tuple[Scenario, list[Fitted]]:
 
 def _fit(record: Recorded, workers: Sequence[str]) -> Fitted:
     steps = [step for id in workers for step in record.steps[id] if step.seconds > 0]
+    if not steps and not any(w.kind == OWN for w in record.workers if w.id in workers):
+        raise ConfigError(
+            f"record {record.folder}: {', '.join(workers)}: attached engines report no steps, nothing can be fitted; "
+            f"rehearse what they answered on chips of the catalog: jevons simulate --fleet {len(workers)}xCHIP "
+            f"--model NAME --trace {record.folder / REQUESTS}"
+        )
     if len(steps) < _LEAST_STEPS:
         raise ConfigError(
             f"record {record.folder}: {', '.join(workers)}: must have reported at least {_LEAST_STEPS} steps, "
-            f"got {len(steps)}; record for longer (attached engines report none)"
+            f"got {len(steps)}; record for longer"
         )
     loads = [Load(1, step.tokens, step.token_context, step.decodes) for step in steps]
     seconds = [step.seconds for step in steps]
@@ -138,7 +145,7 @@ def _group(record: Recorded, worker: RecordedWorker, fitted: Fitted) -> Group:
     if worker.block_size is None or worker.blocks is None:
         raise ConfigError(f"record {record.folder}: worker {worker.id}: must have told its blocks, it did not")
     p = fitted.prices
-    own = worker.kind == "reference"
+    own = worker.kind == OWN
     group = Group(
         instances=len(fitted.workers),
         names=fitted.workers,
