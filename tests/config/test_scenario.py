@@ -166,6 +166,10 @@ def test_changes_go_before_the_file(tmp_path: Path) -> None:
         ({"events": [{"at_s": 1, "what": "fail", "first": 4}]}, "events: instances 4 to 4 are meant, there are 4"),
         ({"events": [{"at_s": 1, "what": "fail", "first": 2, "count": 3}]}, "instances 2 to 4 are meant"),
         ({"surprise": 1}, "has no field 'surprise'; it has fleet, traffic, model, "),
+        ({"fleet": [{**H200S, "instances": 10**12}]}, "fleet[0].instances: must be int <= 65536, got 1000000000000"),
+        ({"fleet": [{**H200S, "blocks": 10**12}]}, "fleet[0].blocks: must be int <= 134217728, got 1000000000000"),
+        ({"fleet": [{**H200S, "step_tokens": 2**70}]}, "fleet[0].step_tokens: must be int <= 1099511627776, got"),
+        ({"scaling": {"every_s": 1e-300}}, "scaling.every_s: must be float >= 0.001, got 1e-300"),
     ],
 )
 def test_what_is_wrong_is_one_error_that_says_where(fields: dict[str, Any], says: str) -> None:
@@ -175,6 +179,26 @@ def test_what_is_wrong_is_one_error_that_says_where(fields: dict[str, Any], says
     assert str(error.value).startswith("scenario of a test: ")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_one_of_several_groups_is_changed_by_its_number() -> None:
+    changes = {"fleet.1.instances": 7, "fleet.0.tier.size_bytes": 5e12, "fleet.0.tier.bytes_per_s": 1e9}
+
+    scenario = make_scenario({"model": "m", "traffic": {"kind": "chat"}, "fleet": [{**H200S}, {**H200S}]}, "t", changes)
+
+    assert scenario.fleet[1].instances == 7
+    assert scenario.fleet[0].tier is not None
+    assert scenario.fleet[0].tier.size_bytes == 5e12
+    for name in ("fleet.2.instances", "fleet.instances", "fleet.-1.instances", "fleet.2"):
+        with pytest.raises(ConfigError, match=rf"scenario t: {name}: fleet holds fleet.0 to fleet.1, got fleet\."):
+            make_scenario({"traffic": {"kind": "chat"}, "fleet": [{**H200S}, {**H200S}]}, "t", {name: 7})
+
+
+def test_a_file_with_a_byte_order_mark_and_other_line_ends_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_bytes(TOML.replace("\n", "\r\n").encode("utf-8-sig"))
+
+    assert read_scenario(file).title == "a test"
 
 
 def test_a_change_of_what_is_no_table_is_an_error() -> None:
@@ -205,6 +229,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         ({"fleet": [{**H200S, "chip": "h900"}]}, "fleet[0].chip: 'h900' is not in the catalog; `jevons fleet list`"),
         ({"model": "gpt-9"}, "model: 'gpt-9' is not in the catalog"),
+        (
+            {
+                "model": "deepseek-v3",
+                "fleet": [{**H200S, "chip": "rubin", "tensor": 72, "attention": 72, "block_size": 1}],
+            },
+            "fleet[0].block_size: must leave at most 134,217,728 blocks an instance",
+        ),
         (
             {"model": "deepseek-v3", "fleet": [{**H200S, "tensor": 1}]},
             "fleet[0]: 1 × h200 hold 141 GB, deepseek-v3 needs 671 GB for its weights",

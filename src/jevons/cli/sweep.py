@@ -30,7 +30,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--vary",
     multiple=True,
     required=True,
-    help="NAME=VALUE,VALUE…, a field of the scenario by dotted name, such as traffic.rate=10,20,40. Again for more.",
+    help="NAME=VALUE,VALUE…, a field of the scenario by dotted name, such as traffic.rate=10,20,40 or "
+    "fleet.0.instances=4,8. Again for more.",
 )
 @click.option("--out", type=_FILE, required=True, help="JSON lines: one a cell; those with results are not run again.")
 @click.option("--processes", type=click.IntRange(1), help="On this machine; one for each core by default.")

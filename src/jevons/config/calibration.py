@@ -22,7 +22,11 @@ def read_calibration(path: Path | None = None) -> Calibration:
     """
     where = "calibration.toml" if path is None else str(path)
     try:
-        text = resources.files("jevons.facts.catalog").joinpath(where).read_text() if path is None else path.read_text()
+        text = (
+            resources.files("jevons.facts.catalog").joinpath(where).read_text("utf-8")
+            if path is None
+            else path.read_text("utf-8-sig")
+        )
         table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"calibration {where}: cannot be read: {error.strerror}") from error

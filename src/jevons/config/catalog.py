@@ -78,12 +78,12 @@ def read_catalog(more: Path | None = None) -> Catalog:
 
 
 def _own(table: str) -> dict[str, Any]:
-    return tomllib.loads(resources.files(_OWN).joinpath(f"{table}.toml").read_text())
+    return tomllib.loads(resources.files(_OWN).joinpath(f"{table}.toml").read_text("utf-8"))
 
 
 def _tables(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"catalog {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

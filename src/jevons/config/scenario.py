@@ -21,6 +21,7 @@ Price = Annotated[float, Meta(ge=0, le=1e12)]  # seconds
 Seconds = Annotated[float, Meta(gt=0, le=1e12)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+MOST_BLOCKS = 1 << 27  # of an instance: what is said of each takes gigabytes
 
 
 class Polynomial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +56,7 @@ class StoreTier(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     bytes_per_s: Positive  # to all of them together
     latency_s: Annotated[float, Meta(ge=0)] = 0.0
     instances: Count = 1  # that share it
-    block_bytes: Positive | None = None  # None: as the model has it
+    block_bytes: Annotated[float, Meta(ge=1)] | None = None  # None: as the model has it
 
 
 class Drafter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,7 +77,7 @@ class Drafter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Instances that are alike."""
 
-    instances: Count
+    instances: Annotated[int, Meta(ge=1, le=65_536)]
     names: list[str] = []  # of the live workers they stand for, one each
     chip: str = ""  # of the catalog; empty with `polynomial` or `prices`
     tensor: Count = 1  # chips that share each layer
@@ -87,9 +88,9 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ffn_chips: Count = 1
     role: Literal["both", "prefill", "decode"] = "both"
     block_size: Count = 64  # tokens
-    blocks: Count | None = None  # None: what memory holds besides the weights
+    blocks: Annotated[int, Meta(ge=1, le=MOST_BLOCKS)] | None = None  # None: what memory holds besides the weights
     memory_share: Share = 0.9  # of the chips' memory that is used
-    step_tokens: Count = 8192  # computed in one iteration at most
+    step_tokens: Annotated[int, Meta(ge=1, le=1 << 40)] = 8192  # computed in one iteration at most
     max_running: Annotated[int, Meta(ge=1, le=32_767)] = 256
     engine: Literal["vllm", "jevons"] = "vllm"  # whose way of batching
     polynomial: Polynomial | None = None
@@ -111,7 +112,7 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     requests: Count | None = None  # at most
     seconds: Seconds | None = None  # at most
     speed: Rate = 1.0  # a trace's times are divided by it
-    copies: Count = 1  # of a trace, side by side, sharing nothing
+    copies: Annotated[int, Meta(ge=1, le=65_536)] = 1  # of a trace, side by side, sharing nothing
     shape: Literal["steady", "bursts", "diurnal"] = "steady"
 
 
@@ -135,7 +136,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Instances start and stop by what is asked of them: see `policy.scale`. All of the fleet is up at first."""
 
-    every_s: Positive = 60.0  # from look to look
+    every_s: Annotated[float, Meta(ge=0.001)] = 60.0  # from look to look
     least: Count = 1  # of each role; at most there are the instances of the fleet
     headroom: Annotated[float, Meta(ge=0)] = 0.3  # more than is asked for, as a share of it
     hold_s: Annotated[float, Meta(ge=0)] = 600.0  # so long fewer must have been enough before one is stopped

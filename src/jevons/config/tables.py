@@ -13,7 +13,7 @@ from jevons.base.errors import ConfigError
 def read_table(path: Path, what: str) -> dict[str, Any]:
     """A TOML file. Raises ConfigError: it cannot be read, or is none; `what` says in it what the file is of."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{what} {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -26,12 +26,20 @@ def quoted(value: Any) -> str:
 
 
 def replace_in(table: dict[str, Any], changes: dict[str, Any] | None, where: str) -> None:
-    """Set values by dotted name, such as `traffic.rate`. Raises ConfigError: a parent is no table."""
+    """Set values by dotted name, such as `traffic.rate` or, of one of a list, `fleet.0.instances`.
+
+    Raises:
+        ConfigError: a parent is no table, or a list has no such place.
+    """
     for name, value in (changes or {}).items():
         *parents, last = name.split(".")
-        inner = table
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
+        inner: Any = table
+        for at, parent in enumerate(parents):
+            inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else inner[int(parent)]
+            following = (*parents, last)[at + 1]
+            if isinstance(inner, list) and not (following.isdecimal() and int(following) < len(inner)):
+                most = f"{parent}.0 to {parent}.{len(inner) - 1}" if inner else "nothing"
+                raise ConfigError(f"{where}: {name}: {parent} holds {most}, got {parent}.{following}")
+            if not isinstance(inner, dict | list):
                 raise ConfigError(f"{where}: {parent}: must be a table, got {inner!r}")
-        inner[last] = value
+        inner[int(last) if isinstance(inner, list) else last] = value

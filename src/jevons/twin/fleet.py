@@ -12,7 +12,7 @@ from jevons.base.compiled import Places, Records
 from jevons.base.errors import ConfigError
 from jevons.base.hub import Hub
 from jevons.config.catalog import Catalog
-from jevons.config.scenario import Group, Scenario
+from jevons.config.scenario import MOST_BLOCKS, Group, Scenario
 from jevons.control import board
 from jevons.facts.hardware import Chip
 from jevons.facts.llm import Llm
@@ -107,6 +107,11 @@ def _make(number: int, group: Group, scenario: Scenario, catalog: Catalog, calib
             f"{where}: {layout.chips} × {group.chip} hold {has / 1e9:,.0f} GB, {scenario.model} needs "
             f"{need / 1e9:,.0f} GB for its weights and room for keys and values; use more chips (tensor, pipeline) or "
             f"fewer bits (weights)"
+        )
+    if blocks > MOST_BLOCKS:
+        raise ConfigError(
+            f"{where}.block_size: must leave at most {MOST_BLOCKS:,} blocks an instance, {group.block_size} makes "
+            f"{blocks:,}; raise it, or give blocks"
         )
     rest = catalog.chips[group.ffn_chip] if group.ffn_chip else None
     prices = _prices(group, engine, _decode_s(group, engine, drafts, rest))
