@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from jevons.base.errors import ConfigError
+from jevons.cli.compare import command
 from jevons.twin.compare import compare, read_results
 from jevons.twin.kernel import RESULT
 
@@ -49,6 +51,20 @@ def test_the_first_that_parts_is_so_by_its_time_and_told_by_its_number() -> None
     found = compare(a, b)
 
     assert (found.first, found.first_at_s) == (8, 4.0)
+
+
+def test_where_only_who_goes_on_is_another_that_is_told(tmp_path: Path) -> None:
+    a, b = results([0, 1]), results([0, 1])
+    a["decode_on"], b["decode_on"] = [2, 2], [2, 3]
+    for name, each in (("a", a), ("b", b)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "requests.npy", each)
+
+    told = CliRunner().invoke(command, [str(tmp_path / "a"), str(tmp_path / "b")], catch_exceptions=False).stdout
+
+    assert "first parted: request 1 at 1.000 s" in told
+    assert "A: instance 1, then 2, 0 tokens believed cached" in told
+    assert "B: instance 1, then 3, 0 tokens believed cached" in told
 
 
 def test_two_that_are_alike_part_nowhere() -> None:

@@ -114,15 +114,15 @@ def test_whatever_is_rehearsed_everybody_is_answered_and_jumps_change_nothing(se
     kept.check_empty()
     rows = Path(wanted.traffic.trace).read_text().splitlines()
     is_linked = any("request_id" in row for row in rows)
-    assert len(results) == len(rows) * wanted.traffic.copies
+    assert np.array_equal(results["request"], np.arange(len(rows) * wanted.traffic.copies))
     if not is_linked:
         check_answered(wanted, results)
     (jumped, again), (stepped, all) = rehearse(wanted), rehearse(wanted, exact=True)
-    assert sorted(again.tolist()) == sorted(results.tolist())
-    is_alike = np.array_equal(again["request"], all["request"]) and np.array_equal(again["worker"], all["worker"])
+    assert again.tobytes() == results.tobytes()
+    is_alike = np.array_equal(again["worker"], all["worker"])
     # A router by load or blocks that hears what was evicted in the middle of a jump may take another of equals.
     assert is_alike or is_linked or wanted.router in ("kv", "least_loaded")
-    if is_alike and not (is_linked and wanted.traffic.copies > 1):  # whose copies share their numbers
+    if is_alike:
         for name in ("ttft_s", "tpot_s", "itl_s"):
             assert getattr(jumped, name).mean == pytest.approx(getattr(stepped, name).mean, rel=1e-3)
         assert jumped.iterations == pytest.approx(stepped.iterations, rel=1e-3)

@@ -70,7 +70,8 @@ def _first(found: Comparison) -> list[str]:
 
 
 def _told(d: Decision) -> str:
+    then = f", then {d.decode_on}" if d.decode_on >= 0 else ""
     return (
-        f"instance {d.worker}, {count(d.predicted_cached)} tokens believed cached ({count(d.cached)} were), "
+        f"instance {d.worker}{then}, {count(d.predicted_cached)} tokens believed cached ({count(d.cached)} were), "
         f"first token predicted in {milliseconds(d.predicted_s)}, came in {milliseconds(d.ttft_s)}"
     )

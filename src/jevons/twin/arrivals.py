@@ -50,7 +50,7 @@ class Piece(NamedTuple):
     id_tokens: int = TRACE_BLOCK  # behind an id
     afters: Records = np.zeros(0, AFTER)  # one for each request, or none
     followers: Ints = np.zeros(0, np.int64)
-    numbers: Ints | None = None  # of each request its place in the trace; None: they are in order
+    numbers: Ints | None = None  # of each request its place in the trace and its copies; None: they are in order
 
 
 def arrivals(traffic: Traffic, seed: int) -> Iterator[Piece]:
@@ -170,7 +170,9 @@ def _linked(path: Path, rows: Sequence[TraceRow], traffic: Traffic) -> Piece:
     at_ms = np.array([linked.began_ms if row.timestamp is None else row.timestamp for row in linked.rows])
     piece = _piece(path, linked.rows, at_ms - linked.began_ms, traffic, block, 0)
     afters, followers = linked.arrays(traffic.copies, traffic.speed)
-    return piece._replace(afters=afters, followers=followers, numbers=np.repeat(linked.numbers, traffic.copies))
+    copies = traffic.copies
+    numbers = np.repeat(linked.numbers, copies) * copies + np.tile(np.arange(copies), len(linked.rows))
+    return piece._replace(afters=afters, followers=followers, numbers=numbers)
 
 
 def _check_numbers(path: Path, rows: Sequence[TraceRow], first: int, block: int) -> int:

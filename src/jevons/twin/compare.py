@@ -17,6 +17,7 @@ class Decision(msgspec.Struct, frozen=True):
     """One request in one rehearsal."""
 
     worker: int
+    decode_on: int  # who goes on after the first token; -1: the same
     predicted_cached: int  # tokens
     cached: int
     predicted_s: float  # to the first token
@@ -81,6 +82,7 @@ def compare(a: Records, b: Records) -> Comparison:
 def _decision(row: Any) -> Decision:
     return Decision(
         worker=int(row["worker"]),
+        decode_on=int(row["decode_on"]),
         predicted_cached=int(row["predicted_cached"]),
         cached=int(row["cached"]),
         predicted_s=float(row["predicted_s"]),
