@@ -73,7 +73,7 @@ def parse_spec(text: str) -> EngineSpec:
 def _key(file: str) -> str:
     """The first line of a file. It is told nowhere."""
     try:
-        key = Path(file).read_text().partition("\n")[0].strip()
+        key = Path(file).read_text("utf-8").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"engines: key-file={file} cannot be read: {error}") from error
     if not (key and key.isascii() and key.isprintable()):
@@ -132,7 +132,7 @@ def read_specs(texts: Iterable[str]) -> list[EngineSpec]:
 
 def _lines(file: str) -> list[str]:
     try:
-        lines = Path(file).read_text().splitlines()
+        lines = Path(file).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"engines: @{file} cannot be read: {error}") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

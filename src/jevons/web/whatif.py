@@ -229,7 +229,7 @@ def _group(members: Sequence[LivedWorker], instances: int) -> Group:
 
 
 def _written(folder: Path, name: str, made: Scenario) -> _Run:
-    (folder / f"{name}.toml").write_text(scenario.as_toml(made))
+    (folder / f"{name}.toml").write_text(scenario.as_toml(made), "utf-8")
     return _Run([], f"{name}.toml")
 
 

@@ -41,7 +41,7 @@ def drawn(html: str) -> bytes:
     path = find_browser()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
-        file.write_text(html)
+        file.write_text(html, "utf-8")
         try:
             return asyncio.run(asyncio.wait_for(_drawn(path, file.as_uri()), _LONG_S))
         except (RuntimeError, OSError, TimeoutError, KeyError) as error:
