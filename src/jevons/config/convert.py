@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from jevons.base.errors import ConfigError
+from jevons.base.names import instead
 
 T = TypeVar("T")
 Step = str | int  # into a table, a list, or ANY
@@ -75,10 +75,7 @@ def _value(values: Any, steps: list[Step]) -> Any:
 
 def _instead(name: str, kind: inspect.Type, steps: list[Step]) -> str:
     names = [field.encode_name for one in _kinds(kind, steps) for field in getattr(one, "fields", ())]
-    near = difflib.get_close_matches(name, names, 1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; it has {', '.join(names)}" if names else ""
+    return instead(name, names) or (f"; it has {', '.join(names)}" if names else "")
 
 
 def _choices(kind: inspect.Type, steps: list[Step]) -> list[Any]:

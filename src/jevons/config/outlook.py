@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.base.names import instead
 from jevons.config.convert import convert
 from jevons.config.tables import read_table
 from jevons.facts.hardware import Confidence, Figure, Positive
@@ -99,6 +100,6 @@ def _shipped(name: str) -> Path:
     folder = Path(__file__).parent / "outlooks"
     path = folder / f"{name}.toml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
-        raise ConfigError(f"outlook {name!r}: neither a file nor one of {names}")
+        names = sorted(file.stem for file in folder.glob("*.toml"))
+        raise ConfigError(f"outlook {name!r}: neither a file nor one of {', '.join(names)}{instead(name, names)}")
     return path

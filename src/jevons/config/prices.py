@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from math import inf
 
 from jevons.base.errors import ConfigError, UnknownFigure
+from jevons.base.names import instead
 from jevons.config.catalog import Catalog
 from jevons.econ.bill import Bill
 from jevons.econ.cost import Basis, ChipHour, chip_hour, given_hour
@@ -80,7 +81,10 @@ def read_prices(texts: Iterable[str], catalog: Catalog) -> dict[str, Figure]:
     given = dict(read_price(text) for text in texts)
     for name in given:
         if name not in catalog.chips and name not in _NAMELESS:
-            raise ConfigError(f"--usd-per-hour: {name!r} is not in the catalog; `jevons fleet list` shows what is")
+            near = instead(name, (*catalog.chips, *_NAMELESS))
+            raise ConfigError(
+                f"--usd-per-hour: {name!r} is not in the catalog{near}; `jevons fleet list` shows what is"
+            )
     return given
 
 

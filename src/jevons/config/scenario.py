@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.base.names import instead
 from jevons.config.convert import convert
 from jevons.config.tables import quoted, read_table, replace_in
 from jevons.facts.llm import Precision
@@ -321,6 +322,6 @@ def shipped(name: str) -> Path:
     folder = Path(__file__).parent / "scenarios"
     path = folder / f"{name}.toml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
-        raise ConfigError(f"scenario {name!r}: neither a file nor one of {names}")
+        names = sorted(file.stem for file in folder.glob("*.toml"))
+        raise ConfigError(f"scenario {name!r}: neither a file nor one of {', '.join(names)}{instead(name, names)}")
     return path

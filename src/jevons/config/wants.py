@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from jevons.base.errors import ConfigError
+from jevons.base.names import instead
 from jevons.config.convert import convert
 from jevons.config.scenario import Count, Positive, Scaling, Share, StoreTier, Traffic
 from jevons.config.tables import read_table, replace_in
@@ -150,6 +151,6 @@ def shipped_wants(name: str) -> Path:
     folder = Path(__file__).parent / "plans"
     path = folder / f"{name}.toml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
-        raise ConfigError(f"plan {name!r}: neither a file nor one of {names}")
+        names = sorted(file.stem for file in folder.glob("*.toml"))
+        raise ConfigError(f"plan {name!r}: neither a file nor one of {', '.join(names)}{instead(name, names)}")
     return path
