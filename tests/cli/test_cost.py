@@ -195,6 +195,7 @@ def test_a_chip_without_a_price_is_named_and_has_a_break_even_instead(cost: Any,
         ),
         (("--report", "no.json"), "no.json cannot be read"),
         (("vr-nvl72", "--report", "no.json"), "--report and 'vr-nvl72': give one of them"),
+        (("--report", "no.json", "--rate", "5"), "--report and --rate: give one of them"),
     ],
 )
 def test_what_is_wrong_is_one_line(cost: Any, args: tuple[str, ...], says: str) -> None:

@@ -63,8 +63,8 @@ def test_the_table_names_what_is_claimed_and_how_far_to_trust_it(curve: Any) -> 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("abacus",), "'abacus' is not in the catalog"),
-        (("rubin", "--model", "eliza"), "'eliza' is not in the catalog"),
+        (("abacus",), "'abacus' is no chip of the catalog"),
+        (("rubin", "--model", "eliza"), "'eliza' is no model of the catalog"),
         (("gb300", "--weights", "fp4,fp6"), "--weights: must be of"),
         (("lpu3", "--weights", "bf16"), "lpu3 does not compute bf16"),
         (("rubin", "--at", "fast"), "--at: must be tokens/s above 0"),

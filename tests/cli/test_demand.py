@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from jevons.base.errors import ConfigError
 from jevons.cli.demand import command
+from jevons.cli.demand_tables import figure
 from jevons.econ.levers import LEVERS
 
 SMALL = """
@@ -143,6 +144,10 @@ def test_a_lever_of_its_own_tells_what_tiers_do_net_of_their_memory() -> None:
         (("--set", "mid_interactivity_share=0.9"), r"must be at most 1 together, got 1.05"),
         (("--set", "pue=1.2"), r"'pue' is none of them"),
         (("--mixed", "mixed"), r"--single and --mixed: give both"),
+        (("--usd-per-hour", "gb300=2"), r"--usd-per-hour: prices the fleets of --single and --mixed, and neither"),
+        (("--set", "wacc=0.1", "--set", "wacc=0.2"), r"--set wacc: is given twice"),
+        (("--elasticity", "1000"), r"lead beyond what can be computed \(overflow .*\): price_elasticity = 1000"),
+        (("--growth", "1e-300"), r"lead beyond what can be computed .*: token_demand_growth_per_year = 1e-300"),
         (("--single", "vr-nvl72", "--mixed", "mixed"), r"must have the same model and traffic"),
         (("--single", "mixed", "--mixed", "mixed"), r"mi455x.own_usd_per_hour: is not known"),
         (("nowhere",), r"outlook 'nowhere': neither a file nor one of"),
@@ -170,3 +175,7 @@ def test_a_chip_of_ones_own_that_may_save_nothing_has_no_break_even(tmp_path: Pa
     assert "what matters for the break-even" not in ended.stdout
     assert told("custom-silicon", *dear)["switching"]["break_even"] is None
     assert told("custom-silicon")["switching"]["break_even"]["tokens_per_year"]["low"] > 0
+
+
+def test_what_is_next_to_nothing_is_told_so() -> None:
+    assert [figure(value) for value in (0.0, 3e-9, 0.000012, 0.062)] == ["0", "<0.000001", "0.000012", "0.062"]

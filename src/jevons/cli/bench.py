@@ -11,6 +11,7 @@ import msgspec
 
 from jevons.base.errors import ConfigError, EngineError
 from jevons.cli.pictures import files, picture_options
+from jevons.cli.ranges import Finite
 from jevons.cli.tables import measured_table, show
 from jevons.engine.openai import OpenAIEngine
 from jevons.engine.specs import parse_spec
@@ -30,16 +31,14 @@ TRACE_VOCAB = 30_000  # token ids of made-up prompts stay below it: every model 
 @click.option("--turn-tokens", type=click.IntRange(1), default=60, show_default=True)
 @click.option("--output-tokens", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--running", type=click.IntRange(1), default=8, show_default=True, help="Conversations at a time.")
-@click.option(
-    "--think-s", type=click.FloatRange(0), default=0.0, show_default=True, help="Pause before each next turn."
-)
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Conversations starting a second (Poisson).")
+@click.option("--think-s", type=Finite(0), default=0.0, show_default=True, help="Pause before each next turn.")
+@click.option("--rate", type=Finite(0, min_open=True), help="Conversations starting a second (Poisson).")
 @click.option("--trace", type=click.Path(path_type=Path), help="Replay this trace instead (Mooncake or Azure).")
 @click.option("--requests", type=click.IntRange(1), help="At most so many requests of the trace.")
-@click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
+@click.option("--speed", type=Finite(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
 @click.option("--max-prompt", type=click.IntRange(1), help="Leave out the trace's prompts longer than this, in tokens.")
-@click.option("--slo-ttft-ms", type=click.FloatRange(0, min_open=True), help="For goodput: first token within.")
-@click.option("--slo-tpot-ms", type=click.FloatRange(0, min_open=True), help="For goodput: time per output token.")
+@click.option("--slo-ttft-ms", type=Finite(0, min_open=True), help="For goodput: first token within.")
+@click.option("--slo-tpot-ms", type=Finite(0, min_open=True), help="For goodput: time per output token.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

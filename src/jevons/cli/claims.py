@@ -13,6 +13,7 @@ from rich.table import Table
 from jevons.base.errors import ConfigError
 from jevons.cli.demand_fleets import compared
 from jevons.cli.pictures import files, picture_options
+from jevons.cli.tables import show
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.econ.claims import Estimate, Finding, Grounds, Verdict, assess
 from jevons.econ.claims_grounds import COMPUTATIONS, Tables, all_figures
@@ -48,7 +49,7 @@ def command(numbers: tuple[int, ...], draws: int, seed: int, as_json: bool, **gi
         click.echo(msgspec.json.encode(chosen))
         return
     console = Console()
-    console.print(_table(chosen))
+    show(_table(chosen), console)
     _explain(chosen, console, in_full=bool(numbers))
 
 

@@ -16,7 +16,9 @@ from jevons.base.errors import ConfigError
 from jevons.base.units import count, short_dollars, si
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.pricing import Against, Priced, RackPower, Wanted, priced
-from jevons.cli.scenarios import FILE, scenario_of, scenario_options, tell_of_compiling
+from jevons.cli.ranges import Finite
+from jevons.cli.scenarios import FILE, SAYING, scenario_of, scenario_options, tell_of_compiling
+from jevons.cli.tables import show
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.prices import read_prices, read_range
@@ -57,7 +59,7 @@ _LABELS = {
 @click.option("--basis", type=click.Choice([*map(str, Basis)]), default="own", show_default=True, help="Whose hours.")
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--utilisation", help="LOW:BASE:HIGH, 0 to 1: demand over the year, of the one rehearsed.")
-@click.option("--site-mw", type=click.FloatRange(0, min_open=True), help="Tell what fits on a site of so much power.")
+@click.option("--site-mw", type=Finite(0, min_open=True), help="Tell what fits on a site of so much power.")
 @click.option("--against", help="Another scenario: which is cheaper, and at what price of a chip both cost the same.")
 @click.option("--catalog", type=FILE, help="TOML file with chips, racks or economics of yours.")
 @click.option("--calibration", type=FILE, help="TOML file of `jevons calibrate` instead of what ships.")
@@ -99,8 +101,9 @@ def _report(scenario: str | None, given: Mapping[str, Any], catalog: Catalog) ->
     path: Path | None = given["report"]
     if path is None:
         return rehearsed(scenario, given, catalog)
-    if scenario is not None:
-        raise ConfigError(f"--report and {scenario!r}: give one of them: what was rehearsed, or what shall be")
+    others = [repr(scenario)] if scenario is not None else [f"--{name}" for name in SAYING if given[name] is not None]
+    if others:
+        raise ConfigError(f"--report and {others[0]}: give one of them: what was rehearsed, or what shall be")
     if given["calibration"] is not None and given["against"] is None:
         raise ConfigError("--report and --calibration: give one of them: what was rehearsed is not predicted again")
     try:
@@ -127,10 +130,10 @@ def _show(found: Priced) -> None:
         console.print(found.title, markup=False, highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1))
     for head in ("", "base", "5 %", "95 %"):
-        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+        table.add_column(head, justify="right" if head else "left", no_wrap=bool(head))
     for label, interval, read in _rows(found):
         table.add_row(label, *(read(value) for value in (interval.base, interval.low, interval.high)))
-    console.print(table)
+    show(table, console)
     for line in _lines(found):
         console.print(f" {line}", markup=False, highlight=False, soft_wrap=True)
 

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jevons.base.errors import ConfigError
+from jevons.base.names import instead
 from jevons.base.units import short_dollars
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.scenarios import FILE
+from jevons.cli.tables import show
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.prices import power_of, price_of
@@ -110,7 +112,7 @@ def _speeds(text: str) -> list[float]:
         speeds = [0.0]
     if not all(0 < speed < inf for speed in speeds):
         raise ConfigError(f"--at: must be tokens/s above 0, such as 20,50,100, got {text!r}")
-    return speeds
+    return list(dict.fromkeys(speeds))
 
 
 def _weights(text: str) -> list[Precision]:
@@ -123,8 +125,9 @@ def _weights(text: str) -> list[Precision]:
 def _side(name: str, catalog: Catalog, asked: Asked, given: dict[str, Any]) -> Side:
     """No chip's own shares: what was measured of some would be compared with what was not of others."""
     if name not in catalog.chips or given["model"] not in catalog.models:
-        unknown = name if name not in catalog.chips else given["model"]
-        raise ConfigError(f"curve: {unknown!r} is not in the catalog; `jevons fleet list` shows what is")
+        kind, unknown = ("chip", name) if name not in catalog.chips else ("model", given["model"])
+        near = instead(unknown, catalog.chips if kind == "chip" else catalog.models)
+        raise ConfigError(f"curve: {unknown!r} is no {kind} of the catalog{near}; `jevons fleet list` shows all")
     chip, model = catalog.chips[name], catalog.models[given["model"]]
     ways = [way for way in given["weights"] if chip.flops(int(WEIGHT_BITS[way])) is not None]
     if not ways or chip.flops(8) is None:
@@ -168,6 +171,7 @@ def _show(found: Curve) -> None:
         f"{asked.output_tokens:,.0f} out:\n"
         f"dollars for a million output tokens, which pay for all, at full load (5 % to 95 %)",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     heads = ["tokens/s\na user", *chips, *(f"{chips[-1]} less\nthan {chip}" for chip in chips[:-1])]
@@ -176,7 +180,7 @@ def _show(found: Curve) -> None:
     for step in found.steps:
         offers = (_price(offer.mtok) for offer in step.offers.values())
         table.add_row(f"{step.interactivity:g}", *offers, *(_times(each) for each in step.cheaper.values()))
-    console.print(table)
+    show(table, console)
     for line in _lines(found, chips[-1]):
         console.print(f" {line}", markup=False, highlight=False, soft_wrap=True)
 

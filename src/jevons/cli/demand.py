@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 import msgspec
+import numpy as np
 from rich.console import Console
 
 from jevons.base.errors import ConfigError, UnknownFigure
+from jevons.base.names import instead
 from jevons.cli.demand_fleets import compare_fleets, compared
 from jevons.cli.demand_tables import Found, show
 from jevons.cli.pictures import files, picture_options
@@ -84,11 +86,16 @@ def look(
     asked: OutlookFile, figures: dict[str, Figure], catalog: Catalog, draws: Draws, mixed: Mixed | None = None
 ) -> Found:
     """All that is asked for, whatever of it is shown. Raises ConfigError."""
-    return Found(
-        demand=look_ahead(asked.title, figures, _setup(asked), draws),
-        market=look_at_market(figures, _setup(asked), draws, figures["custom_silicon_share_2028"]),
-        switching=lock_in((asked.chips, asked.chip), figures | merchant(catalog, asked.chip), draws, mixed),
-    )
+    try:
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            return Found(
+                demand=look_ahead(asked.title, figures, _setup(asked), draws),
+                market=look_at_market(figures, _setup(asked), draws, figures["custom_silicon_share_2028"]),
+                switching=lock_in((asked.chips, asked.chip), figures | merchant(catalog, asked.chip), draws, mixed),
+            )
+    except FloatingPointError as error:
+        given = ", ".join(f"{name} = {change.value:g}" for name, change in asked.parameters.items())
+        raise ConfigError(f"outlook: parameters: lead beyond what can be computed ({error}): {given}") from error
 
 
 def merchant(catalog: Catalog, name: str) -> dict[str, Figure]:
@@ -121,6 +128,8 @@ def _price(name: str, chip: Chip, rack: Rack | None) -> Figure:
 def _mixed(given: Mapping[str, Any], catalog: Catalog, draws: Draws) -> Mixed | None:
     single, mixed = given["single"], given["mixed"]
     if single is None and mixed is None:
+        if given["usd_per_hour"]:
+            raise ConfigError("--usd-per-hour: prices the fleets of --single and --mixed, and neither is given")
         return None
     if single is None or mixed is None:
         raise ConfigError("--single and --mixed: give both scenarios, or neither")
@@ -133,7 +142,8 @@ def figures_of(catalog: Catalog, asked: OutlookFile) -> dict[str, Figure]:
     figures = parameters(catalog.economics, catalog.demand, catalog.chips, compared(catalog), asked.hardware)
     for name, change in asked.parameters.items():
         if name not in figures:
-            raise ConfigError(f"outlook: parameters: {name!r} is none of them; {', '.join(sorted(figures))} are")
+            all_of = instead(name, figures) or f"; they are {', '.join(sorted(figures))}"
+            raise ConfigError(f"outlook: parameters: {name!r} is none of them{all_of}")
         figures[name] = change.figure("this outlook")
     check_shares(figures)
     return figures
@@ -152,10 +162,13 @@ def _asked(file: OutlookFile, given: Mapping[str, Any]) -> OutlookFile:
         name, is_set, values = text.partition("=")
         if not is_set:
             raise ConfigError(f"--set: must be NAME=LOW:BASE:HIGH, got {text!r}")
+        if name in changes:
+            raise ConfigError(f"--set {name}: is given twice; a parameter has one range")
         changes[name] = read_range(values, f"--set {name}")
     for lever in given["without"]:
         if lever not in LEVERS:
-            raise ConfigError(f"--without: must be one of {', '.join(LEVERS)}, got {lever!r}")
+            near = instead(lever, LEVERS)
+            raise ConfigError(f"--without: must be one of {', '.join(LEVERS)}, got {lever!r}{near}")
     return msgspec.structs.replace(
         file,
         levers=tuple(lever for lever in file.levers if lever not in given["without"]),

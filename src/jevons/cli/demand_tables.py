@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jevons.cli import tables
 from jevons.cli.rehearsed import Rehearsed, Tiering
 from jevons.config.outlook import OutlookFile
 from jevons.econ.draws import Interval, high_of
@@ -19,6 +20,7 @@ from jevons.econ.switching import Fleet, Switching
 from jevons.econ.tornado import Swing
 
 _SHOWN_SWINGS = 6
+_LEAST = 1e-6  # told as a figure
 _SEEN = 0.005  # of the base; a swing below is not shown
 
 
@@ -35,7 +37,7 @@ def show(found: Found, asked: OutlookFile, console: Console) -> None:
     if found.demand.title:
         _say(console, found.demand.title)
     if found.rehearsed:
-        console.print(_rehearsed(found.rehearsed))
+        tables.show(_rehearsed(found.rehearsed), console)
     if "demand" in asked.show:
         _show_demand(found.demand, console)
     if "market" in asked.show:
@@ -68,23 +70,23 @@ def _say(console: Console, *lines: str) -> None:
 
 
 def _show_demand(found: Outlook, console: Console) -> None:
-    console.print(_years(found))
-    console.print(_levers(found))
+    tables.show(_years(found), console)
+    tables.show(_levers(found), console)
     _say(console, *(f" {line}" for line in _findings(found)))
     last = found.years[-1]
     title = f"what matters for {last.year}'s spend, {figure(last.spend.base)} ×"
-    console.print(swings(title, "spend", found.matters, last.spend.base))
+    tables.show(swings(title, "spend", found.matters, last.spend.base), console)
 
 
 def _show_market(found: Market, console: Console) -> None:
     last = found.years[-1]
-    console.print(_dollars(found))
-    console.print(_buyers(found))
-    console.print(_shares(found))
-    console.print(_cases(found))
+    tables.show(_dollars(found), console)
+    tables.show(_buyers(found), console)
+    tables.show(_shares(found), console)
+    tables.show(_cases(found), console)
     usd = last.vendors["NVIDIA"].usd.base
     title = f"what matters for NVIDIA's {last.year}, ${figure(usd / 1e9)} billion"
-    console.print(swings(title, "$ billion", found.matters, usd, scale=1e-9))
+    tables.show(swings(title, "$ billion", found.matters, usd, scale=1e-9), console)
 
 
 def _dollars(found: Market) -> Table:
@@ -128,13 +130,13 @@ def _show_switching(found: Switching, console: Console) -> None:
     table = _table(f"to leave {found.chips:,} {found.chip}, layer by layer", "", "$ million", "months", "of its year")
     for layer in (*found.layers, found.with_neutral):
         table.add_row(layer.name, ranged(layer.usd.scaled(1e-6)), ranged(layer.months), f"{layer.share.base:.0%}")
-    console.print(table)
+    tables.show(table, console)
     _say(console, *(f" {line}" for line in _leaving(found)))
     even = found.break_even
     if even is None:
         return
     title = f"what matters for the break-even, {figure(even.tokens_per_year.base / 1e12)} T tokens a year"
-    console.print(swings(title, "T tokens", even.matters, even.tokens_per_year.base, scale=1e-12))
+    tables.show(swings(title, "T tokens", even.matters, even.tokens_per_year.base, scale=1e-12), console)
 
 
 def _leaving(found: Switching) -> list[str]:
@@ -178,6 +180,8 @@ def figure(value: float) -> str:
     """Two figures, without exponents."""
     if value == 0.0:
         return "0"
+    if 0.0 < value < _LEAST:
+        return f"<{_LEAST:f}"
     for size, name in ((1e9, "bn"), (1e6, "M")):
         if abs(value) >= size:
             return f"{figure(value / size)} {name}"

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from jevons.base.errors import ConfigError
 from jevons.cli.options import fetch, log_to_stderr
+from jevons.cli.ranges import Finite
 from jevons.config.scenario import Group, Scenario, make_scenario, read_scenario, shipped
 from jevons.engine.mock_engine import MockFacts
 from jevons.perf.measured import Prices
@@ -34,9 +35,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--fleet", help="Timed by chips instead: INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 1000xh100.")
 @click.option("--model", help="With --fleet: the model of the catalog that sets times and room.")
 @click.option("--scenario", help="Timed by a scenario's groups: a TOML file, or the name of one that ships.")
-@click.option("--prefill-tokens-per-s", type=click.FloatRange(0, min_open=True), default=8000.0, show_default=True)
-@click.option("--step-ms", type=click.FloatRange(0), default=5.0, show_default=True, help="Of each step, besides.")
-@click.option("--decode-ms", type=click.FloatRange(0), default=0.1, show_default=True, help="Of a sequence in a step.")
+@click.option("--prefill-tokens-per-s", type=Finite(0, min_open=True), default=8000.0, show_default=True)
+@click.option("--step-ms", type=Finite(0), default=5.0, show_default=True, help="Of each step, besides.")
+@click.option("--decode-ms", type=Finite(0), default=0.1, show_default=True, help="Of a sequence in a step.")
 @click.option("--blocks", type=click.IntRange(1), help="Of one engine's pool; 4096, or what the chips' memory holds.")
 @click.option("--block-size", type=click.IntRange(1), default=16, show_default=True, help="Tokens of a block.")
 @click.option("--step-tokens", type=click.IntRange(1), default=8192, show_default=True)
@@ -44,12 +45,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--served-name", default="mock", show_default=True, help="Model that clients ask for.")
 @click.option("--adapter", "adapters", multiple=True, help="Another model they serve, an adapter of that; repeatable.")
 @click.option("--tokenizer", help="Known model or directory whose tokenizer reads text; without, bytes are tokens.")
-@click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
+@click.option("--speed", type=Finite(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 takes a free one.")
 @click.option("--own-ports", is_flag=True, help="A port for each engine, instead of a path of that one.")
-@click.option("--event-loss", type=click.FloatRange(0, 1), default=0.0, help="Share of event batches that are lost.")
-@click.option("--event-lag-ms", type=click.FloatRange(0), default=0.0, help="Until events are sent.")
+@click.option("--event-loss", type=Finite(0, 1), default=0.0, help="Share of event batches that are lost.")
+@click.option("--event-lag-ms", type=Finite(0), default=0.0, help="Until events are sent.")
 @click.option("--replay-batches", type=click.IntRange(0), default=10_000, show_default=True, help="Kept for replays.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=_FILE, help="Write the engines there, for `jevons serve --engine @FILE`.")
@@ -170,7 +171,7 @@ async def _run(made: list[Made], flags: dict[str, Any]) -> None:
 
 def _write(path: Path, specs: list[str]) -> None:
     try:
-        path.write_text("\n".join(specs) + "\n")
+        path.write_text("\n".join(specs) + "\n", "utf-8")
     except OSError as error:
         raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from error
 

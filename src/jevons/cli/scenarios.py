@@ -26,6 +26,7 @@ _OPTIONS = (
     click.option("--requests", type=int, help="At most so many."),
     click.option("--seed", type=int),
 )
+SAYING = ("fleet", "model", "trace", "traffic", "router", "rate", "requests", "seed")  # of them, beside SCENARIO
 
 
 def scenario_options(command: Callable[..., None]) -> Callable[..., None]:

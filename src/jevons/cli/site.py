@@ -15,7 +15,9 @@ from rich.table import Table
 from jevons.cli.cost import rehearsed, utilised
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.pricing import Priced, Wanted, priced
+from jevons.cli.ranges import Finite
 from jevons.cli.scenarios import FILE
+from jevons.cli.tables import show
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_prices
 from jevons.econ.cost import Basis
@@ -34,7 +36,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command("site", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("scenarios", nargs=-1)
-@click.option("--mw", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True, help="Of the grid.")
+@click.option("--mw", type=Finite(0, min_open=True), default=50.0, show_default=True, help="Of the grid.")
 @click.option("--basis", type=click.Choice([*map(str, Basis)]), default="own", show_default=True, help="Whose hours.")
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--utilisation", help="LOW:BASE:HIGH, 0 to 1: demand over the year, of the one rehearsed.")
@@ -74,13 +76,14 @@ def _called(names: list[str]) -> list[str]:
 
 def _show(found: list[Found], site_mw: float) -> None:
     console = Console()
-    console.print(f"A site of {site_mw:g} MW, cooling included: base, and below it 5 % to 95 %", highlight=False)
+    title = f"A site of {site_mw:g} MW, cooling included: base, and below it 5 % to 95 %"
+    console.print(title, highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for head in ("", "chips", "M output\ntokens/s", "million $\na year", "$ for 1M\noutput", "J for an\noutput token"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for each in found:
         table.add_row(each.scenario, *_cells(each.priced))
-    console.print(table)
+    show(table, console)
     for line in dict.fromkeys(_lines(found)):
         console.print(f" {line}", markup=False, highlight=False, soft_wrap=True)
 

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from jevons.base.units import count, milliseconds
+
+_ENDLESS = 10_000  # columns of a terminal that no cell fills
 
 _ROWS: tuple[tuple[str, str, str], ...] = (
     ("requests", "requests", "count"),
@@ -34,7 +37,7 @@ def measured_table(title: str, columns: Mapping[str, Mapping[str, Any]], extra: 
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in (*columns, *extra):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for i, (label, key, kind) in enumerate(_ROWS):
         if key == "goodput_rps" and all(_at(record, key) is None for record in columns.values()):
             continue  # nobody asked for targets
@@ -56,8 +59,20 @@ def savings(base: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def show(table: Table) -> None:
-    Console().print(table)
+def show(table: Table, console: Console | None = None) -> None:
+    """Print it; columns that do not wrap are never cut: half a figure is another figure.
+
+    Where the terminal is narrower than these and the longest words, it is the terminal that breaks the lines.
+    """
+    console = console or Console()
+    endless = console.options.update(width=_ENDLESS)
+    for column in table.columns:
+        sizes = [Measurement.get(console, endless, cell) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    least = Measurement.get(console, endless, table).minimum
+    if least > console.width:
+        table.width = least
+    console.print(table, crop=False)
 
 
 def _at(record: Mapping[str, Any], key: str) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from jevons.base.errors import EngineError
+from jevons.cli.ranges import Finite
 from jevons.web.site import Told
 from jevons.web.top import read, screen
 
@@ -19,7 +20,7 @@ TIMEOUT_S = 10.0
 
 @click.command("top", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--every", type=click.FloatRange(0.2, 3600), default=1.0, show_default=True, help="Seconds.")
+@click.option("--every", type=Finite(0.2, 3600), default=1.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="Show it once, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Once, as it is, on standard output.")
 def command(url: str, every: float, once: bool, as_json: bool) -> None:

@@ -16,6 +16,8 @@ from rich.table import Table
 from jevons.base.errors import ConfigError
 from jevons.cli.pictures import files, picture_options
 from jevons.cli.plans import flip_line, read_plan
+from jevons.cli.ranges import Finite
+from jevons.cli.tables import show
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.config.prices import read_range
 from jevons.econ.cost import ChipHour
@@ -36,7 +38,7 @@ GUESS_EARLY, GUESS_LATE = 0.5, 2.0  # of the time until chips come: how soon and
 @click.command("wait", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("now", type=_FILE)
 @click.argument("later", type=_FILE)
-@click.option("--months", type=click.FloatRange(0, min_open=True), default=36.0, show_default=True, help="Looked at.")
+@click.option("--months", type=Finite(0, min_open=True), default=36.0, show_default=True, help="Looked at.")
 @click.option("--delay", help="LOW:BASE:HIGH or BASE, months until the later chips are there.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or economics of yours.")
 @picture_options
@@ -61,8 +63,12 @@ def command(
     if given["as_json"]:
         click.echo(msgspec.json.encode(found))
         return
+    console = Console()
     for line in _lines(found):
-        Console().print(line, markup=False, highlight=False)
+        if isinstance(line, Table):
+            show(line, console)
+        else:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def answered(plans: tuple[Plan, Plan], months: float, delay: Figure, catalog: Catalog) -> Answer:
@@ -161,7 +167,7 @@ def _lines(found: Answer) -> Iterator[str | Table]:
     yield f"{found.months:g} months; the later chips come after {delay.value:.1f} ({delay.low:.1f} to {delay.high:.1f})"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, head in enumerate(("", "$/Mtok out", "5 % to 95 %", "cheapest in", "serves")):
-        table.add_column(head, justify="right" if at else "left", no_wrap=True)
+        table.add_column(head, justify="right" if at else "left", no_wrap=at > 0)
     for each in found.choices:
         cost = each.usd_per_million_tokens
         share = f"{each.cheapest_share:.0%} of draws" if each.served == 1.0 else ""
