@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from jevons import __version__
 from jevons.base.errors import JevonsError
+from jevons.base.names import instead
 
 _COMMANDS = {
     "serve": "Serve a model over several workers, behind one OpenAI-compatible door.",
@@ -34,6 +41,9 @@ _COMMANDS = {
 }
 
 
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC)
+
+
 class _Lazy(click.Group):
     """Knows its commands' names and one line on each; imports a command when it is used."""
 
@@ -43,8 +53,16 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"jevons.cli.{name}").command
+        with loading():
+            command: click.Command = importlib.import_module(f"jevons.cli.{name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{instead(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -57,10 +75,26 @@ def jevons() -> None:
     """An open inference operating system: serve, rehearse and price, with one set of decisions."""
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """While modules are imported a Ctrl-C ends the process at once: nothing is under way that would have to be ended.
+
+    Python's importer may swallow a KeyboardInterrupt, and modules written in C may make an ImportError of it.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def main() -> None:
     """The `jevons` program. Errors of ours are one line and exit code 2; anything else is a bug and shows its trace."""
+    _write_in_any_encoding()
     try:
         jevons(standalone_mode=False)
+        if sys.stdout is not None:  # closed: `>&-`
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -68,11 +102,32 @@ def main() -> None:
         sys.exit(130)
     except JevonsError as error:
         _fail(error)
+    except OSError as error:
+        if error.errno not in _UNWRITTEN:
+            raise
+        _cut_short(error)
     except BaseExceptionGroup as group:
         ours, rest = group.split(JevonsError)
         if ours is None or rest is not None:
             raise
         _fail(_first(ours))
+
+
+def _write_in_any_encoding() -> None:
+    """What a terminal's encoding lacks, such as × and … in ASCII, is written as `?`; it would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _cut_short(error: OSError) -> None:
+    """What there was to say could not be written: one line, but none where who reads it has read enough (`| head`)."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left of it goes there as we exit
+    if error.errno == errno.EPIPE:
+        sys.exit(1)
+    click.echo(f"jevons: output cannot be written: {error.strerror}", err=True)
+    sys.exit(2)
 
 
 def _first(error: BaseException) -> BaseException:

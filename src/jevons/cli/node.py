@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from jevons.cli import loading
 from jevons.cli.options import fetch, log_to_stderr, make_settings, settings_options
 from jevons.config import Settings
 
@@ -30,8 +31,9 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
     settings = make_settings(file, flags, is_node=True)
     log_to_stderr(verbose)
     model_dir = fetch(settings.model)
-    import uvloop
+    with loading():
+        import uvloop
 
-    from jevons.serve.node import run
+        from jevons.serve.node import run
 
     uvloop.run(run(settings, model_dir))

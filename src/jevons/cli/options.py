@@ -56,15 +56,20 @@ def find_model(settings: Settings) -> Path | None:
 def fetch(model: str, accepted: str = "") -> Path:
     """A model's directory, with a progress bar on standard error while it is fetched."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
 
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+    def progress(what: str, done: int, total: int) -> None:
+        bar.start()  # now, if it has not: a bar of nothing leaves an empty line
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
 
+    try:
         return resolve(model, progress=progress, accepted=accepted)
+    finally:
+        if tasks:
+            bar.stop()
 
 
 def log_to_stderr(verbose: bool) -> None:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from jevons.base.errors import ConfigError
+from jevons.cli import loading
 from jevons.cli.options import find_model, log_to_stderr, make_settings, settings_options
 from jevons.config import Settings
 from jevons.config.scaling import LiveScaling, read_scaling
@@ -64,12 +65,13 @@ def command(file: Path | None, verbose: bool, **flags: Any) -> None:
         _serve_together(settings, how, path)
         return
     model_dir = find_model(settings)
-    import uvloop
+    with loading():
+        import uvloop
 
-    from jevons.cli.pages import live_pages
-    from jevons.serve.app import run
-    from jevons.serve.kept import Kept
-    from jevons.serve.scaling import Scale
+        from jevons.cli.pages import live_pages
+        from jevons.serve.app import run
+        from jevons.serve.kept import Kept
+        from jevons.serve.scaling import Scale
 
     kept, program = None if path is None else Kept(path), how.scale_command and program_of(how.scale_command)
     picker = None if how.picker is None else (how.picker, how.picker_tls)
@@ -128,9 +130,10 @@ def _scale(settings: Settings, how: _How) -> LiveScaling:
 
 
 def _serve_together(settings: Settings, how: _How, path: Path | None) -> None:
-    import uvloop
+    with loading():
+        import uvloop
 
-    from jevons.serve.frontends import Beside, run_frontends
+        from jevons.serve.frontends import Beside, run_frontends
 
     beside = Beside("jevons.cli.frontend", path, how.picker, how.picker_tls, how.catalog)
     uvloop.run(run_frontends(settings, how.frontends, beside))
