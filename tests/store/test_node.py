@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -382,18 +383,24 @@ def test_an_engine_that_dies_leaves_no_lease_and_no_memory_behind(start: Start, 
     until(lambda: a.save(next(numbers), 8) == 0, WAIT_S, "every place can be had")
 
 
+def save_on_disk(engine: Engine, count: int) -> None:
+    """More than the arena holds."""
+
+    def is_saved() -> bool:
+        missing = [number for number, tier in enumerate(engine.look(0, count)) if tier is None]
+        for number in missing:
+            engine.save(number, 1)
+        return not missing
+
+    until(is_saved, WAIT_S, "on the disk")
+
+
 def test_a_prompt_larger_than_the_arena_comes_back_from_the_disk_whole(
     start: Start, engine: Make, tmp_path: Path
 ) -> None:
     one = engine(start(dram_bytes=8 * PAGE, disk_path=str(tmp_path / "disk"), disk_bytes=200 * PAGE))
 
-    def is_saved() -> bool:
-        missing = [number for number, tier in enumerate(one.look(0, 24)) if tier is None]
-        for number in missing:
-            one.save(number, 1)
-        return not missing
-
-    until(is_saved, WAIT_S, "on the disk")
+    save_on_disk(one, 24)
 
     assert set(one.bring(0, 24).values()) <= {Tier.DRAM, Tier.DISK}
 
@@ -421,9 +428,9 @@ def test_an_engine_with_more_than_a_thousand_files_open_has_its_tiers(start: Sta
 SECRET = "a secret of all nodes"
 
 
-def two_nodes(start: Start, tmp_path: Path, secret: str = SECRET) -> tuple[Keeper, Keeper]:
+def two_nodes(start: Start, tmp_path: Path, secret: str = SECRET, **of_first: object) -> tuple[Keeper, Keeper]:
     """Keepers of two nodes, the second of which fetches from the first."""
-    first = start(listen="127.0.0.1:0", peer_secret=SECRET)
+    first = start(listen="127.0.0.1:0", peer_secret=SECRET, **of_first)
     assert isinstance(first.first, Ready)
     address = f"127.0.0.1:{first.first.port}"
     return first, start(socket=str(tmp_path / "other"), peers=[address], peer_secret=secret)
@@ -451,6 +458,16 @@ def test_a_page_that_changed_at_the_peer_is_not_served(start: Start, engine: Mak
     a.memory.arena.memory[at + 100] ^= 4
 
     assert b.bring(0, 3) == {0: "peer", 1: "corrupt", 2: "peer"}
+
+
+def test_more_than_a_peer_has_in_memory_comes_from_its_disk(start: Start, engine: Make, tmp_path: Path) -> None:
+    disk: dict[str, Any] = {"disk_path": str(tmp_path / "disk"), "disk_bytes": 200 * PAGE}
+    here, there = two_nodes(start, tmp_path, dram_bytes=8 * PAGE, **disk)
+    one, other = engine(here), engine(there)
+    save_on_disk(one, 24)
+    until(lambda: other.look(0, 24) == [Tier.PEER] * 24, WAIT_S, "the peer's blocks are known")
+
+    assert other.bring(0, 24) == dict.fromkeys(range(24), "peer")
 
 
 def test_a_peer_that_dies_costs_a_reason_and_one_that_returns_is_used_again(

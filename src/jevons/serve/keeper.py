@@ -149,7 +149,7 @@ class Keeper:
             else:
                 self._denied += 1
                 client.close()
-        elif client in self._strangers or not isinstance(message, wire.Watch | wire.Fetch | wire.Done):
+        elif client in self._strangers or not isinstance(message, wire.Watch | wire.Fetch | wire.Took | wire.Done):
             self._denied += 1
             client.close()
         else:
@@ -210,7 +210,7 @@ class Keeper:
         """With some of a fetch, or with all of a fetch or reservation."""
         if isinstance(done, wire.Took):
             keys = list(self._names.get(lease, ()))
-            self._blocks.took(lease, [keys[index] for index in done.blocks])
+            self._blocks.took(lease, [keys[index] for index in done.blocks if 0 <= index < len(keys)])
         else:
             self._names.pop(lease, None)
             self._reserved.pop(lease, None)

@@ -3,7 +3,7 @@
     our keeper  ──Admit, Watch──▶  theirs        Holding: what they have, from then on
                 ──Fetch──▶ ◀──Here──             offsets in their arena, lent until
                 ◀══ link: pages ══               copied into ours, checked here,
-                ──Done──▶
+                ──Took, Done──▶
 
 A keeper is one more client to a keeper of another node. Everything that goes wrong is a reason, never an exception.
 """
@@ -92,6 +92,8 @@ class Peer:
                     if not here:
                         return fetch.results
                     await self._bring(link, fetch, here)
+                    if _OPEN in fetch.results:  # the rest may wait for these places
+                        channel.send(wire.Took(id, [block[0] for block in here]))
         except TimeoutError:
             return [Read("timeout") if result == _OPEN else result for result in fetch.results]
         finally:
