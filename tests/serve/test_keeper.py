@@ -8,11 +8,12 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from jevons.base.ids import BlockHash
 from jevons.control.copies import Change
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.kv.layout import checksum
@@ -106,14 +107,15 @@ def test_a_store_of_many_blocks_is_told_in_parts_and_what_changes_meanwhile_is_t
         keeper._enter(client)  # type: ignore[arg-type]
         keeper._on_message(client, wire.Attach("engine", FINGERPRINT, PAGE_BYTES))  # type: ignore[arg-type]
         await asyncio.sleep(0)
-        assert bucket.on_known is not None
-        bucket.on_known(set(keys[:count]))
+        listing = asyncio.create_task(bucket.tell(keys[:count]))
+        await asyncio.sleep(0)
+        assert keeper._state().blocks == {"remote": TOLD_BLOCKS}  # whoever asks something now is answered
+        await listing
         await asyncio.sleep(0)
         begin = len(client.sent)
         keeper._on_message(client, wire.Watch())  # type: ignore[arg-type]
-        bucket.on_known(set(keys[5 : count - 5]))  # of the first part and the last
-        await asyncio.sleep(0)
-        bucket.on_known(left := set(keys[7:]))
+        await bucket.tell(set(keys[5 : count - 5]))  # of the first part and the last
+        await bucket.tell(left := set(keys[7:]))
         while keeper._tasks:  # noqa: ASYNC110
             await asyncio.sleep(0)
         return client.sent[begin:], left
@@ -203,10 +205,14 @@ class _Bucket:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.on_known: Callable[[set[BlockKey]], None] | None = None
+        self.on_known: Callable[[set[BlockHash]], Awaitable[None]] | None = None
 
-    async def follow(self, fingerprint: bytes, on_known: Callable[[set[BlockKey]], None]) -> None:
+    async def follow(self, fingerprint: bytes, on_known: Callable[[set[BlockHash]], Awaitable[None]]) -> None:
         self.on_known = on_known
+
+    async def tell(self, keys: Iterable[BlockKey]) -> None:
+        assert self.on_known is not None
+        await self.on_known({key.name for key in keys})
 
     async def read(self, loads: Sequence[Load]) -> list[Read]:
         return [Read("missing")] * len(loads)
@@ -223,13 +229,12 @@ def test_what_was_missing_in_the_bucket_and_is_listed_again_is_held_again() -> N
 
         say(wire.Attach("engine", FINGERPRINT, PAGE_BYTES))
         await asyncio.sleep(0)
-        assert bucket.on_known is not None
-        bucket.on_known(set(KEYS))
+        await bucket.tell(set(KEYS))
         say(wire.Fetch(1, FINGERPRINT, NAMES))
         while sum(isinstance(message, wire.Lost) for message in client.sent) < len(KEYS):  # noqa: ASYNC110
             await asyncio.sleep(0)
         say(wire.Find(2, FINGERPRINT, NAMES))
-        bucket.on_known(set(KEYS))  # another node has put them there
+        await bucket.tell(set(KEYS))  # another node has put them there
         say(wire.Find(3, FINGERPRINT, NAMES))
         return client.sent[-2:]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from jevons.base.errors import StoreError
+from jevons.base.ids import BlockHash
 from jevons.control.breaker import Breaker
 from jevons.facts.block import BlockKey, BlockMeta
 from jevons.store.bucket import Bucket
@@ -154,7 +155,7 @@ class Remote:
         self._record("")
         return Read(checksum=meta.checksum)
 
-    async def follow(self, fingerprint: bytes, on_known: Callable[[set[BlockKey]], None]) -> None:
+    async def follow(self, fingerprint: bytes, on_known: Callable[[set[BlockHash]], Awaitable[None]]) -> None:
         """Tell what the bucket holds of these blocks, now and every `LIST_S` seconds, until cancelled."""
         while True:
             if self._breaker.admit(time.monotonic()):
@@ -164,7 +165,7 @@ class Remote:
                 except StoreError as error:
                     self._counts[f"remote_list_{error.reason}"] += 1
                     self._record(error.reason)
-                on_known({BlockKey(fingerprint, name) for name in self._bucket.names(fingerprint)})
+                await on_known(self._bucket.names(fingerprint))
             await asyncio.sleep(LIST_S)
 
     async def close(self) -> None:
