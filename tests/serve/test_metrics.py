@@ -8,7 +8,7 @@ from jevons.base.ids import RequestId, WorkerId
 from jevons.control.router import Router
 from jevons.facts.snapshot import Outcome
 from jevons.facts.worker import WorkerFacts
-from jevons.serve.metrics import PORTION, Metrics
+from jevons.serve.metrics import MOST_LEFT, PORTION, Metrics
 
 WORKERS = 2 * PORTION + 3
 
@@ -46,6 +46,24 @@ def test_each_family_is_named_once_and_has_all_workers() -> None:
     assert [sample.value for sample in told["jevons_prompt_tokens"]] == [100 + number for number in range(WORKERS)]
     ratios = [s for s in told["jevons_ttft_measured_over_predicted"] if s.name.endswith("_count")]
     assert len(ratios) == WORKERS
+
+
+def test_of_workers_that_are_no_more_the_latest_are_told_of() -> None:
+    router = Router()
+    metrics, stays = Metrics(router), WorkerId("stays")
+    router.join(WorkerFacts(id=stays, model="m", kind="openai", sends_events=True))
+    metrics.output_tokens.labels(stays).inc()
+    for number in range(3 * MOST_LEFT):
+        metrics.output_tokens.labels(f"pod-{number}").inc()
+        metrics.itl.labels(f"pod-{number}").observe(0.1)
+        metrics.requests.labels(f"endpoint-{number}", "200").inc()
+
+    page = b"".join(metrics.pieces()).decode()
+    told = {family.name: family.samples for family in text_string_to_metric_families(page)}
+    latest = [f"pod-{number}" for number in range(2 * MOST_LEFT, 3 * MOST_LEFT)]
+    assert [sample.labels["worker"] for sample in told["jevons_output_tokens"]] == ["stays", *latest]
+    assert [s.labels["worker"] for s in told["jevons_itl_seconds"] if s.name.endswith("_count")] == latest
+    assert len(told["jevons_requests"]) == 3 * MOST_LEFT
 
 
 def test_no_piece_is_of_more_than_a_portion_of_the_workers() -> None:

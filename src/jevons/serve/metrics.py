@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 from typing import TypeVar
 
@@ -23,6 +23,10 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 # Measured over predicted: 1 is right. Symmetric in the logarithm.
 RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 PORTION = 16  # workers told of at a time: a fraction of a millisecond
+MOST_LEFT = (
+    256  # workers that are no more and still told of, the latest: pods get a new name whenever they are replaced
+)
+_WORKER = "worker"  # the label
 T = TypeVar("T")
 
 
@@ -75,6 +79,13 @@ class Counters:
         """Where there are no labels."""
         self.labels().inc(by)
 
+    def let_go(self, there: Collection[str]) -> None:
+        """Of workers that are no more only the latest are told of."""
+        if list(self._told[2]) == [_WORKER]:
+            left = [values for values in self._children if values[0] not in there]
+            for values in left[: max(0, len(left) - MOST_LEFT)]:
+                del self._children[values]
+
     def collect(self) -> Iterator[CounterMetricFamily]:
         name, says, labels = self._told
         for some in _portions(self._children.items() if labels else [((), self.labels())]):
@@ -98,6 +109,13 @@ class Histograms:
             child = self._children[value] = Spread(self._bounds)
         return child
 
+    def let_go(self, there: Collection[str]) -> None:
+        """See `Counters`."""
+        if self._told[2] == [_WORKER]:
+            left = [value for value in self._children if value not in there]
+            for value in left[: max(0, len(left) - MOST_LEFT)]:
+                del self._children[value]
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
         name, says, labels = self._told
         for some in _portions(self._children.items()):
@@ -120,7 +138,7 @@ class Metrics:
             lost.set_function(lambda: recorder.lost)
 
         self._counted: list[Counters | Histograms] = []
-        registry.register(_OwnCollector(self._counted))
+        registry.register(_OwnCollector(self._counted, router))
 
         def counter(name: str, says: str, *labels: str) -> Counters:
             self._counted.append(made := Counters(name, says, labels))
@@ -185,11 +203,14 @@ class Metrics:
 class _OwnCollector(Collector):
     """What was counted as it happened."""
 
-    def __init__(self, counted: list[Counters | Histograms]) -> None:
+    def __init__(self, counted: list[Counters | Histograms], router: Router) -> None:
         self._counted = counted
+        self._router = router
 
     def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        there = frozenset(self._router.workers())
         for one in self._counted:
+            one.let_go(there)
             yield from one.collect()
 
 
