@@ -13,6 +13,7 @@ Serving Large Language Models, 2024, algorithm 2): being away saves up no claims
 from __future__ import annotations
 
 from collections import OrderedDict
+from heapq import nsmallest
 
 import msgspec
 
@@ -79,9 +80,9 @@ class Gate:
         (self._vain.add if is_vain else self._vain.discard)(id)
 
     def first(self, model: str, count: int) -> list[Waiter]:
-        """The first so many that wait for a model. Costs O(waiting · log)."""
+        """The first so many that wait for a model. Costs O(waiting)."""
         those = [waiter for waiter in self._waiting.values() if waiter.model == model]
-        return sorted(those, key=self._place_of)[:count]
+        return nsmallest(count, those, key=self._place_of)
 
     def models(self) -> set[str]:
         """That somebody waits for."""
