@@ -149,3 +149,23 @@ def test_more_clients_than_there_is_room_for_are_told_to_come_again() -> None:
     told: list[tuple[str, int]] = []
     asyncio.run(main())
     assert told == [("", 503)]
+
+
+@pytest.mark.parametrize(("rate", "status"), [(50.0, 200), (400.0, 408)])
+def test_a_body_that_keeps_coming_may_take_its_time(rate: float, status: int) -> None:
+    async def main() -> list[Answer]:
+        door = Door(echo, refusal, msgspec.structs.replace(LIMITS, body_bytes_per_s=rate))
+        await door.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(post("/a", b"", "connection: close\r\n").replace(b"length: 0", b"length: 600"))
+        pieces = 30 if status == 200 else 5
+        for _ in range(pieces):  # 600 bytes in three times the seconds that a body has, or too few in one and a half
+            writer.write(b"x" * 20)
+            await asyncio.sleep(0.03 if status == 200 else 0.09)
+        found = await answers(reader)
+        writer.close()
+        await door.close(0.1)
+        return found
+
+    [answer] = asyncio.run(main())
+    assert answer.status == status

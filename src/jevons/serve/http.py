@@ -21,21 +21,13 @@ from typing import Any, cast
 import httptools
 
 from jevons.serve.heads import Heads, Limits, Request, origin_form, without_upgrade
-from jevons.serve.reply import EVENT_STREAM, JSON, NO_CACHE, ClientGone, Reply
+from jevons.serve.reply import EVENT_STREAM, JSON, NO_CACHE, ClientGone, Handler, OnRefused, Refusal, Reply
 
-__all__ = ["EVENT_STREAM", "JSON", "NO_CACHE", "ClientGone", "Door", "Limits", "Reply", "Request"]
+__all__ = ["EVENT_STREAM", "JSON", "NO_CACHE", "ClientGone", "Door", "Handler", "Limits", "Reply", "Request"]
 
 FLUSH_S = 1.0  # for clients to take what they were told when the server stops
 
 log = logging.getLogger("jevons.http")
-
-
-Handler = Callable[[Request, Reply], Coroutine[Any, Any, None] | None]
-"""Answers a request: by a coroutine that the door runs, or (None) at once, or from callbacks (see `Reply.answerer`)."""
-Refusal = Callable[[int, str], bytes]
-"""Status and message → the JSON body that says so."""
-OnRefused = Callable[[str, int], None]
-"""Told of each request that the door answers itself: its path, "" where that had not come, and the status."""
 
 
 class Connection(asyncio.Protocol):
@@ -64,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._in_body = False
         self._upgrades = False  # the head that is complete asks for another protocol
         self._waits_for = ""  # what the timer is for
+        self._due_bytes = 0.0  # of the body, when it is over
         self._headers: dict[str, str] = {}
         self._url = b""
         self._body: bytes | bytearray = b""  # so far; pieces that are kept one by one take twenty times their bytes
@@ -408,12 +401,16 @@ class Connection(asyncio.Protocol):
             self._waits_for = ""
         part, seconds = ("body", self._limits.body_s) if self._in_body else ("head", self._limits.head_s)
         if self._waits_for != part:
-            self._waits_for = part
+            self._waits_for, self._due_bytes = part, seconds * self._limits.body_bytes_per_s
             self._arm(seconds, self._late)
 
     def _late(self) -> None:
         seconds = self._limits.body_s if self._waits_for == "body" else self._limits.head_s
-        self._fail(408, f"{self._waits_for}: must arrive within {seconds:g} s")
+        if self._waits_for == "body" and self._size >= self._due_bytes:  # its client's link is slow, and it comes
+            self._due_bytes = self._size + seconds * self._limits.body_bytes_per_s
+            self._arm(seconds, self._late)
+        else:
+            self._fail(408, f"{self._waits_for}: must arrive within {seconds:g} s")
 
     def _arm(self, seconds: float, act: Callable[[], None]) -> None:
         self._disarm()

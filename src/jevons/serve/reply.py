@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jevons.serve.heads import Request, answer_head
@@ -124,3 +124,11 @@ class Reply:
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if data and self.chunked else data
+
+
+Handler = Callable[[Request, Reply], Coroutine[Any, Any, None] | None]
+"""Answers a request: by a coroutine that the door runs, or (None) at once, or from callbacks (see `Reply.answerer`)."""
+Refusal = Callable[[int, str], bytes]
+"""Status and message → the JSON body that says so."""
+OnRefused = Callable[[str, int], None]
+"""Told of each request that the door answers itself: its path, "" where that had not come, and the status."""
