@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from jevons.base.errors import ConfigError
 from jevons.config import Settings
 from jevons.engine.specs import parse_spec
 from jevons.serve.app import Server, serving
-from jevons.serve.http import Reply, Request
+from jevons.serve.http import Door, Reply, Request
+from jevons.serve.openai import refusal
 
 
 class Guarded(Engine):
@@ -82,19 +83,26 @@ def test_why_an_engine_is_not_attached_is_said_once(caplog: pytest.LogCaptureFix
     assert told() == 1
 
 
-def test_an_engine_that_nobody_reaches_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_that_nobody_reaches_is_named_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         engine = Engine(whole)
         async with server_of(engine, "") as server:
             await server.ready(30.0)
+            port = engine.door.port
             await engine.door.close(0.0)
+            await until(is_said("it gets no work until it is there"))
+            engine.door = Door(engine._handle, refusal)
+            await engine.door.listen("127.0.0.1", port)
+            await until(is_said(f"engine http://127.0.0.1:{port}: is there"))
 
-            async def is_said() -> bool:
-                return told() > 0
+    def is_said(what: str) -> Callable[[], Awaitable[bool]]:
+        told = hears(caplog, what)
 
-            await until(is_said)
+        async def once() -> bool:
+            return told() == 1
 
-    told = hears(caplog, "it gets no work until it is there")
+        return once
+
     with caplog.at_level(logging.INFO):
         asyncio.run(main())
 

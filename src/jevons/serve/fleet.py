@@ -87,6 +87,8 @@ class Attached:
             try:
                 await self._turns.pass_through()
                 await self._introduce()
+                if self._told:
+                    log.info("engine %s: is there", self.url)
                 pause_s, self._told = PROBE_S, ""
                 await on_model(self)
                 await self._probe(on_model)
