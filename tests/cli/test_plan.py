@@ -73,6 +73,12 @@ def test_a_plan_rehearses_by_a_calibration_of_ones_own(former: Path, tmp_path: P
         run("--calibration", str(tmp_path / "none.toml"))
 
 
+@pytest.mark.parametrize("at", ["2026-13", "2026-00", "2026-02-32"])
+def test_a_month_that_is_none_is_refused(at: str) -> None:
+    with pytest.raises(ConfigError, match=f"at: must be .*, got '{at}'"):
+        run("--at", at)
+
+
 def test_a_plan_without_a_chip_says_why_it_is_another_one(former: Path) -> None:
     plan = msgspec.json.decode(former.read_bytes(), type=Plan)
     assert plan.best is not None

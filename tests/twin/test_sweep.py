@@ -190,11 +190,22 @@ def test_cells_are_rows_of_a_parquet_file(tmp_path: Path) -> None:
     assert "'nearest'" in rows[2]["error"]
 
 
-def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_word(tmp_path: Path) -> None:
-    write_parquet([Cell({"weights": 8}, error="a"), Cell({"weights": "fp4"}, error="b")], tmp_path / "grid.parquet")
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ((8, "fp4"), ["8", "fp4"]),
+        ((True, 1), ["True", "1"]),
+        ((1, 10**20), ["1", "100000000000000000000"]),
+        ((1, 2.5), [1.0, 2.5]),
+    ],
+)
+def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_word(
+    tmp_path: Path, values: tuple[Any, ...], read: list[Any]
+) -> None:
+    write_parquet([Cell({"weights": value}, error="a") for value in values], tmp_path / "grid.parquet")
 
     rows = pyarrow.parquet.read_table(tmp_path / "grid.parquet").to_pylist()
-    assert [row["weights"] for row in rows] == ["8", "fp4"]
+    assert [row["weights"] for row in rows] == read
 
 
 def test_groups_without_tiers_are_rows_too_beside_those_with_one(tmp_path: Path) -> None:

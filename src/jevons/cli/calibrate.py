@@ -62,6 +62,7 @@ def command(
     measured, known = read_points(points), read_catalog(catalog)
     found = calibrate(measured, known, stamp, _told, processes)
     write("--out", out, as_toml(found).encode())
+    click.echo(f"Wrote {out}: jevons simulate SCENARIO --calibration {out}")
     if shown:
         _show(measured, known, found, out, shown)
 

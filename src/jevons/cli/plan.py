@@ -47,7 +47,7 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.argument("wants", required=False)
 @click.option("--model", help="Of the catalog.")
 @click.option("--weights", help="bf16, fp8, fp4; with commas: that would do, of which the cheapest is taken.")
-@click.option("--trace", type=_FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv.")
+@click.option("--trace", type=_FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv; packed too, .gz.")
 @click.option("--traffic", help="Made-up sessions instead: chat, rag, code, agents, documents, video.")
 @click.option("--rate", type=float, help="Sessions starting a second; of a trace, how much faster it comes.")
 @click.option("--requests", type=int, help="At most so many.")

@@ -19,7 +19,7 @@ _OPTIONS = (
     click.argument("scenario", required=False),
     click.option("--fleet", help="Instances of one kind: INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 8x4xh200."),
     click.option("--model", help="Of the catalog."),
-    click.option("--trace", type=FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv."),
+    click.option("--trace", type=FILE, help="Mooncake or OpenAI-style .jsonl, or Azure .csv; packed too, .gz."),
     click.option("--traffic", help="Made-up sessions instead: chat, rag, code, agents, documents, video."),
     click.option("--router", help="kv, round_robin, least_loaded or random."),
     click.option("--rate", type=float, help="Sessions starting a second; of a trace, how much faster it comes."),

@@ -16,7 +16,7 @@ from jevons.config.tables import read_table, replace_in
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.llm import Precision
 
-Month = Annotated[str, Meta(pattern=r"^(\d{4}-\d{2}(-\d{2})?)?$")]
+Month = Annotated[str, Meta(pattern=r"^(\d{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?$")]
 
 
 class Promise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -31,6 +31,7 @@ from jevons.twin.run import simulate
 Value = bool | int | float | str
 Settings = dict[str, Value]
 _BEGINS = b'{"settings":'  # a cell
+_WIDE = 1 << 63
 _REACH_S = 5.0  # for a cluster to accept a connection
 
 
@@ -299,9 +300,12 @@ def _filled(value: Any) -> Any:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """A column has one type: where a setting is a number here and a word there, all are words."""
+    """A column has one type: where a setting is a number here and a word or `true` there, all are words, and numbers of
+    more than 64 bits are."""
     kinds = {type(value) for value in values if value is not None}
-    return [None if value is None else str(value) for value in values] if str in kinds and len(kinds) > 1 else values
+    is_mixed = len(kinds) > 1 and bool(kinds & {str, bool})
+    is_wide = any(isinstance(value, int) and not -_WIDE <= value < _WIDE for value in values)
+    return [None if value is None else str(value) for value in values] if is_mixed or is_wide else values
 
 
 def _key(settings: Settings) -> str:
