@@ -85,3 +85,24 @@ def test_who_does_not_answer_is_named() -> None:
 def test_data_of_another_version_is_an_error() -> None:
     with pytest.raises(msgspec.MsgspecError):
         read(b'{"view": {}}')
+
+
+@pytest.mark.parametrize(("width", "is_why"), [(60, False), (80, True), (100, True)])
+def test_workers_are_told_apart_and_figures_are_whole_on_narrow_screens(width: int, is_why: bool) -> None:
+    still = Still()
+    still.router.leave(WorkerId("w"))
+    names = [f"inference-17.example.org:8000/e/{number:04}" for number in range(3)]
+    for name in names:
+        still.router.join(WorkerFacts(id=WorkerId(name), model="m", kind="k"))
+        still.router.roster.heard(WorkerId(name), 0.0)
+    for number in range(6):
+        still.place(str(number))
+
+    text = shown(still, width)
+
+    assert "gap between tokens" in text
+    assert "energy of chips" in text
+    assert all(f"{name[-8:]} " in text for name in names)
+    assert re.search(r"worker +prompt +cached +first token", text)
+    assert ("reason" in text) is is_why
+    assert max(map(len, text.splitlines())) <= width

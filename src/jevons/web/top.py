@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +20,11 @@ _ILL = {"stalled": "o", "suspect": "?", "down": "x", "draining": "v"}
 _QUEUES_MS = (100, 500, 2_000)
 _FEWEST_LINES = 14  # of all but workers, requests and what is wanted
 _UNKNOWN = "unknown"
+_HEADS = ("worker", "prompt", "cached", "first token", "predicted", "state", "reason")
+_DROPPED = ("predicted", "reason", "cached", "prompt", "first token")  # one after another, where there is no room
+_LEAST_REASON = 12
+_LONGEST_NAME = 16
+_GAP = 3  # between names and figures
 
 
 def read(raw: bytes) -> Told:
@@ -39,7 +44,12 @@ def screen(told: Told, width: int, height: int) -> RenderableType:
     rows = max(0, height - _FEWEST_LINES - len(lines) - len(view.scaling))
     latest = list(reversed(view.requests))[:rows]
     return Group(
-        _head(view), _figures(view, told.cost), *map(Text, lines), _legend(), *_wanted(view), _requests(latest)
+        _head(view),
+        _figures(view, told.cost, width),
+        *map(Text, lines),
+        _legend(),
+        *_wanted(view),
+        _requests(latest, width),
     )
 
 
@@ -78,16 +88,14 @@ def _head(view: View) -> Text:
     return Text(f"jevons {kind}: {view.title}, policy {view.policy}, {clock}", style="bold", no_wrap=True)
 
 
-def _figures(view: View, cost: Cost) -> Table:
+def _figures(view: View, cost: Cost, width: int) -> Table:
     workers, reuse = view.workers, view.reuse
     up = sum(h == HEALTHS.index("up") for h in workers.health)
     busy = sum(r + w > 0 for r, w in zip(workers.running, workers.waiting, strict=True))
     below = sum(reuse.tiers.values())
     told = reuse.computed + reuse.device + below
     shares = {"devices": reuse.device, **reuse.tiers, "computed": reuse.computed}
-    table = Table.grid(padding=(0, 3))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table = Table.grid(padding=(0, _GAP))
     rows = {
         "workers": f"{count(up)} of {count(len(workers.health))} up, {count(busy)} busy",
         "requests": f"{view.rates.requests:.1f} /s, {count(view.under_way)} under way, "
@@ -102,6 +110,9 @@ def _figures(view: View, cost: Cost) -> Table:
         if cost.joules is None
         else f"{si(cost.joules.low, 'J')} to {si(cost.joules.high, 'J')}",
     }
+    names = max(map(len, rows))
+    table.add_column(no_wrap=True, width=names)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, width - names - _GAP))
     for name, text in rows.items():
         table.add_row(Text(name, style="dim"), Text(text))
     return table
@@ -120,18 +131,46 @@ def _usd(sum_of: Interval | None) -> str:
     return _UNKNOWN if sum_of is None else f"${sum_of.base:,.2f}" if sum_of.base >= 0.01 else f"${sum_of.base:.2g}"
 
 
-def _requests(latest: list[Going]) -> Table:
+def _requests(latest: list[Going], width: int) -> Table:
+    """As many of the columns as there is room for; reasons get what is left."""
+    rows = [_cells(g) for g in latest]
+    sizes = {head: max(len(head), *(len(row[head]) for row in rows), 0) for head in _HEADS}
+    reason, sizes["reason"] = sizes["reason"], _LEAST_REASON
+    heads = list(_HEADS)
+    for head in _DROPPED:
+        if _taken(heads, sizes) > width:
+            heads.remove(head)
+    sizes["reason"] = min(reason, _LEAST_REASON + width - _taken(heads, sizes))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in ("worker", "prompt", "cached", "first token", "predicted", "state", "reason"):
+    for head in heads:
         is_text = head in ("worker", "state", "reason")
-        table.add_column(head, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
-    for g in latest:
-        cached = f"{g.predicted_cached:,}?" if g.cached_tokens is None else f"{g.cached_tokens:,}"
-        first = "" if g.ttft_s is None else milliseconds(g.ttft_s)
-        worker = g.worker if g.decode is None else f"{g.worker} → {g.decode}"
-        cells = (worker, f"{g.prompt_tokens:,}", cached, first, milliseconds(g.predicted_ttft_s), _state(g), g.reason)
-        table.add_row(*map(Text, cells))
+        side: JustifyMethod = "left" if is_text else "right"
+        table.add_column(head, justify=side, no_wrap=True, overflow="ellipsis", width=sizes[head])
+    for row in rows:
+        table.add_row(*(Text(row[head]) for head in heads))
     return table
+
+
+def _taken(heads: list[str], sizes: dict[str, int]) -> int:
+    return sum(sizes[head] + 2 for head in heads)
+
+
+def _cells(g: Going) -> dict[str, str]:
+    names = [_tail(name) for name in (g.worker, g.decode) if name is not None]
+    return {
+        "worker": " → ".join(names),
+        "prompt": f"{g.prompt_tokens:,}",
+        "cached": f"{g.predicted_cached:,}?" if g.cached_tokens is None else f"{g.cached_tokens:,}",
+        "first token": "" if g.ttft_s is None else milliseconds(g.ttft_s),
+        "predicted": milliseconds(g.predicted_ttft_s),
+        "state": _state(g),
+        "reason": g.reason,
+    }
+
+
+def _tail(name: str) -> str:
+    """What tells workers of one host apart stands at the end."""
+    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
 
 
 def _state(g: Going) -> str:
