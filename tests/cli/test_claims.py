@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from jevons.base.errors import ConfigError
 from jevons.cli.claims import command
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_json_is_a_list_of_records_with_claim_stated_computed_verdict_and_sources() -> None:
@@ -40,3 +44,13 @@ def test_it_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_claim_that_is_not_there_is_one_line() -> None:
     with pytest.raises(ConfigError, match="there is none of number 21; there are 1 to 20"):
         CliRunner().invoke(command, ["21"], catch_exceptions=False)
+
+
+def test_what_the_documents_say_of_rubins_gain_is_what_is_computed() -> None:
+    ended = CliRunner().invoke(command, ["1", "--draws", "100", "--json"], catch_exceptions=False)
+    beside = json.loads(ended.output)[0]["beside"]
+    computed = [beside[f"at {speed} interactivity, perf"]["value"] for speed in ("low", "mid", "high")]
+    told = re.search(r"\((\S+), (\S+) and (\S+) × for a dollar", (DOCS / "economics.md").read_text("utf-8"))
+
+    assert told is not None
+    assert [float(value) for value in told.groups()] == [float(f"{value:.2g}") for value in computed]
