@@ -110,7 +110,7 @@ def test_what_is_refused_reaches_the_client_and_no_engine(
 ) -> None:
     with envoy(tmp_path, server.picker, endpoints(engines), mode) as url:
         wrong = ask(url, PATH, b"{nope")
-        late = ask(url, PATH, body("late "), x_slo_ttft_ms="1", x_slo_miss="refuse")
+        late = ask(url, PATH, body("late " * 600), x_slo_ttft_ms="1", x_slo_miss="refuse")  # 18,000 tokens in 1 ms
 
     assert (wrong.status, json.loads(wrong.body)["error"]["code"]) == (400, "invalid_json")
     assert (late.status, json.loads(late.body)["error"]["code"]) == (429, "too_late")
