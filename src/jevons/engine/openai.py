@@ -125,6 +125,7 @@ class OpenAIEngine:
         self._http = HttpClient(spec.address, on_kept_lost, (of_rank + of_key).encode())
         self.adapters: frozenset[str] = frozenset()  # as it told when it was last asked for its models
         self._roots: dict[str, str] = {}  # as it told when it was last asked for its models
+        self.aliases: list[str] = []  # of its first model: those that are loaded from the same place
         self._numbers: dict[str, int] = {}  # of adapters, as they are believed to be
         self._last_number = 0
 
@@ -151,6 +152,9 @@ class OpenAIEngine:
             raise EngineError(f"engine {self.spec.url}: /v1/models is not a list of models: {text}") from error
         self._number([row.id for row in rows if row.parent], anew)
         self._roots = {row.id: row.root for row in rows if isinstance(row.root, str)}
+        bases = [row.id for row in rows if not row.parent]
+        root = self._roots.get(bases[0]) if bases else None
+        self.aliases = [name for name in bases[1:] if root is not None and self._roots.get(name) == root]
         return {row.id: row.context_tokens for row in rows if not row.parent}
 
     def _number(self, adapters: list[str], anew: bool) -> None:

@@ -98,7 +98,7 @@ class Admission:
         return self._router.rank(
             call.prompt,
             salt=asked.cache_salt or "",
-            model=asked.model,
+            model=call.model,
             session=call.session,
             promise=call.promise,
             output_tokens=asked.output_limit,
@@ -125,10 +125,10 @@ class Admission:
         due_s = until_s if promise.ttft_s is None else call.arrived_s + promise.ttft_s
         asked = self._asked[id] = _Asked(call, avoid, asyncio.get_running_loop().create_future())
         account = self._gate.begin(call.tenant)
-        self._gate.enter(Waiter(id, call.asked.model, account, call.priority, due_s, until_s))
+        self._gate.enter(Waiter(id, call.model, account, call.priority, due_s, until_s))
         fate = "refused"
         try:
-            self._place_one(call.asked.model)
+            self._place_one(call.model)
             self._look_on()
             await asyncio.wait([asked.placed], timeout=max(0.0, until_s - self.placements.now_s()))
             if not asked.placed.done():
@@ -179,7 +179,7 @@ class Admission:
             first_s, rest_s = self._router.soonest(
                 call.prompt,
                 salt=body.cache_salt or "",
-                model=body.model,
+                model=call.model,
                 session=call.session,
                 avoid=asked.avoid,
             )

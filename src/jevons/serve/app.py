@@ -291,6 +291,7 @@ async def _on_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -> N
     """An attached engine came up, or has other adapters: serve its model and them."""
     assert attached.model is not None
     await _serve_model(attached, spec, prompts)
+    prompts.serve_aliases(attached.model, attached.engine.aliases)
     prompts.serve_adapters(attached.model, attached.engine.adapters)
 
 
@@ -300,7 +301,7 @@ async def _serve_model(attached: Attached, spec: EngineSpec, prompts: Prompts) -
     name, context = attached.model, attached.context_tokens
     root, known = spec.tokenizer or attached.engine.model_root(name), prompts.served(name)
     if known is not None and known.source and known.source == root:  # as of the thousand others
-        prompts.serve(msgspec.structs.replace(known, context_tokens=context))
+        prompts.serve(msgspec.structs.replace(known, context_tokens=context, alias_of=""))
         return
     if root is not None and (Path(root) / "tokenizer.json").is_file():
         try:

@@ -85,6 +85,7 @@ class Call:
         self._traced = read_trace(request.headers)
         self.id = _fresh_id()
         self.prompts: list[Sequence[int]] = []  # token ids
+        self.model = self.asked.model  # as its workers call it
         self.is_split = False  # each prompt is placed by itself, by our own workers' road
         self.tells_first = bool(self.asked.stream)  # when its first token comes will be told
         self._attempts = 0
@@ -158,7 +159,7 @@ class Placements:
             prompt,
             self.now_s(),
             salt=call.asked.cache_salt or "",
-            model=call.asked.model,
+            model=call.model,
             session=call.session,
             avoid=avoid,
             promise=call.promise,
@@ -177,7 +178,7 @@ class Placements:
             tokens,
             now_s,
             salt=call.asked.cache_salt or "",
-            model=call.asked.model,
+            model=call.model,
             avoid=avoid,
             tpot_slo_s=call.promise.tpot_s,
         )

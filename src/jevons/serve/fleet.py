@@ -158,6 +158,10 @@ class Attached:
         if not models:
             raise EngineError(f"engine {self._spec.url}: serves no model")
         self.model, self.context_tokens = next(iter(models.items()))
+        others = [name for name in models if name != self.model and name not in self.engine.aliases]
+        if others:
+            told = ", ".join(others[:4]) + (", …" if others[4:] else "")
+            log.warning("engine %s: lists several models: of it %s is served, not %s", self.url, self.model, told)
         facts = WorkerFacts(
             id=self.id,
             model=self.model,

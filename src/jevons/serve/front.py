@@ -169,6 +169,7 @@ class Front:
     def _place(self, call: Call, prompts: list[Sequence[int]], reply: Reply) -> Coroutine[Any, Any, None] | None:
         """Give the call to whom it is placed on. What is returned answers it; None: callbacks do."""
         call.prompts, call.is_split = prompts, self.embedded is not None
+        call.model = self.prompts.model_of(call.model)
         id = call.attempt()
         placement = self.admission.enter_now(call, id)
         return self._wait(call, id, reply) if placement is None else self._give(call, id, placement, reply)

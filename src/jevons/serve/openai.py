@@ -306,7 +306,7 @@ def refusal(status: int, message: str) -> bytes:
 
 
 def models_body(models: Mapping[str, int]) -> bytes:
-    """GET /v1/models. `models`: name → context tokens."""
+    """GET /v1/models. `models`: name → context tokens, 0 where unknown."""
     data = [_model(name, context) for name, context in sorted(models.items())]
     return msgspec.json.encode({"object": "list", "data": data})
 
@@ -317,7 +317,8 @@ def model_body(name: str, context: int) -> bytes:
 
 
 def _model(name: str, context: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "jevons", "max_model_len": context}
+    told = {"id": name, "object": "model", "created": 0, "owned_by": "jevons"}
+    return {**told, "max_model_len": context} if context else told
 
 
 class TokenText(msgspec.Struct, frozen=True):

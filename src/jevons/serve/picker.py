@@ -227,6 +227,7 @@ class Picker:
         call = Call(request, arrived_s)
         try:
             call.prompts = await self._prompts.encode(call.asked)
+            call.model = self._prompts.model_of(call.model)
         except RequestError as error:
             if error.code != "model_not_found":
                 raise
@@ -235,7 +236,7 @@ class Picker:
         ranked = self._router.rank(
             call.prompt,
             salt=call.asked.cache_salt or "",
-            model=call.asked.model,
+            model=call.model,
             avoid=avoid,
             promise=call.promise,
             output_tokens=call.asked.output_limit,
@@ -347,7 +348,7 @@ class Picker:
     def _model(self, request: Request) -> str | None:
         """The model it is for, if it is told and served here: other workers cannot answer it."""
         name = _renamed(request) or request.headers.get(MODEL) or _model_in(request.body)
-        return name if name in self._prompts.models() else None
+        return self._prompts.model_of(name) if name in self._prompts.models() else None
 
 
 def _renamed(request: Request) -> str | None:

@@ -161,6 +161,7 @@ class Desk:
 
     async def _encode(self, call: Call) -> None:
         call.prompts = await self._prompts.encode(call.asked)
+        call.model = self._prompts.model_of(call.model)
 
     async def _advice(self, call: Call, hold_s: float, held: list[RequestId]) -> Advice:
         if hold_s <= 0:

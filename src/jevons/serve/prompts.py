@@ -43,6 +43,7 @@ class Served(msgspec.Struct, frozen=True):
 
     `context_tokens` None: the engine has not told, and checks itself. `exact_tokens` False: prompts are cut into
     pseudo-tokens, good enough to recognise a shared prefix, not to count. `source`: where its tokenizer was read from.
+    `alias_of`: the model that this is another name of.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Served(msgspec.Struct, frozen=True):
     exact_tokens: bool = True
     encode_rest: EncodeRest | None = None  # text in the middle of an answer → its tokens; None: not known here
     source: str = ""
+    alias_of: str = ""
 
 
 class Prompts:
@@ -69,6 +71,17 @@ class Prompts:
         """These are adapters of a model that is served: its tokenizer is theirs."""
         for name in names:
             self._served[name] = msgspec.structs.replace(self._served[model], name=name)
+
+    def serve_aliases(self, model: str, names: Collection[str]) -> None:
+        """These are other names of a model that is served; a model that is called so itself goes before."""
+        for name in names:
+            if name not in self._served or self._served[name].alias_of:
+                self._served[name] = msgspec.structs.replace(self._served[model], name=name, alias_of=model)
+
+    def model_of(self, name: str) -> str:
+        """What its workers call the model that is asked for by this name."""
+        served = self._served.get(name)
+        return name if served is None else served.alias_of or name
 
     def limit(self, name: str, context_tokens: int) -> None:
         """A worker that serves this model holds no longer sequences."""
