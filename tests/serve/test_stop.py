@@ -56,6 +56,7 @@ def test_a_stream_ends_with_an_error_event_and_the_end_of_its_message() -> None:
     raw, server, engines = asyncio.run(stopped(begins, stream=True))
 
     assert b"server: is stopping" in raw
+    assert b'"code":"stopping"' in raw
     assert raw.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     metrics = server.front.metrics
     assert metrics.requests.labels(COMPLETIONS, "503").value == 1

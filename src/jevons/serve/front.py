@@ -270,7 +270,7 @@ class Front:
             log.error("%s %s failed", reply.request.method, reply.request.path, exc_info=error)
         message = why.message or f"request: took longer than {self._timeout_s:g} s"
         if reply.started and not reply.ended:
-            reply.write(error_event(message, why.status))
+            reply.write(error_event(message, why.status, why.code))
             reply.end()
         elif not reply.started:
             headers = b"" if why.retry_after_s is None else b"retry-after: %d\r\n" % why.retry_after_s

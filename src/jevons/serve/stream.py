@@ -34,9 +34,9 @@ class Choice(msgspec.Struct):
     finish: str = "stop"
 
 
-def error_event(message: str, status: int) -> bytes:
+def error_event(message: str, status: int, code: str | None = None) -> bytes:
     """What ends a stream that cannot go on: a well-formed event, then the end."""
-    return b"data: %b\n\n%b" % (error_body(message, status), DONE)
+    return b"data: %b\n\n%b" % (error_body(message, status, code=code), DONE)
 
 
 class ChatShape:
