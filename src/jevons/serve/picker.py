@@ -237,6 +237,7 @@ class Picker:
             call.prompt,
             salt=call.asked.cache_salt or "",
             model=call.model,
+            session=call.session,
             avoid=avoid,
             promise=call.promise,
             output_tokens=call.asked.output_limit,
