@@ -11,6 +11,7 @@ from jevons.control.sharing import SharingRouter
 from jevons.facts.event import BlocksStored, KvBatch
 from jevons.facts.snapshot import WorkerSnapshot
 from jevons.facts.worker import WorkerFacts
+from jevons.perf.measured import Load
 
 SIZE = 16
 A, B = WorkerId("a"), WorkerId("b")
@@ -144,6 +145,31 @@ def test_blocks_placed_elsewhere_on_a_worker_that_is_cleared_still_count_as_comi
     intake.reset()
 
     assert other.place(RequestId("y"), prompt(1), 0.0).cached_tokens == 8 * SIZE
+
+
+def test_who_wants_a_prefix_counts_whoever_placed_it() -> None:
+    def first_copy(routers: int) -> int:
+        """After how many requests for a prefix it is computed once more."""
+        made, prefix = [router(A, B, events=False) for _ in range(routers)], list(range(4_000))
+        for one in made:
+            for id in (A, B):
+                for _ in range(8):
+                    one._measured(one._workers[id], Load(1, 1_000, 0, 0), 0.1)
+                    one._measured(one._workers[id], Load(1, 1, 0, 16), 0.01 + 16 * 0.01)
+            one.take_news()
+        for number in range(1, 60):
+            at, request, now_s = number % routers, RequestId(str(number)), 0.1 * number
+            placed = made[at].place(request, [*prefix, number, number], now_s)
+            made[at].on_first(request, now_s)
+            news = made[at].take_news()
+            for other in range(routers):
+                if other != at:
+                    made[other].hear(at, news, now_s)
+            if placed.cached_tokens == 0 and number > 1:
+                return number
+        raise AssertionError("no copy was made")
+
+    assert first_copy(1) == first_copy(2) == first_copy(4)
 
 
 def test_a_worker_unknown_here_is_counted_and_does_no_harm() -> None:

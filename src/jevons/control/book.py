@@ -68,6 +68,15 @@ def _arrive(hubs: Records, now_s: float, promised: tuple[float, float, float, fl
     h.stream_weight, h.ttft_slo_s, h.tpot_slo_s, h.output_tokens, h.is_strict = promised
 
 
+@alike
+@compiled
+def _want(hubs: Records, block: int) -> None:
+    h = hubs[0]
+    h.ends, h.ends_depth = block, 1
+    choice.want(h)
+    h.ends_depth = 0
+
+
 class Pick(NamedTuple):
     """Who computes a prompt, and what was known of that worker then; see CANDIDATE."""
 
@@ -299,6 +308,15 @@ class Book:
     def count_arrival(self, now_s: float) -> None:
         """See `queues.count_arrival`."""
         _count_arrival(self.hub.record, float(now_s))
+
+    def want(self, block: int) -> None:
+        """A request that was placed elsewhere counts, see `choice.want`."""
+        _want(self.hub.record, block)
+
+    @property
+    def wants(self) -> int:
+        """What the request that was placed last counted for; 0: for nothing."""
+        return int(self.hub.number("ends")) if self.hub.number("ends_depth") else 0
 
     def pass_time(self, now_s: float) -> None:
         """It is so late, and nobody arrives: what arrived before counts for as much less."""

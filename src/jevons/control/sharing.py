@@ -136,9 +136,9 @@ class SharingRouter(Router):
     def _tell_placed(self, request: RequestId) -> None:
         self._number += 1
         self._numbers[request] = self._number
-        self._tell(self._placed_news(request, self._number))
+        self._tell(self._placed_news(request, self._number, self._book.wants))
 
-    def _placed_news(self, request: RequestId, number: int) -> PlacedThere:
+    def _placed_news(self, request: RequestId, number: int, wants: int = 0) -> PlacedThere:
         placed = self._placed[request]
         return PlacedThere(
             number=number,
@@ -149,6 +149,7 @@ class SharingRouter(Router):
             promised=placed.promised,
             patience_s=placed.patience_s,
             names=placed.names.tobytes(),
+            wants=wants,
         )
 
     def _tell(self, news: News) -> None:
@@ -159,6 +160,8 @@ class SharingRouter(Router):
     def _hear_placed(self, there: dict[int, Counted], told: PlacedThere, now_s: float) -> None:
         member = self._workers.get(told.worker)
         self._book.count_arrival(now_s)
+        if told.wants:
+            self._book.want(told.wants)
         if member is None:
             self.counts["unknown_worker"] += 1
             return

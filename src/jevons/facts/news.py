@@ -19,6 +19,7 @@ class PlacedThere(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=Fals
     promised: float  # usual streams that it counts for besides while it runs
     patience_s: float  # so long its worker may show no sign of work
     names: bytes  # of the blocks that its worker will compute, 8 bytes each
+    wants: int = 0  # the last block of it that any worker had, see `control.choice.want`; 0: none, or told before
 
 
 class BegunThere(msgspec.Struct, frozen=True, array_like=True, tag="b", gc=False):
