@@ -91,6 +91,28 @@ def test_each_of_many_sources_hears_its_own_engine_in_order() -> None:
     live(test)
 
 
+def test_an_engine_with_an_ipv6_address_is_heard_and_replays() -> None:
+    async def test() -> None:
+        publisher, heard, replayed = Publisher("::1", "kv"), list[KvPayload](), list[KvPayload]()
+        answering = asyncio.create_task(publisher.serve_replays())
+        try:
+            async with listening() as sources:
+                with sources.listen(publisher.endpoint, heard.append, nothing):
+                    await until_heard(publisher, heard)
+                assert await sources.replay(publisher.replay_endpoint, 0, WAIT_S, replayed.append)
+                assert heard[-1] in replayed
+        finally:
+            answering.cancel()
+            publisher.close()
+
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    live(test)
+
+
 def test_an_engine_that_connects_finds_a_bound_source_and_a_port_taken_is_an_error() -> None:
     async def test() -> None:
         context = zmq.asyncio.Context()

@@ -48,6 +48,9 @@ class Publisher:
         self._live = live  # a plain socket: PUB never waits, so there is no future to await
         self._live.set_hwm(HIGH_WATER)
         self._replay = self._context.socket(zmq.ROUTER)
+        host = f"[{host}]" if ":" in host else host
+        for each in (self._live, self._replay):
+            each.setsockopt(zmq.IPV6, is_ipv6(f"tcp://{host}:0"))
         try:
             self.ports = _bind(self._live, host, ports and ports[0]), _bind(self._replay, host, ports and ports[1])
         except zmq.ZMQError:
@@ -96,6 +99,12 @@ def _bind(socket: zmq.Socket[Any], host: str, port: int | None) -> int:
         return socket.bind_to_random_port(f"tcp://{host}")
     socket.bind(f"tcp://{host}:{port}")
     return port
+
+
+def is_ipv6(endpoint: str) -> bool:
+    """Whether it has an IPv6 address, which ZMQ speaks if it is told to. Not of names: of one that has both kinds ZMQ
+    would then take that one, where engines listen at the other unless they are told to."""
+    return ":" in endpoint.removeprefix("tcp://").rpartition(":")[0]
 
 
 def check_endpoint(name: str, endpoint: str) -> None:

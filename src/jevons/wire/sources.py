@@ -25,6 +25,7 @@ from jevons.base.errors import EngineError
 from jevons.control.shapes import Malformed
 from jevons.facts.event import KvPayload
 from jevons.wire.codec import decode_seq, encode_seq
+from jevons.wire.events import is_ipv6
 from jevons.wire.turns import Turnstile
 
 log = logging.getLogger("jevons.events")
@@ -89,6 +90,7 @@ class Sources:
         socket.set_hwm(HIGH_WATER)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(1000 * _RETRIES_S))
         socket.subscribe(b"")
+        socket.setsockopt(zmq.IPV6, is_ipv6(endpoint))
         line = None if on_line is None else _Line(self, socket, on_line)
         try:
             if "*" in endpoint:
@@ -124,6 +126,7 @@ class Sources:
         socket = asking.socket(zmq.DEALER)
         self._answering.add(socket)
         try:
+            socket.setsockopt(zmq.IPV6, is_ipv6(endpoint))
             socket.set_hwm(0)  # the answer is as long as the engine's window, and is not to be cut
             socket.connect(endpoint)
             await socket.send_multipart([b"", encode_seq(start)])
