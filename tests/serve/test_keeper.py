@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from jevons.base.errors import ConfigError
 from jevons.base.ids import BlockHash
 from jevons.control.copies import Change
 from jevons.facts.block import BlockKey, BlockMeta, Tier
@@ -177,6 +179,11 @@ def test_an_address_for_peers_that_cannot_be_had_is_told_to_who_started_it(tmp_p
     assert isinstance(told, Failed)
     assert told.error.startswith(f"peer_listen: cannot listen on {address}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_memory_for_tiers_than_there_is_is_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"dram_bytes: must be no more than the memory .* bytes, got 35184372088832;"):
+        opened(KeeperConfig(socket="", dram_bytes=1 << 45))
 
 
 def test_what_a_disk_held_at_the_start_is_looked_through_by_no_garbage_collection(tmp_path: Path) -> None:

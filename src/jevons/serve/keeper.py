@@ -33,6 +33,7 @@ from jevons.control.copies import Change, LeaseId, Move, Offer
 from jevons.facts.block import BlockKey, BlockMeta, Tier
 from jevons.facts.snapshot import TierSnapshot
 from jevons.serve.lower import Disk, Load, Lower, Remote, open_disk, open_remote
+from jevons.serve.memory import check_shared
 from jevons.serve.peers import Peers, host_port
 from jevons.serve.stdio import stdin_closed, tell
 from jevons.store.arena import Arena
@@ -466,6 +467,7 @@ def opened(config: KeeperConfig) -> Keeper:
     Raises:
         ConfigError: a tier cannot be had.
     """
+    check_shared(config.dram_bytes)
     gc.disable()
     try:
         keeper = Keeper(config, Arena.create(config.dram_bytes), open_disk(config), open_remote(config))

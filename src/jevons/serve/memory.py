@@ -7,6 +7,8 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
+from jevons.base.errors import ConfigError
+
 # What a container may use: cgroup v2, then v1, where the number is astronomical for no limit.
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -38,6 +40,16 @@ def most_clients(engines: int) -> int:
 def index_bytes(processes: int) -> int:
     """For the index of one of so many processes at most."""
     return memory_bytes() // (INDEX_SHARE * processes)
+
+
+def check_shared(dram_bytes: int) -> None:
+    """Raises ConfigError if the tiers' memory is more than there is: it is taken as it is written, so the system would
+    end some process once that is all used.
+    """
+    has_bytes = memory_bytes()
+    if dram_bytes > has_bytes:
+        rule = f"must be no more than the memory of this machine or container, {has_bytes} bytes"
+        raise ConfigError(f"dram_bytes: {rule}, got {dram_bytes}; lower it")
 
 
 def memory_bytes(limits: tuple[Path, ...] = _LIMITS) -> int:
