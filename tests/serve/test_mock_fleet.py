@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -173,6 +174,25 @@ def test_what_is_asked_of_chaos_is_checked(pair: Pair) -> None:
     assert "`float` > 0.0 - at `$.slowdown`" in refused(at, {"faults": {"slowdown": -1}})[1]
     assert "`float` <= 1.0 - at `$.event_loss`" in refused(at, {"faults": {"event_loss": 5}})[1]  # a share, not %
     assert "`float` >= 0.0 - at `$.event_lag_s`" in refused(at, {"faults": {"event_lag_s": -1}})[1]
+
+
+def test_engines_with_an_ipv6_address_are_attached_and_their_events_heard(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    file = tmp_path / "engines"
+    fleet = Running("mock", "--host", "::1", "--count", "1", "--port", "0", "--speed", "20", "--out", str(file))
+    server = Jevons("--engine", f"@{file}")
+    try:
+        assert fleet.at.startswith("http://[::1]:")
+        until(lambda: len(server.healthy()) == 1, START_S)
+        ask(server.url, [*range(4 * BLOCK)])
+        until(lambda: server.snapshot()["workers"][0]["held_blocks"] >= 4, START_S, "events are heard")
+    finally:
+        codes = server.stop(), fleet.stop()
+    assert codes == (0, 0)
 
 
 def test_engines_stand_in_files_too(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from jevons.facts.event import KvEvent
 from jevons.facts.request import Step, Work
 from jevons.kv.pool import BlockPool
 from jevons.perf.pace import Pace
-from jevons.wire.events import Publisher
+from jevons.wire.events import Publisher, in_url
 
 REBIND_S = 5.0  # a port that was just closed is free again within some milliseconds
 _REBIND_PAUSE_S = 0.02
@@ -125,7 +125,7 @@ class MockEngine:
     def endpoints(self) -> tuple[str, str]:
         """Of its events and of their replays; known from its first start on."""
         assert self._ports is not None, "it was started"
-        live, replay = (f"tcp://{self._host}:{port}" for port in self._ports)
+        live, replay = (f"tcp://{in_url(self._host)}:{port}" for port in self._ports)
         return live, replay
 
     @property

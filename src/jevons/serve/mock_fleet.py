@@ -26,6 +26,7 @@ from jevons.perf.pace import Pace
 from jevons.serve.http import Connection, Door, Reply, Request
 from jevons.serve.mock import MockServer, Words
 from jevons.serve.openai import error_body, refusal
+from jevons.wire.events import in_url
 
 TEXT = b"text/plain; charset=utf-8"
 PREFIX = "/e/"
@@ -103,7 +104,7 @@ class MockFleet:
 
     @property
     def url(self) -> str:
-        return f"http://{self._plan.host}:{self._door.port}"
+        return f"http://{in_url(self._plan.host)}:{self._door.port}"
 
     @property
     def engines(self) -> dict[str, MockEngine]:
@@ -159,7 +160,7 @@ class MockFleet:
         self._context.destroy(linger=0)
 
     def _spec(self, id: str, member: _Member) -> str:
-        url = f"http://{self._plan.host}:{member.port}" if self._plan.own_ports else f"{self.url}{PREFIX}{id}"
+        url = f"http://{in_url(self._plan.host)}:{member.port}" if self._plan.own_ports else f"{self.url}{PREFIX}{id}"
         live, replay = member.ranks[0].endpoints
         ranks = f",ranks={len(member.ranks)}" if len(member.ranks) > 1 else ""
         return f"{url},kv={live},replay={replay}{ranks}"

@@ -48,7 +48,7 @@ class Publisher:
         self._live = live  # a plain socket: PUB never waits, so there is no future to await
         self._live.set_hwm(HIGH_WATER)
         self._replay = self._context.socket(zmq.ROUTER)
-        host = f"[{host}]" if ":" in host else host
+        host = in_url(host)
         for each in (self._live, self._replay):
             each.setsockopt(zmq.IPV6, is_ipv6(f"tcp://{host}:0"))
         try:
@@ -99,6 +99,11 @@ def _bind(socket: zmq.Socket[Any], host: str, port: int | None) -> int:
         return socket.bind_to_random_port(f"tcp://{host}")
     socket.bind(f"tcp://{host}:{port}")
     return port
+
+
+def in_url(host: str) -> str:
+    """A host as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_ipv6(endpoint: str) -> bool:
