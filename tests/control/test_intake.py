@@ -203,6 +203,20 @@ def test_what_many_prompts_go_on_from_is_told_by_any_of_them(intake: Intake, hel
     assert held.depth(block_hashes([*TOKENS[:SIZE], *[9] * SIZE], SIZE)) == 2
 
 
+def test_of_blocks_of_one_token_a_few_must_stand_in_a_prompt_for_it_to_tell_where(
+    intake: Intake, held: Holding
+) -> None:
+    of_one = {"type": "BlockStored", "parent_block_hash": 99, "block_size": 1}
+    intake.on_batch(payload(7, {**of_one, "block_hashes": [7], "token_ids": [TOKENS[5]]}))
+    intake.on_replay_end(complete=False)
+    intake.on_prompted(Prompted(*name_prompt(TOKENS, 1)))
+    assert len(held) == 0
+
+    several = {"block_hashes": [1, 2, 3, 4], "token_ids": TOKENS[5:9], "parent_block_hash": 98}
+    intake.on_batch(payload(8, {**of_one, **several}))
+    assert held.depth(block_hashes(TOKENS, 1)) == 9
+
+
 class CountedPrompts(Prompts):
     looked = 0
 

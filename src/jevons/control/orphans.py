@@ -26,6 +26,7 @@ from jevons.kv.engine_names import EngineNames, number_of
 from jevons.kv.index import Holding
 
 GUESS_KEPT = 256  # parents: some seconds of a busy engine's events
+GUESS_AGREE = 4  # tokens of a prompt at least, of blocks of one or two (SGLang's): one token stands in many places
 GUESS_EVENTS = 1_024  # of all parents: what goes on from one prefix may be all that an engine holds
 GUESS_PROMPTS = 32  # of those told last: as many as run at once on a busy worker
 GUESS_PROMPTS_BYTES = 32 << 20  # of all sources: a thousand engines' last second of long prompts
@@ -79,7 +80,7 @@ def _bytes_of(prompt: Prompted) -> int:
 class _Kept(NamedTuple):
     """An orphan: `event` tells its blocks by our numbers for the engine's names."""
 
-    first: bytes  # tokens of its first block
+    first: bytes  # tokens of its first block, or of the first few small ones
     event: BlocksStored
 
 
@@ -125,7 +126,7 @@ class Orphans:
             return
         parent, numbers = number_of(event.parent), [number_of(name) for name in event.hashes]
         event = replace(event, hashes=list[EngineHash](numbers), extra=None)
-        first = np.array(event.tokens[: event.block_size], np.uint32).tobytes()
+        first = np.array(event.tokens[: _telling(event.block_size)], np.uint32).tobytes()
         self._aside.setdefault(parent, []).append(_Kept(first, event))
         self._events += 1
         if parent not in self._parents:  # or it is known with that one
@@ -148,9 +149,10 @@ class Orphans:
         """The worker has computed a prompt of ours. Costs 0.2 us for each of its blocks, and each orphan."""
         self._prompts.add(prompt, self._own)
         blocks, sizes = dict[int, set[bytes]](), {kept[-1].event.block_size for kept in self._aside.values()}
-        for width in (size * prompt.tokens.itemsize for size in sizes):
-            raw = prompt.tokens.tobytes()
-            blocks[width] = {raw[at : at + width] for at in range(0, len(raw) - width + 1, width)}
+        for size in sizes:
+            raw, each = prompt.tokens.tobytes(), prompt.tokens.itemsize
+            width, step = each * _telling(size), each * size
+            blocks.setdefault(width, set()).update(raw[at : at + width] for at in range(0, len(raw) - width + 1, step))
         for parent, kept in self._aside.items():
             for first, event in kept:
                 if first in blocks.get(len(first), ()):
@@ -222,13 +224,18 @@ class Orphans:
 
 
 def _places(tokens: Tokens, size: int, prompt: Tokens) -> list[int]:
-    """Blocks of a prompt, not the first, where `tokens` stand as far as both go on."""
+    """Blocks of a prompt, not the first, where `tokens` stand as far as both go on, if these are enough to tell."""
     blocks = len(prompt) // size
     rows = prompt[: blocks * size].reshape(blocks, size)
     places = np.flatnonzero((rows == tokens[:size]).all(axis=1))
-    return [int(at) for at in places if at and _goes_on(tokens, prompt[at * size :])]
+    return [int(at) for at in places if at and _goes_on(tokens, prompt[at * size :], _telling(size))]
 
 
-def _goes_on(tokens: Tokens, rest: Tokens) -> bool:
+def _telling(size: int) -> int:
+    """Tokens of so many blocks as tell where in a prompt they stand."""
+    return size * -(-GUESS_AGREE // size)
+
+
+def _goes_on(tokens: Tokens, rest: Tokens, least: int) -> bool:
     both = min(len(tokens), len(rest))
-    return bool((tokens[:both] == rest[:both]).all())
+    return both >= least and bool((tokens[:both] == rest[:both]).all())
