@@ -109,7 +109,7 @@ def test_whatever_is_rehearsed_everybody_is_answered_and_jumps_change_nothing(se
     wanted = made(seed, tmp_path)
     kept = Kept(wanted)
 
-    results = kept.go(lost=200 if wanted.events else 0)
+    results = kept.go()
 
     kept.check_empty()
     rows = Path(wanted.traffic.trace).read_text().splitlines()

@@ -18,6 +18,7 @@ from jevons.kv.cache import users_of
 from jevons.policy.belief import confidence
 from jevons.policy.route import POLICIES
 from jevons.twin.arrivals import arrivals
+from jevons.twin.jumps import ITL_BINS, itl_s
 from jevons.twin.report import Report
 from jevons.twin.run import Run, simulate
 
@@ -70,14 +71,13 @@ class Kept:
         self.run = Run(wanted, CATALOG, CALIBRATION, on_results=lambda results: self.pieces.append(results.copy()))
         self.hub = self.run.hub
 
-    def go(self, lost: int = 0) -> Any:
-        """Go on to the end; of so many at most the KV is lost between two instances."""
+    def go(self) -> Any:
         self.run.go()
         results = np.concatenate(self.pieces)
-        # Each token but the first came a gap after the one before, but where the prompt was computed anew for it.
-        gaps, engines = self.hub["itl"].sum(), self.hub["engines"]
-        anew = engines["preempted"].sum() + engines["lost"].sum() + lost
-        assert 0 <= (results["output"] - 1).sum() - gaps <= anew
+        # Each token but the first came a gap after the one before: all of them are what answers took.
+        gaps, sizes = self.hub["itl"], np.array([itl_s(at) for at in range(ITL_BINS)])
+        assert gaps.sum() == (results["output"] - 1).sum()
+        assert (gaps * sizes).sum() == pytest.approx((results["done_s"] - results["first_s"]).sum(), rel=0.006)
         return results[np.argsort(results["request"])]
 
     def check_empty(self) -> None:
@@ -243,7 +243,7 @@ def test_nothing_is_lost_when_one_of_a_split_fleet_fails(first: int) -> None:
     wanted = split_fleet(events=[{"at_s": 30.0, "what": "fail", "first": first}])
     kept = Kept(wanted)
 
-    results = kept.go(lost=10)
+    results = kept.go()
 
     check_answered(wanted, results)
     kept.check_empty()
@@ -283,7 +283,7 @@ def test_kv_on_its_way_to_an_instance_that_fails_is_computed_anew() -> None:
     wanted = split_fleet(events=events)
     kept = Kept(wanted)
 
-    results = kept.go(lost=60)
+    results = kept.go()
 
     check_answered(wanted, results)
     kept.check_empty()

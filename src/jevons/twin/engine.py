@@ -18,7 +18,7 @@ from jevons.base.compiled import INT, SMALL, Records, compiled
 from jevons.base.hub import view
 from jevons.kv.cache import allocate, available, idle, keep, match, release, seal, take
 from jevons.perf.pace import step_s
-from jevons.twin.jumps import begun_by, count_gaps, cut_off, fit_jump, time_of
+from jevons.twin.jumps import begun_by, count_gap, count_gap_before, count_gaps, cut_off, fit_jump, time_of
 from jevons.twin.segments import cut, give_back, size_class
 from jevons.twin.sequences import (
     BROUGHT,
@@ -124,6 +124,8 @@ def preempt(h: Records, i: int, slot: int) -> None:
     """A running sequence gives its blocks back and waits again, before all others: it will be computed anew."""
     e, s = engine_of(h, i), sequence_of(h, slot)
     emitted = s.output - (s.ends - e.clock) if s.state == DECODE else s.emitted
+    if s.state == DECODE and s.chunk >= 0:
+        s.last_s = e.began_s
     _leave(h, e, slot)
     s.state, s.emitted, s.target = WAITING, emitted, s.prompt + emitted
     s.computed = s.blocks = s.sealed = s.chunk = 0
@@ -227,7 +229,7 @@ def _go_on(h: Records, e: Records, s: Records) -> None:
     _grow(h, e, s, blocks_for(s.target + 1, e.block_size))
     _seal(h, e, s, s.target)
     s.computed = s.target
-    s.state, s.ends = DECODE, e.clock + s.output - s.emitted
+    s.state, s.ends, s.chunk = DECODE, e.clock + s.output - s.emitted, -1
     e.decodes += 1
     e.context += tokens_of(s, e.clock)
 
@@ -318,6 +320,9 @@ def finish_event(h: Records, i: int) -> None:
         s = sequence_of(h, slot)
         after = s.after
         if s.state == DECODE:
+            if s.chunk < 0:
+                count_gap_before(h, e, s.last_s)
+                s.chunk = 0
             if s.ends == e.clock:
                 _finish(h, e, slot)
         elif s.chunk > 0:
@@ -336,6 +341,7 @@ def end(h: Records, i: int, now_s: float) -> int:
         e.steps = begun_by(e, now_s) - 1
         e.ends_s = e.began_s + time_of(e, e.steps)
         finish_event(h, i)
+        e.began_s = e.ends_s
     preempted = e.preempted
     while e.last >= 0:
         preempt(h, i, e.last)
@@ -358,6 +364,9 @@ def _book_chunk(h: Records, e: Records, slot: int, now_s: float) -> None:
         return
     if s.emitted == 0:
         s.first_s = now_s
+    else:
+        count_gap(h, now_s - s.last_s, 1)
+    s.last_s = now_s
     if not s.is_running:  # its first token, or its first one here
         s.is_running = 1
         view(h.told, h.told_n, SMALL)[h.told_first] = slot

@@ -67,6 +67,18 @@ def itl_s(at: int) -> float:
 @compiled
 def count_gaps(h: Records, e: Records) -> None:
     """Each decode of the iterations just over waited as long as they took."""
-    each = time_of(e, e.steps) / e.steps
-    at = int(np.log(each / _ITL_LOW_S) / _ITL_RATIO)
-    view(h.itl, h.itl_n, FLOAT)[min(max(at, 0), ITL_BINS - 1)] += e.steps * e.decodes
+    count_gap(h, time_of(e, e.steps) / e.steps, e.steps * e.decodes)
+
+
+@compiled
+def count_gap(h: Records, seconds: float, count: int) -> None:
+    """So many tokens came so long after those before them."""
+    at = int(np.log(max(seconds, _ITL_LOW_S) / _ITL_LOW_S) / _ITL_RATIO)
+    view(h.itl, h.itl_n, FLOAT)[min(at, ITL_BINS - 1)] += count
+
+
+@compiled
+def count_gap_before(h: Records, e: Records, last_s: float) -> None:
+    """Of one decode of the iterations just over, the token before the first of them came elsewhere, at `last_s`."""
+    count_gap(h, time_of(e, e.steps) / e.steps, -1)
+    count_gap(h, e.began_s + e.t0 - last_s, 1)

@@ -82,7 +82,7 @@ SEQUENCE = np.dtype(
         ("output", np.int64),
         ("target", np.int64),  # tokens to be computed before the next is drawn
         ("computed", np.int64),
-        ("chunk", np.int64),
+        ("chunk", np.int64),  # of its prompt, in this iteration; -1: it goes on here and drew no token yet
         ("emitted", np.int64),  # before the sequence began to decode
         ("ends", np.int64),  # the engine's clock when it is done
         ("stems", np.int64),  # where the stems of its blocks' names begin
@@ -97,6 +97,7 @@ SEQUENCE = np.dtype(
         ("at_s", np.float64),
         ("admitted_s", np.float64),
         ("first_s", np.float64),
+        ("last_s", np.float64),  # when its last token came, of one that has some and is not among those that decode
         ("predicted_s", np.float64),
         ("predicted_cached", np.int64),
         ("claimed", np.int64),  # tokens that the index took for there where it was placed first
