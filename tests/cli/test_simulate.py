@@ -196,6 +196,20 @@ def test_a_calibration_of_ones_own_tells_how_long_steps_take(simulate: Jevons, t
     assert slower["tpot_s"]["p50"] > 1.2 * shipped["tpot_s"]["p50"]
 
 
+def test_a_trace_takes_the_place_of_what_a_scenario_makes_up_and_the_other_way_round(
+    simulate: Jevons, tmp_path: Path
+) -> None:
+    trace, own = tmp_path / "trace.jsonl", tmp_path / "own.toml"
+    trace.write_text('{"timestamp": 0, "input_length": 800, "output_length": 2}\n' * 3)
+    steps = "polynomial = { prompt_ms = [16.5, 0.015, 0.0], decode_ms = [5.7, 54.0, -25.7] }"
+    own.write_text(f'[traffic]\ntrace = "trace.jsonl"\nspeed = 2.0\n[[fleet]]\ninstances = 2\n{steps}\n')
+
+    recorded = json.loads(simulate("reuse-chat", "--trace", str(trace), "--json").out)  # whose sessions have a rate
+    made_up = json.loads(simulate(str(own), "--traffic", "rag", "--requests", "20", "--json").out)
+
+    assert (recorded["requests"], made_up["requests"]) == (3, 20)
+
+
 def test_results_that_cannot_be_written_are_one_line(simulate: Jevons, tmp_path: Path) -> None:
     (tmp_path / "requests.npy").mkdir()
 

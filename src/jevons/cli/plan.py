@@ -20,6 +20,7 @@ from jevons.cli.scenarios import tell_of_compiling
 from jevons.config.calibration import read_calibration
 from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_price
+from jevons.config.scenario import MADE_UP, RECORDED
 from jevons.config.wants import Price, Wants, make_wants, read_wants, shipped_wants
 from jevons.econ.rivals import Sureness
 from jevons.facts.hardware import Figure
@@ -109,9 +110,9 @@ def _wants(name: str | None, given: dict[str, Any]) -> Wants:
     if "trace" in given and "traffic" in given:
         raise ConfigError("--trace and --traffic: give one of them: what is recorded, or what is made up")
     if "trace" in given:
-        changes |= {"traffic.trace": str(given["trace"].resolve()), "traffic.kind": ""}
+        changes |= {**RECORDED, "traffic.trace": str(given["trace"].resolve())}
     if "traffic" in given:
-        changes |= {"traffic.kind": given["traffic"], "traffic.trace": ""}
+        changes |= {**MADE_UP, "traffic.kind": given["traffic"]}
     if "weights" in given:
         first, *rest = (each.strip() for each in given["weights"].split(","))
         changes |= {"weights": first, "or_weights": rest}

@@ -11,7 +11,7 @@ import click
 
 from jevons.base.compiled import is_compiled
 from jevons.base.errors import ConfigError
-from jevons.config.scenario import Scenario, make_scenario, read_scenario, shipped
+from jevons.config.scenario import MADE_UP, RECORDED, Scenario, make_scenario, read_scenario, shipped
 from jevons.twin.kernel import run
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -51,9 +51,9 @@ def scenario_of(name: str | None, options: Mapping[str, Any]) -> Scenario:
     if "trace" in given and "traffic" in given:
         raise ConfigError("--trace and --traffic: give one of them: what is recorded, or what is made up")
     if "trace" in given:
-        changes |= {"traffic.trace": str(given["trace"]), "traffic.kind": ""}
+        changes |= {**RECORDED, "traffic.trace": str(given["trace"])}
     if "traffic" in given:
-        changes |= {"traffic.kind": given["traffic"], "traffic.trace": ""}
+        changes |= {**MADE_UP, "traffic.kind": given["traffic"]}
     if "requests" in given:
         changes["traffic.requests"] = given["requests"]
     if "fleet" in given:

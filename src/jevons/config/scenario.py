@@ -117,6 +117,11 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     shape: Literal["steady", "bursts", "diurnal"] = "steady"
 
 
+# What becomes as usual of the fields of one kind of traffic, where the other is asked for instead.
+RECORDED = {"traffic.kind": "", "traffic.rate": 1.0, "traffic.shape": "steady"}
+MADE_UP = {"traffic.trace": "", "traffic.speed": 1.0, "traffic.copies": 1}
+
+
 class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is promised to each request."""
 
@@ -195,8 +200,7 @@ def make_scenario(table: dict[str, Any], where: str, changes: dict[str, Any] | N
 
 def _check(scenario: Scenario) -> None:
     """What one field alone does not tell."""
-    if bool(scenario.traffic.trace) == bool(scenario.traffic.kind):
-        raise ConfigError("traffic: must name either a trace or a kind, exactly one of them")
+    check_traffic(scenario.traffic)
     roles = {group.role for group in scenario.fleet}
     if roles == {"prefill"}:
         raise ConfigError("fleet: prefill instances need others to go on after the first token")
@@ -207,6 +211,17 @@ def _check(scenario: Scenario) -> None:
     if scenario.scaling is not None:
         _check_scaling(scenario, scenario.scaling)
     _check_events(scenario)
+
+
+def check_traffic(traffic: Traffic) -> None:
+    """Raises ConfigError: it is neither recorded nor made up, or something is said that is of the other kind."""
+    if bool(traffic.trace) == bool(traffic.kind):
+        raise ConfigError("traffic: must name either a trace or a kind, exactly one of them")
+    of, instead = ("made-up sessions", "speed, copies") if traffic.trace else ("a trace", "rate, shape")
+    for name, usual in (RECORDED if traffic.trace else MADE_UP).items():
+        field = name.removeprefix("traffic.")
+        if getattr(traffic, field) != usual:
+            raise ConfigError(f"traffic.{field}: is of {of}, which this is not; it has {instead}")
 
 
 def _check_events(scenario: Scenario) -> None:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from jevons.base.errors import ConfigError
 from jevons.base.names import instead
 from jevons.config.convert import convert
-from jevons.config.scenario import Count, Positive, Scaling, Share, StoreTier, Traffic
+from jevons.config.scenario import Count, Positive, Scaling, Share, StoreTier, Traffic, check_traffic
 from jevons.config.tables import read_table, replace_in
 from jevons.facts.hardware import Confidence, Figure
 from jevons.facts.llm import Precision
@@ -129,8 +129,7 @@ def make_wants(table: dict[str, Any], where: str, changes: dict[str, Any] | None
 
 
 def _check(wants: Wants) -> None:
-    if bool(wants.traffic.trace) == bool(wants.traffic.kind):
-        raise ConfigError("traffic: must name either a trace or a kind, exactly one of them")
+    check_traffic(wants.traffic)
     if wants.router != "kv" and "split" in wants.roles:
         raise ConfigError(f"roles: must be ['both'] with router {wants.router!r}: handing requests over needs 'kv'")
     named = [each.chip for each in wants.available]
