@@ -67,18 +67,32 @@ def test_who_gave_way_finds_what_it_had_computed(tmp_path: Path) -> None:
     assert b["cached"] == a["cached"] == 0
 
 
-def test_blocks_that_the_other_holds_are_not_handed_over(tmp_path: Path) -> None:
-    row = {"input_length": 4_000, "output_length": 20, "hash_ids": [1], "block_size": 8192}
+def handed_over(tmp_path: Path, output: int, at_s: tuple[float, ...], decoders: int = 1, **more: Any) -> Any:
+    """The same prompt at these times, computed on one chip and decoded on another, over a line of 1 GB/s."""
+    row = {"input_length": 4_000, "output_length": output, "hash_ids": [1], "block_size": 8192}
     trace = tmp_path / "trace.jsonl"
-    trace.write_text("".join(json.dumps({**row, "timestamp": at}) + "\n" for at in (0, 5_000)))
-    line = {"instances": 1, "block_size": 16, "uplink_bytes_per_s": 1e9}
-    decode = {**line, "chip": "lpu3", "role": "decode", "tensor": 8, "pipeline": 32}  # computes no prompts
-    prefill = {**line, "chip": "rubin", "role": "prefill", "tensor": 2}
-    models = {"model": "qwen3-32b", "weights": "fp8", "kv_bits": 8}
+    trace.write_text("".join(json.dumps({**row, "timestamp": at * 1000}) + "\n" for at in at_s))
+    line = {"block_size": 16, "uplink_bytes_per_s": 1e9}
+    decode = {"chip": "lpu3", "role": "decode", "tensor": 8, "pipeline": 32, "instances": decoders}  # no prompts
+    prefill = {"chip": "rubin", "role": "prefill", "tensor": 2, "instances": 1}
+    more |= {"model": "qwen3-32b", "weights": "fp8", "kv_bits": 8}
+    return Kept(scenario([{**decode, **line}, {**prefill, **line}], {"trace": str(trace)}, **more)).go()
 
-    first, again = Kept(scenario([decode, prefill], {"trace": str(trace)}, **models)).go()
+
+def test_blocks_that_the_other_holds_are_not_handed_over(tmp_path: Path) -> None:
+    first, again = handed_over(tmp_path, 20, (0.0, 5.0))
 
     assert (first["decode_on"], again["decode_on"]) == (0, 0)
     taken = [each["done_s"] - each["first_s"] for each in (first, again)]
     assert taken[0] > 0.4  # 4,000 tokens of 131 kB
     assert taken[1] < 0.1 * taken[0]
+
+
+def test_what_is_computed_anew_after_a_failure_is_handed_over_anew(tmp_path: Path) -> None:
+    fails = [{"at_s": 1.0, "what": "fail", "first": 0}]
+
+    (whole,) = handed_over(tmp_path, 10_000, (0.0,), decoders=2)
+    (anew,) = handed_over(tmp_path, 10_000, (0.0,), decoders=2, events=fails)
+
+    assert whole["first_s"] < 1.0 < whole["done_s"]
+    assert anew["done_s"] - whole["done_s"] > 0.5  # its prompt and what it had answered, over the same line

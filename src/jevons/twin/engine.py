@@ -217,7 +217,7 @@ def _admit(h: Records, e: Records, slot: int, hits: int, now_s: float) -> None:
         tables[s.table + at] = matched[at]
     s.blocks = s.sealed = hits
     s.computed = hits * e.block_size
-    s.state = PROMPT
+    s.state, s.began_s = PROMPT, now_s
     if s.cached < 0:
         s.cached, s.admitted_s = min(s.computed, s.prompt), now_s
     append_running(h, e, slot)

@@ -20,11 +20,11 @@ def handed_over_s(h: Records, slot: int, now_s: float) -> float:
     rate = min(a.near_bytes_per_s, b.near_bytes_per_s)
     if a.domain != b.domain:
         rate = min(a.far_bytes_per_s, b.far_bytes_per_s)
-    names = view(h.scratch, h.scratch_n, INT)[: min(s.named, s.prompt // h.block)]
+    names = view(h.scratch, h.scratch_n, INT)[: min(s.named, s.target // h.block)]
     spell(h, s, 0, len(names))
     held = match(h, b.pool, names, view(h.matched, h.matched_n, SMALL))
-    size = a.kv_fixed_bytes + a.kv_token_bytes * (s.prompt - held * h.block)
-    begins_s = max(s.admitted_s, a.sends_until_s, b.takes_until_s)
+    size = a.kv_fixed_bytes + a.kv_token_bytes * (s.target - held * h.block)
+    begins_s = max(s.began_s, a.sends_until_s, b.takes_until_s)
     ends_s = max(begins_s + size / rate, now_s + size / a.layers / rate) + a.link_s
     if a.domain != b.domain:
         ends_s = max(ends_s, _through(view(h.uplinks_out_s, h.uplinks_out_s_n, FLOAT), a, begins_s, size))

@@ -96,6 +96,7 @@ SEQUENCE = np.dtype(
         ("is_running", np.int64),  # in the router's book
         ("at_s", np.float64),
         ("admitted_s", np.float64),
+        ("began_s", np.float64),  # when it was admitted last
         ("first_s", np.float64),
         ("last_s", np.float64),  # when its last token came, of one that has some and is not among those that decode
         ("predicted_s", np.float64),
