@@ -80,6 +80,23 @@ def test_it_shows_the_fleet_live_under_load(server: Jevons, open_page: Open, pic
     assert "median" in str(page.locator("#ttft .chart").get_attribute("aria-label"))
 
 
+def test_without_workers_it_says_so_and_sends_nothing(open_page: Open, picture: Picture) -> None:
+    server = Jevons("--no-state", "--engine", "http://127.0.0.1:1")
+    try:
+        page = open_page(server.url + "/ui")
+        page.wait_for_timeout(1_000)
+        picture(page, "none")
+        assert figure(page, "Workers") == "0 up"
+        assert page.get_by_text("No worker is here yet").is_visible()
+        assert page.get_by_role("button", name="Send").is_disabled()
+        page.get_by_label("Message").fill("Hello")
+        page.keyboard.press("Enter")
+        assert page.locator("#log .me").count() == 0
+        page.close()
+    finally:
+        server.stop()
+
+
 def test_rows_stand_still_while_they_are_held(server: Jevons, open_page: Open) -> None:
     page = open_page(server.url + "/ui")
     with load(server, 2):
@@ -140,15 +157,20 @@ def test_thousands_of_workers_do_not_stutter(open_page: Open, picture: Picture) 
     assert smooth["updates"] >= 10
 
 
-def test_it_fits_a_narrow_screen(server: Jevons, open_page: Open, picture: Picture) -> None:
-    page = open_page(server.url + "/ui", viewport={"width": 360, "height": 740})
+@pytest.mark.parametrize("width", [360, 700])
+def test_it_fits_a_narrow_screen(width: int, server: Jevons, open_page: Open, picture: Picture) -> None:
+    page = open_page(server.url + "/ui", viewport={"width": width, "height": 740})
     with load(server, 4):
         page.wait_for_timeout(4_000)
-        picture(page, "narrow")
+        picture(page, f"narrow-{width}")
 
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    cut = page.evaluate("""() => [...document.querySelectorAll('main > section, main button, main select, main input')]
-        .filter((e) => e.offsetParent && e.getBoundingClientRect().right > 361).map((e) => e.id)""")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = page.evaluate(
+        """(width) => [...document.querySelectorAll(
+        'main > section, main button, main select, main input, #rows td')]
+        .filter((e) => e.offsetParent && e.getBoundingClientRect().right > width + 1).map((e) => e.id)""",
+        width,
+    )
     assert cut == []
 
 

@@ -10,6 +10,7 @@ export function allow(is, who) {
   const names = [...new Set(who.models)].filter(Boolean).sort();
   if (names.join() === models) return;
   models = names.join();
+  at("send").disabled = !models || stopper !== null;
   at("model").replaceChildren(...names.map((name) => make("option", {}, name)));
 }
 
@@ -70,13 +71,13 @@ async function answer() {
   }
   at("log").removeAttribute("aria-busy");
   stopper = null;
-  at("send").disabled = false; at("stop").disabled = true;
+  at("send").disabled = !models; at("stop").disabled = true;
 }
 
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const words = at("words").value.trim();
-  if (!words || stopper) return;
+  if (!words || stopper || !models) return;
   if (!messages.length) at("log").replaceChildren();
   messages.push({ role: "user", content: words });
   say("me", words);

@@ -68,6 +68,7 @@ function show({ view, cost, can }) {
 
 function figures(view) {
   const s = map.summary(), r = view.reuse, known = r.computed + r.device + Object.values(r.tiers).reduce((a, b) => a + b, 0);
+  at("no-workers").hidden = s.all > 0;
   const tiles = [
     ["Workers", `${count(s.up)} up`, `of ${count(s.all)} · ${count(s.busy)} busy · pools ${s.fill === null ? "filled: unknown" : `${share(s.fill)} full at the median`}${s.untold && s.fill !== null ? `, ${count(s.untold)} unknown` : ""}`],
     ["Requests", `${rate(view.rates.requests)} /s`, `${count(view.under_way)} under way · ${count(view.waiting_in_front)} in front · ${count(view.finished)} done`],
