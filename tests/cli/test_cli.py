@@ -3,21 +3,35 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import count, milliseconds
+from jevons.cli import jevons as commands
 from jevons.cli.options import LISTS, make_settings
 from jevons.cli.serve import program_of, state_file
 from jevons.cli.tables import savings
 from jevons.config import Settings
+from jevons.config.catalog import read_catalog
 
 
 def jevons(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "jevons", *args], capture_output=True, text=True, timeout=60)
+
+
+def options(command: click.Command, path: list[str]) -> Iterator[tuple[str, click.Option]]:
+    """Of it and of those below, with the command's name."""
+    yield from ((" ".join(path), param) for param in command.params if isinstance(param, click.Option))
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            below = command.get_command(click.Context(command), name)
+            assert below is not None
+            yield from options(below, [*path, name])
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -37,6 +51,19 @@ def test_every_setting_is_an_option_of_serve() -> None:
     for field in msgspec.structs.fields(Settings):
         flag = field.name.removesuffix("s") if field.name in LISTS else field.name
         assert "--" + flag.replace("_", "-") in shown
+
+
+def test_every_option_of_every_command_is_explained() -> None:
+    unexplained = [(name, option.opts) for name, option in options(commands, []) if not option.help]
+
+    assert unexplained == []
+
+
+def test_help_tells_the_figures_that_are_published() -> None:
+    told, known = jevons("demand", "--help").stdout, read_catalog().economics
+
+    for figure in (known.price_elasticity, known.token_demand_growth_per_year):
+        assert f"{figure.low:g}:{figure.value:g}:{figure.high:g} as published" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +89,7 @@ def test_every_setting_is_an_option_of_serve() -> None:
         ),
         (["serve", "--model", "/nowhere"], "/nowhere: neither a known model nor a directory"),
         (["bench", "http://127.0.0.1:1"], "jevons: engine 127.0.0.1:1: "),
+        (["bench", "127.0.0.1:1"], "jevons: engine 127.0.0.1:1: "),
     ],
 )
 def test_an_error_is_one_line_that_says_what_to_do(args: list[str], says: str) -> None:

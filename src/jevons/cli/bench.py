@@ -24,22 +24,24 @@ TRACE_VOCAB = 30_000  # token ids of made-up prompts stay below it: every model 
 @click.command("bench", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--model", help="Model to ask for; the first one served by default.")
-@click.option("--conversations", "count", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--conversations", "count", type=click.IntRange(1), default=8, show_default=True, help="In all.")
 @click.option("--turns", type=click.IntRange(1), default=4, show_default=True, help="Turns of each conversation.")
 @click.option("--groups", type=click.IntRange(1), default=2, show_default=True, help="Groups sharing a system prompt.")
-@click.option("--system-tokens", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--turn-tokens", type=click.IntRange(1), default=60, show_default=True)
-@click.option("--output-tokens", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--system-tokens", type=click.IntRange(1), default=200, show_default=True, help="Of a system prompt.")
+@click.option("--turn-tokens", type=click.IntRange(1), default=60, show_default=True, help="That a turn adds.")
+@click.option("--output-tokens", type=click.IntRange(1), default=32, show_default=True, help="Of an answer.")
 @click.option("--running", type=click.IntRange(1), default=8, show_default=True, help="Conversations at a time.")
-@click.option("--think-s", type=Finite(0), default=0.0, show_default=True, help="Pause before each next turn.")
+@click.option("--think-s", type=Finite(0), default=0.0, show_default=True, help="Seconds before each next turn.")
 @click.option("--rate", type=Finite(0, min_open=True), help="Conversations starting a second (Poisson).")
 @click.option("--trace", type=click.Path(path_type=Path), help="Replay this trace instead (Mooncake or Azure).")
 @click.option("--requests", type=click.IntRange(1), help="At most so many requests of the trace.")
-@click.option("--speed", type=Finite(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
+@click.option(
+    "--speed", type=Finite(0, min_open=True), default=1.0, show_default=True, help="Of its clock; 2: twice as fast."
+)
 @click.option("--max-prompt", type=click.IntRange(1), help="Leave out the trace's prompts longer than this, in tokens.")
-@click.option("--slo-ttft-ms", type=Finite(0, min_open=True), help="For goodput: first token within.")
-@click.option("--slo-tpot-ms", type=Finite(0, min_open=True), help="For goodput: time per output token.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--slo-ttft-ms", type=Finite(0, min_open=True), help="For goodput: first token within, milliseconds.")
+@click.option("--slo-tpot-ms", type=Finite(0, min_open=True), help="For goodput: milliseconds per output token.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the words and of --rate.")
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(url: str, as_json: bool, slo_ttft_ms: float | None, slo_tpot_ms: float | None, **flags: Any) -> None:
@@ -62,7 +64,7 @@ def command(url: str, as_json: bool, slo_ttft_ms: float | None, slo_tpot_ms: flo
 
 
 async def _drive(url: str, flags: dict[str, Any]) -> tuple[str, list[Measured]]:
-    engine = OpenAIEngine(parse_spec(url))
+    engine = OpenAIEngine(parse_spec(url if "://" in url else f"http://{url}"))
     try:
         model = flags["model"] or await _first_model(engine, url)
         if flags["trace"] is not None:

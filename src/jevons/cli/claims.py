@@ -24,8 +24,10 @@ _FIGURES = 3
 
 @click.command("claims", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("numbers", nargs=-1, type=int)
-@click.option("--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True, help="Of each parameter."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with figures of yours.")
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="A list of records on standard output.")

@@ -35,13 +35,17 @@ _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_y
 
 @click.command("demand", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("outlook", default=_DEFAULT)
-@click.option("--elasticity", metavar="LOW:BASE:HIGH", help="Percent more tokens for a percent less.")
-@click.option("--growth", metavar="LOW:BASE:HIGH", help="Of tokens, published, as a factor a year.")
+@click.option(
+    "--elasticity", metavar="LOW:BASE:HIGH", help="Percent more tokens for a percent less; 0.2:1.1:2 as published."
+)
+@click.option("--growth", metavar="LOW:BASE:HIGH", help="Of tokens, as a factor a year; 1.5:2.2:8 as published.")
 @click.option("--set", "changes", metavar="NAME=LOW:BASE:HIGH", multiple=True, help="Any other parameter.")
 @click.option("--without", metavar="LEVER", multiple=True, help=f"Leave out one of {', '.join(LEVERS)}.")
 @click.option("--without-limit", type=click.Choice(["chips", "power"]), multiple=True, help="As if there were enough.")
 @click.option(
-    "--hardware", type=click.Choice(["sheet", "perf", "between", "vendor"]), help="Whose word on Vera Rubin to take."
+    "--hardware",
+    type=click.Choice(["sheet", "perf", "between", "vendor"]),
+    help="Whose word on Vera Rubin to take; the outlook's by default.",
 )
 @click.option(
     "--rehearse",
@@ -52,8 +56,10 @@ _FLAGS = {"elasticity": "price_elasticity", "growth": "token_demand_growth_per_y
 @click.option("--single", metavar="SCENARIO", help="One vendor's fleet, to compare with --mixed in the twin.")
 @click.option("--mixed", metavar="SCENARIO", help="A mixed fleet, for the same traffic.")
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE: of --single and --mixed.")
-@click.option("--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--draws", type=click.IntRange(100, 1_000_000), default=4096, show_default=True, help="Of each parameter."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option("--catalog", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with figures of yours.")
 @picture_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

@@ -35,24 +35,38 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--fleet", help="Timed by chips instead: INSTANCESxCHIP or INSTANCESxTENSORxCHIP, such as 1000xh100.")
 @click.option("--model", help="With --fleet: the model of the catalog that sets times and room.")
 @click.option("--scenario", help="Timed by a scenario's groups: a TOML file, or the name of one that ships.")
-@click.option("--prefill-tokens-per-s", type=Finite(0, min_open=True), default=8000.0, show_default=True)
-@click.option("--step-ms", type=Finite(0), default=5.0, show_default=True, help="Of each step, besides.")
-@click.option("--decode-ms", type=Finite(0), default=0.1, show_default=True, help="Of a sequence in a step.")
+@click.option(
+    "--prefill-tokens-per-s", type=Finite(0, min_open=True), default=8000.0, show_default=True, help="Of one engine."
+)
+@click.option("--step-ms", type=Finite(0), default=5.0, show_default=True, help="Milliseconds of each step, besides.")
+@click.option(
+    "--decode-ms", type=Finite(0), default=0.1, show_default=True, help="Milliseconds of a sequence in a step."
+)
 @click.option("--blocks", type=click.IntRange(1), help="Of one engine's pool; 4096, or what the chips' memory holds.")
 @click.option("--block-size", type=click.IntRange(1), default=16, show_default=True, help="Tokens of a block.")
-@click.option("--step-tokens", type=click.IntRange(1), default=8192, show_default=True)
-@click.option("--max-running", type=click.IntRange(1), default=256, show_default=True)
+@click.option(
+    "--step-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens in one step at most."
+)
+@click.option(
+    "--max-running", type=click.IntRange(1), default=256, show_default=True, help="Sequences of one engine at most."
+)
 @click.option("--served-name", default="mock", show_default=True, help="Model that clients ask for.")
 @click.option("--adapter", "adapters", multiple=True, help="Another model they serve, an adapter of that; repeatable.")
 @click.option("--tokenizer", help="Known model or directory whose tokenizer reads text; without, bytes are tokens.")
-@click.option("--speed", type=Finite(0, min_open=True), default=1.0, show_default=True, help="Of its clock.")
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option(
+    "--speed", type=Finite(0, min_open=True), default=1.0, show_default=True, help="Of their clocks; 2: twice as fast."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 takes a free one.")
 @click.option("--own-ports", is_flag=True, help="A port for each engine, instead of a path of that one.")
-@click.option("--event-loss", type=Finite(0, 1), default=0.0, help="Share of event batches that are lost.")
-@click.option("--event-lag-ms", type=Finite(0), default=0.0, help="Until events are sent.")
+@click.option(
+    "--event-loss", type=Finite(0, 1), default=0.0, show_default=True, help="Share of event batches that are lost."
+)
+@click.option(
+    "--event-lag-ms", type=Finite(0), default=0.0, show_default=True, help="Milliseconds until events are sent."
+)
 @click.option("--replay-batches", type=click.IntRange(0), default=10_000, show_default=True, help="Kept for replays.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of which events are lost.")
 @click.option("--out", type=_FILE, help="Write the engines there, for `jevons serve --engine @FILE`.")
 def command(**flags: Any) -> None:
     """Run engines without a model: real HTTP, KV events and block pools, timed by chips or by constants.

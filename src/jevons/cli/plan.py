@@ -65,7 +65,7 @@ _FLAGS = {  # options that are values of the file, by their names there
 @click.option("--usd-per-hour", multiple=True, help="CHIP=LOW:BASE:HIGH or CHIP=BASE, dollars. Again for more kinds.")
 @click.option("--at", help="YYYY-MM: chips that are there later do not count.")
 @click.option("--finalists", type=int, help="Sets of kinds of instances that are rehearsed, at least.")
-@click.option("--seed", type=int)
+@click.option("--seed", type=int, help="Of made-up traffic and chance.")
 @click.option("--catalog", type=_FILE, help="TOML file with chips or models of yours.")
 @click.option("--calibration", type=_FILE, help="TOML file of `jevons calibrate` instead of what ships.")
 @click.option("--against", type=_FILE, help="A former plan, as --json wrote it: what changed, and why.")

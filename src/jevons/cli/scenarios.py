@@ -24,7 +24,7 @@ _OPTIONS = (
     click.option("--router", help="kv, round_robin, least_loaded or random."),
     click.option("--rate", type=float, help="Sessions starting a second; of a trace, how much faster it comes."),
     click.option("--requests", type=int, help="At most so many."),
-    click.option("--seed", type=int),
+    click.option("--seed", type=int, help="Of made-up traffic and chance; the scenario's by default."),
 )
 SAYING = ("fleet", "model", "trace", "traffic", "router", "rate", "requests", "seed")  # of them, beside SCENARIO
 
