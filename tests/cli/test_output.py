@@ -129,6 +129,15 @@ def test_what_is_no_number_to_count_by_is_refused(args: tuple[str, ...], value: 
     assert f"Error: Invalid value for '{args[-1]}': " in ended.stderr.decode()
 
 
+def test_a_solver_that_is_not_installed_is_told_before_kernels_are_compiled(tmp_path: Path) -> None:
+    (tmp_path / "highspy.py").write_text("raise ImportError('as where the extra is not installed')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = jevons("plan", "today", PYTHONPATH=path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+
+    assert ended.returncode == 2
+    assert ended.stderr == b"jevons: plan: needs HiGHS: pip install 'jevons[plan]'\n"
+
+
 def test_a_ctrl_c_while_modules_are_loaded_ends_it(tmp_path: Path) -> None:
     """Python's importer, and modules written in C, may swallow it."""
     module = (

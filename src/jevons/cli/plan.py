@@ -22,6 +22,7 @@ from jevons.config.catalog import read_catalog
 from jevons.config.prices import read_price
 from jevons.config.scenario import MADE_UP, RECORDED
 from jevons.config.wants import Price, Wants, make_wants, read_wants, shipped_wants
+from jevons.econ.purchase import highs
 from jevons.econ.rivals import Sureness
 from jevons.facts.hardware import Figure
 from jevons.twin.plan import plan
@@ -83,6 +84,7 @@ def command(
     asked = {name: value for name, value in given.items() if value is not None and value is not False}
     wanted = _priced(_wants(wants, asked), prices)
     former = None if against is None else read_plan(against)
+    highs()  # nobody waits a minute for kernels that cannot be used
     tell_of_compiling()
     tell = (lambda tried: None) if as_json else _tell
     found = plan(wanted, read_catalog(catalog), learned, tell)

@@ -232,7 +232,7 @@ class _Program:
         return row
 
     def solve(self) -> Reals | None:
-        highspy = _highspy()
+        highspy = highs()
         lp, rows = highspy.HighsLp(), np.array([row for row, _, _ in self._rows])
         lp.num_col_, lp.num_row_ = self._width, len(rows)
         lp.col_cost_, lp.col_lower_, lp.col_upper_ = self._cost, np.zeros(self._width), self._upper
@@ -260,7 +260,8 @@ def _most(kind: Kind, market: Market) -> int:
     return 0 if kind.requests_per_s <= 0 else int(min(_MOST_INSTANCES, market.requests_per_s / kind.requests_per_s + 1))
 
 
-def _highspy() -> Any:
+def highs() -> Any:
+    """The solver. Raises ConfigError: it is not installed."""
     try:
         import highspy
     except ImportError as error:
