@@ -43,7 +43,18 @@ def test_words_break_over_lines_before_a_table_is_wider_than_the_terminal(capsys
     assert max(map(len, drawn(60, capsys).splitlines())) <= 60
 
 
-@pytest.mark.parametrize("args", [("site",), ("curve", "--at", "20,80"), ("demand",), ("cost", "same-vr")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("site",),
+        ("curve", "--at", "20,80"),
+        ("demand",),
+        ("cost", "same-vr"),
+        ("fleet", "list"),
+        ("fleet", "show", "economics"),
+        ("fleet", "show", "rubin"),
+    ],
+)
 def test_prices_on_60_columns_are_whole(args: tuple[str, ...]) -> None:
     told = jevons(*args, COLUMNS="60", PYTHONIOENCODING="utf-8").stdout.decode()
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jevons.base.errors import ConfigError
 from jevons.base.units import dollars, short_dollars, si
+from jevons.cli import tables
 from jevons.cli.pictures import Files, files, picture_options
 from jevons.config.catalog import Catalog, read_catalog
 from jevons.facts.economics import Bounds, Economics
@@ -78,9 +79,9 @@ def list_all(file: Path | None, html: Path | None, png: Path | None, as_json: bo
         click.echo(msgspec.json.encode(catalog))
         return
     console = Console()
-    console.print(_chips(catalog))
-    console.print(_racks(catalog))
-    console.print(_models(catalog))
+    tables.show(_chips(catalog), console)
+    tables.show(_racks(catalog), console)
+    tables.show(_models(catalog), console)
 
 
 @command.command("show")
@@ -99,7 +100,7 @@ def show(name: str, file: Path | None, html: Path | None, png: Path | None, as_j
         return
     console = Console()
     if isinstance(found, Llm):
-        console.print(_model(name, found))
+        tables.show(_model(name, found), console)
         console.print(f" from {_from(found.source, catalog.sources)}", highlight=False)
     elif isinstance(found, Economics):
         _print_figures(console, *_economics(found, catalog.sources))
@@ -325,7 +326,7 @@ def _economics(record: Economics, sources: Mapping[str, Source]) -> tuple[Table,
 
 
 def _print_figures(console: Console, table: Table, below: Sequence[str]) -> None:
-    console.print(table)
+    tables.show(table, console)
     for line in below:
         console.print(f" {line}", markup=False, highlight=False)
 
