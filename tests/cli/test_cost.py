@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from jevons.cli.plans import figure_name
 from jevons.config.calibration import as_toml, read_calibration
 from jevons.config.scenario import shipped
 from jevons.econ.cost import Terms
+from jevons.facts import catalog
 
 H200S = ("--fleet", "2x4xh200", "--model", "llama-3.1-70b", "--traffic", "chat", "--requests", "60")
+CATALOG = Path(catalog.__path__[0])
 LPX = ("vr-lpx", "--requests", "200")
 
 
@@ -203,3 +206,46 @@ def test_what_is_wrong_is_one_line(cost: Any, args: tuple[str, ...], says: str) 
 
     assert ended.code == 2
     assert says in ended.err
+
+
+def value(table: str, *keys: str) -> float:
+    """A figure as the file has it, read by nothing of ours."""
+    found: Any = tomllib.loads((CATALOG / f"{table}.toml").read_text("utf-8"))
+    for key in (*keys, "value"):
+        found = found[key]
+    return float(found)
+
+
+def test_what_is_told_is_what_a_pencil_gives(cost: Any, tmp_path: Path) -> None:
+    cost("same-vr", "--requests", "500", "--out", str(tmp_path), command="simulate")
+    report = json.loads((tmp_path / "report.json").read_text())
+    chips, per_s = 72, report["output_tokens"] / report["simulated_s"]
+    watts, pue = value("chips", "rubin", "all_in_w"), value("economics", "pue")
+    asked_per_s = per_s * value("economics", "utilisation")
+    told = cost("--report", str(tmp_path / "report.json"), "--site-mw", "50", "--json").json
+    money, power, site = told["money"], told["power"], told["site"]
+
+    hour = chips * value("chips", "rubin", "own_usd_per_hour")
+    assert money["fleet_year"]["base"] == pytest.approx(hour * 24 * 365)
+    assert money["mtok"]["base"] == pytest.approx(hour / 3600 / asked_per_s * 1e6)
+    assert power["joules_per_token"]["base"] == pytest.approx(chips * watts * pue / per_s)
+    assert power["tokens_per_s_per_mw"]["base"] == pytest.approx(per_s / (chips * watts / 1e6))
+    assert site["chips"]["base"] == pytest.approx(50e6 / (watts * pue))
+    assert site["tokens_per_s"]["base"] == pytest.approx(50e6 / (watts * pue) * per_s / chips)
+    computed = report["input_tokens"] - report["cached_tokens"]
+    tokens = {"mtok_input": computed, "mtok_cached": report["cached_tokens"], "mtok_output": report["output_tokens"]}
+    paid = sum(money[name]["base"] * count / 1e6 for name, count in tokens.items())
+    assert paid == pytest.approx(money["mtok"]["base"] * report["output_tokens"] / 1e6)
+
+
+def test_an_hour_of_a_fleet_that_is_built_is_what_a_pencil_gives(cost: Any) -> None:
+    told = cost("same-vr", "--requests", "100", "--basis", "build", "--json").json
+    rate, years = value("economics", "wacc"), value("economics", "life_years")
+    yearly = value("racks", "vera-rubin-nvl72", "price_usd") / 72 * value("economics", "capex_overhead")
+    yearly *= rate * (1 + rate) ** years / ((1 + rate) ** years - 1)  # an annuity, as schools teach it
+    kw = value("chips", "rubin", "all_in_w") / 1000
+    room = value("economics", "colo_usd_per_kw_month") * 12 * kw
+    power = kw * value("economics", "pue") * value("economics", "usd_per_kwh")
+
+    hours = 8760 * value("economics", "availability")
+    assert told["money"]["chip_hours"]["rubin"]["base"] == pytest.approx((yearly + room) / hours + power)
