@@ -81,7 +81,11 @@ def loading() -> Iterator[None]:
 
     Python's importer may swallow a KeyboardInterrupt, and modules written in C may make an ImportError of it.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a shell's background job ignores it, and goes on to
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
