@@ -113,9 +113,10 @@ def test_prompts_share_their_reading_of_weights_with_decodes_unless_they_are_apa
 def test_a_decode_reads_what_its_sequence_left_behind(name: str) -> None:
     engine = Engine(model=CATALOG.models[name], chip=B200, shares=PERFECT)
     for tokens in (50, 10_000, 100_000):
-        read_s = iteration(engine, Work(decodes=1, context_tokens=tokens)).kv_s
+        moved_s = iteration(engine, Work(decodes=1, context_tokens=tokens)).kv_s
 
-        assert read_s == pytest.approx(engine.model.kv_bytes(tokens) / 7.7e12, rel=0.02)
+        written = engine.model.state_bytes
+        assert moved_s == pytest.approx((engine.model.kv_bytes(tokens) + written) / 7.7e12, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -247,3 +248,13 @@ def test_layers_that_take_what_others_found_do_not_look() -> None:
     more = [iteration(perfect(m, B200, 8), longest).attention_s for m in (each, shared)]
     less = [iteration(perfect(m, B200, 8), longer).attention_s for m in (each, shared)]
     assert more[0] - less[0] == pytest.approx(78 / 21 * (more[1] - less[1]))
+
+
+def test_a_recurrent_state_is_read_and_written_back() -> None:
+    hybrid = CATALOG.models["qwen3.5-397b-a17b"]
+    stateless = msgspec.structs.replace(hybrid, attention=[k for k in hybrid.attention if k.elements(1)])
+    work = Work(decodes=64, context_tokens=64 * 4_000)
+    with_states, without = (iteration(perfect(m, H100, 8), work).kv_s for m in (hybrid, stateless))
+
+    assert hybrid.state_bytes > 0
+    assert with_states - without == pytest.approx(64 * 2 * hybrid.state_bytes / (8 * 3.35e12))

@@ -246,7 +246,8 @@ def _kv_s(engine: Engine, work: Work) -> float:
     read, flops = 0.0, 0.0
     for kind in model.attention:
         cut = _cut(kind, engine.group)
-        size = kind.layers * kind.state_bytes if isinstance(kind, State) else kind.elements(1) * engine.kv_bytes
+        # A state is read and written back; of keys and values one token is written, which is nothing beside the rest.
+        size = 2 * kind.layers * kind.state_bytes if isinstance(kind, State) else kind.elements(1) * engine.kv_bytes
         length = 1.0 if isinstance(kind, State) else context
         if isinstance(kind, Window):
             length = min(context, kind.window_tokens)
