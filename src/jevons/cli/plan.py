@@ -176,7 +176,7 @@ def _lines(found: Plan) -> Iterator[Any]:
     yield _table(found.finalists)
     yield " $/Mtok: of output, which pays for all; TTFT and TPOT: within which that share of requests is"
     for weights, usd in found.in_other_weights.items():
-        yield f" in {weights}: {'nothing keeps the promise' if usd is None else f'{_usd(usd)}/h at least'}"
+        yield f" in {weights}: {'no fleet was found' if usd is None else f'{_usd(usd)}/h at least'}"
     others = [each for each in found.front if each not in found.finalists]
     if others:
         yield " also rehearsed, and beaten by none in dollars, speed and power at once:"
